@@ -1,0 +1,79 @@
+# Two commands: `make workbook` and `make test`. `make help` lists the others.
+#
+# Only Python 3.11, pip and make are needed; the rest goes to .venv, at the versions of
+# requirements/lock.txt. The environment is made anew when the lock changes or the folder moves,
+# and after an installation that did not finish: only a finished one leaves its stamp.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV := .venv
+LOCK := requirements/lock.txt
+RUN := $(VENV)/bin/python
+PROFILE := cpu
+ARGS :=
+
+# Which Python makes the environment; `make PYTHON=/path/to/python3.11 ...` to choose.
+PYTHON :=
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3 python)
+
+STAMP := $(VENV)/complete-$(shell { cat $(LOCK); pwd; } | cksum | tr -cs '0-9\n' '-')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help workbook test lab benchmark readme lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+
+workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
+	@$(RUN) -m t4s_helpers.weights mobile_sam
+	@$(RUN) -m t4s_helpers.run --profile $(PROFILE) $(ARGS)
+
+test: $(STAMP) ## run the tests; ARGS="-k codec"
+	@$(RUN) -m pytest -q $(ARGS)
+
+lab: $(STAMP) ## open JupyterLab
+	@$(RUN) -m jupyterlab $(ARGS)
+
+benchmark: $(STAMP) ## time the codec
+	@$(RUN) -m t4s_helpers.bench_codec
+
+readme: $(STAMP) ## make the README's results table anew
+	@$(RUN) -m t4s_helpers.results readme
+
+$(STAMP): $(LOCK)
+	@set -e; python=""; \
+	for candidate in $(CANDIDATES); do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
+	  then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "Python 3.11 is needed, and none of these is it: $(CANDIDATES)." >&2; \
+	  echo "Install it, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$python and the versions of $(LOCK): some minutes, once."; \
+	rm -rf $(VENV); \
+	if $$python -c 'import ensurepip' 2>/dev/null; then \
+	  $$python -m venv $(VENV); install="$(RUN) -m pip install"; \
+	else \
+	  $$python -m venv --without-pip $(VENV); \
+	  install="$$python -m pip --python $(RUN) install"; \
+	fi; \
+	if [ -t 1 ]; then quiet=""; else quiet="--quiet --progress-bar off"; fi; \
+	$$install $$quiet -r $(LOCK); \
+	$$install --quiet --no-deps --no-build-isolation -e .; \
+	touch $@
+
+lock: ## write requirements/lock.txt from pyproject.toml, at the newest versions
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	$(firstword $(CANDIDATES)) -m venv "$$place/venv"; \
+	"$$place/venv/bin/python" -m pip install --quiet packaging '.[workbook,test]'; \
+	"$$place/venv/bin/python" requirements/write_lock.py
+
+clean: ## remove the environment and everything else that make can make again; results stay
+	@rm -rf $(VENV) .pytest_cache .hypothesis build *.egg-info \
+	  results/.staging results/.failed results/*/.staging results/*/.failed
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,411 @@
+"""COCO annotation files: one owner for reading them and for turning outlines into masks.
+
+:func:`load_coco` reads any folder in COCO's format, a user's own data included. The readers of
+the RefCOCO family and of the bundled photos build on the same index and the same masks.
+
+Format: https://cocodataset.org/#format-data. Outlines are polygons ``[x0, y0, x1, y1, ...]`` in
+pixels (x to the right, y down, the origin at the top left corner of the top left pixel) or
+run-length codes, which run down the columns. Polygons are drawn by pycocotools.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .sample import Sample, SampleError
+
+Record = Mapping[str, Any]
+"""One object of the JSON file: an image, an annotation, a category."""
+
+
+def load_coco(
+    source: str | Path, image_folder: str | Path | None = None, split: str = "train"
+) -> list[Sample]:
+    """One sample per annotated photo; the labels are the names of the categories it shows.
+
+    Parameters
+    ----------
+    source:
+        A folder with ``instances.json`` and ``images/``, or the annotation file itself.
+    image_folder:
+        Where the photos are, if not in ``images/`` beside the annotation file.
+    split:
+        Written into the samples.
+
+    Returns
+    -------
+    Samples in the file's order, task ``semantic``, the image as a path. Labels come in the order
+    of the file's categories; the mask of a label is the union of its objects, crowds included.
+    ``meta`` holds ``image_id``, ``ann_ids`` and the single objects (``instance_masks``,
+    ``instance_owners``). Photos without annotations are left out.
+
+    Raises
+    ------
+    SampleError
+        When a file is missing or broken, when an annotation refers to an image or category that
+        the file does not have, or when its outline cannot be drawn; the message names it.
+    """
+    path, folder = _paths(Path(source), image_folder)
+    coco = read_annotations(path)
+    by_image: dict[Any, list[Record]] = {}
+    for annotation in coco.annotations.values():
+        coco.check(annotation)
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    return [
+        _photo_sample(coco, image_id, by_image[image_id], folder, split)
+        for image_id in coco.images
+        if image_id in by_image
+    ]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """An annotation file, indexed by id."""
+
+    path: Path
+    images: dict[Any, Record]
+    annotations: dict[Any, Record]
+    categories: dict[Any, str]
+    extra: dict[str, Any]
+    """Top-level entries beyond those of COCO."""
+
+    def size(self, image_id: Any) -> tuple[int, int]:
+        """``(H, W)`` of an image, in pixels."""
+        image = self.images[image_id]
+        return int(image["height"]), int(image["width"])
+
+    def check(self, annotation: Record) -> None:
+        """Raise :class:`SampleError` unless the annotation can be drawn on its image."""
+        where = self.name(annotation)
+        if not is_known(annotation.get("image_id"), self.images):
+            raise SampleError(
+                f"{where} belongs to image {annotation.get('image_id')!r}, which the file does "
+                "not list; fetch the complete file."
+            )
+        if not is_known(annotation.get("category_id"), self.categories):
+            raise SampleError(
+                f"{where} has the category {annotation.get('category_id')!r}, which the file "
+                "does not list; add it to its categories."
+            )
+        _check_outline(
+            annotation.get("segmentation"), self.size(annotation["image_id"]), where
+        )
+
+    def name(self, annotation: Record) -> str:
+        """How messages call an annotation."""
+        return f"Annotation {annotation.get('id')!r} of {self.path}"
+
+
+@dataclass(frozen=True)
+class AnnotationMasks:
+    """Masks that stay outlines until they are asked for (a ``MaskSource``).
+
+    ``groups`` holds, per mask, the segmentations whose union it is; they must have been checked
+    with :meth:`CocoFile.check`. ``size`` is ``(H, W)``.
+    """
+
+    groups: tuple[tuple[Any, ...], ...]
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(L, H, W)``"""
+        return (len(self.groups), *self.size)
+
+    def decode(self) -> np.ndarray:
+        """bool ``(L, H, W)``"""
+        masks = np.zeros(self.shape, bool)
+        for mask, group in zip(masks, self.groups, strict=True):
+            for segmentation in group:
+                mask |= draw_outline(segmentation, self.size)
+        return masks
+
+
+def draw_outline(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """The mask of one segmentation.
+
+    Parameters
+    ----------
+    segmentation:
+        A list of polygons, of which overlapping ones are merged; a run-length code
+        ``{"size": [H, W], "counts": ...}``, compressed or not; or a list of such codes.
+    size:
+        ``(H, W)`` of the image, in pixels.
+
+    Returns
+    -------
+    bool ``(H, W)``. An outline too thin to cover the centre of any pixel gets the one pixel under
+    its middle: what was annotated never turns into "nothing there".
+
+    >>> square = [[1, 1, 3, 1, 3, 3, 1, 3]]
+    >>> draw_outline(square + square, (4, 4)).astype(int).tolist()
+    [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    """
+    if isinstance(segmentation, Mapping):
+        segmentation = [segmentation]
+    if isinstance(segmentation[0], Mapping):
+        return np.logical_or.reduce([_unpacked(code["counts"], size) for code in segmentation])
+    return _draw_polygons(_drawable(segmentation), size)
+
+
+def read_annotations(path: str | Path) -> CocoFile:
+    """Read and index an annotation file; annotations are checked when they are used.
+
+    Raises
+    ------
+    SampleError
+        When the file is missing, is no JSON, or lacks a part of the format; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SampleError(f"Annotation file {path} does not exist; check the path.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SampleError(
+            f"Annotation file {path} cannot be read as JSON ({error}); it may be cut short: "
+            "fetch or export it again."
+        ) from error
+    if not isinstance(data, dict):
+        raise SampleError(f"Annotation file {path} holds no JSON object; give a COCO file.")
+    tables = {name: _table(data, name, path) for name in ("images", "annotations", "categories")}
+    for image in tables["images"].values():
+        _check_image(image, path)
+    return CocoFile(
+        path,
+        tables["images"],
+        tables["annotations"],
+        _category_names(tables["categories"], path),
+        {name: value for name, value in data.items() if name not in tables},
+    )
+
+
+def is_known(identity: Any, table: Mapping[Any, Any]) -> bool:
+    """Whether ``table`` has an entry of that id; an id that is no number or text it never has."""
+    return isinstance(identity, (int, str)) and identity in table
+
+
+def image_path(coco: CocoFile, image_id: Any, folder: Path) -> Path:
+    """Path of a photo, which must exist; otherwise a :class:`SampleError` names file and id."""
+    path = folder / coco.images[image_id]["file_name"]
+    if not path.is_file():
+        raise SampleError(
+            f"The photo of image {image_id!r}, {path}, does not exist; "
+            f"put the photos of {coco.path} there."
+        )
+    return path
+
+
+def _paths(source: Path, image_folder: str | Path | None) -> tuple[Path, Path]:
+    path = source / "instances.json" if source.is_dir() else source
+    folder = path.parent / "images" if image_folder is None else Path(image_folder)
+    if not path.is_file():
+        raise SampleError(
+            f"There is no annotation file {path}; give a folder with instances.json and images/, "
+            "or the annotation file and the folder of its photos."
+        )
+    if not folder.is_dir():
+        raise SampleError(
+            f"There is no folder of photos {folder}; name it as image_folder, or put the photos "
+            "into images/ beside the annotation file."
+        )
+    return path, folder
+
+
+def _photo_sample(
+    coco: CocoFile, image_id: Any, annotations: list[Record], folder: Path, split: str
+) -> Sample:
+    present = {annotation["category_id"] for annotation in annotations}
+    categories = [category for category in coco.categories if category in present]
+    owners = [categories.index(annotation["category_id"]) for annotation in annotations]
+    outlines = [annotation["segmentation"] for annotation in annotations]
+    groups = tuple(
+        tuple(o for o, owner in zip(outlines, owners, strict=True) if owner == label)
+        for label in range(len(categories))
+    )
+    size = coco.size(image_id)
+    return Sample(
+        id=f"{coco.path.parent.name}/{image_id}",
+        image=image_path(coco, image_id, folder),
+        labels=tuple(coco.categories[category] for category in categories),
+        masks=AnnotationMasks(groups, size),
+        task="semantic",
+        split=split,
+        meta={
+            "image_id": image_id,
+            "ann_ids": tuple(annotation["id"] for annotation in annotations),
+            "instance_masks": AnnotationMasks(tuple((o,) for o in outlines), size),
+            "instance_owners": tuple(owners),
+        },
+    )
+
+
+def _table(data: dict[str, Any], name: str, path: Path) -> dict[Any, Record]:
+    rows = data.get(name)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SampleError(
+            f"Annotation file {path} has no list of objects '{name}'; give a COCO file with "
+            "images, annotations and categories."
+        )
+    table: dict[Any, Record] = {}
+    for row in rows:
+        identity = row.get("id")
+        if not isinstance(identity, (int, str)) or identity in table:
+            raise SampleError(
+                f"Annotation file {path} has an entry in '{name}' whose id, {identity!r}, is "
+                "missing or occurs twice; give each its own."
+            )
+        table[identity] = row
+    return table
+
+
+def _check_image(image: Record, path: Path) -> None:
+    sides = [image.get("height"), image.get("width")]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise SampleError(
+            f"Image {image['id']!r} of {path} has the height and width {sides}; both must be "
+            "whole numbers of pixels."
+        )
+    if not isinstance(image.get("file_name"), str):
+        raise SampleError(f"Image {image['id']!r} of {path} has no file_name; add it.")
+
+
+def _category_names(categories: dict[Any, Record], path: Path) -> dict[Any, str]:
+    names: dict[Any, str] = {}
+    for identity, category in categories.items():
+        name = category.get("name")
+        if not isinstance(name, str) or name in names.values():
+            raise SampleError(
+                f"Category {identity!r} of {path} has the name {name!r}, which is no text or is "
+                "taken by another category; give each its own name."
+            )
+        names[identity] = name
+    return names
+
+
+def _check_outline(segmentation: Any, size: tuple[int, int], where: str) -> None:
+    codes = [segmentation] if isinstance(segmentation, Mapping) else segmentation
+    if not isinstance(codes, Sequence) or isinstance(codes, str) or not codes:
+        raise SampleError(
+            f"{where} has no outline (a box alone is not enough); add polygons or a run-length "
+            "code as its segmentation, or remove it."
+        )
+    if all(isinstance(code, Mapping) for code in codes):
+        for code in codes:
+            _check_code(code, size, where)
+    else:
+        _check_polygons(codes, size, where)
+
+
+def _check_polygons(polygons: Sequence[Any], size: tuple[int, int], where: str) -> None:
+    for polygon in polygons:
+        numbers = isinstance(polygon, Sequence) and all(
+            isinstance(number, (int, float)) and math.isfinite(number) for number in polygon
+        )
+        if not numbers or len(polygon) % 2:
+            raise SampleError(
+                f"{where} has a polygon that is no list of pairs x, y of numbers; mend it."
+            )
+    usable = _drawable(polygons)
+    if not usable:
+        raise SampleError(f"{where} has no polygon of at least three points; mend or remove it.")
+    _check_extent(usable, size, where)
+
+
+def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> None:
+    """Refuse coordinates in another unit, which would be drawn as nothing or as something else."""
+    height, width = size
+    xs = [x for polygon in polygons for x in polygon[0::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    if min(height, width) > 8 and 0 <= min(xs + ys) and max(xs + ys) <= 1:
+        raise SampleError(
+            f"{where} has coordinates between 0 and 1 only; multiply them by width and height: "
+            "COCO counts in pixels."
+        )
+    slack = 0.05 * max(height, width) + 2
+    if min(xs + ys) < -slack or max(xs) > width + slack or max(ys) > height + slack:
+        raise SampleError(
+            f"{where} reaches from ({min(xs):g}, {min(ys):g}) to ({max(xs):g}, {max(ys):g}), "
+            f"outside its image of {width} x {height} pixels; correct the outline or the size."
+        )
+
+
+def _check_code(code: Record, size: tuple[int, int], where: str) -> None:
+    if code.get("size") not in (list(size), tuple(size)):
+        raise SampleError(
+            f"{where} has a run-length code for (height, width) {code.get('size')}, but its image "
+            f"has {list(size)}; use the outline that was drawn on this image."
+        )
+    counts = code.get("counts")
+    try:
+        runs = _runs(counts) if isinstance(counts, (str, bytes)) else list(counts or ())
+    except ValueError:
+        runs = []
+    whole = all(isinstance(run, int) and run >= 0 for run in runs)
+    if not whole or sum(runs) != size[0] * size[1]:
+        raise SampleError(
+            f"{where} has a broken run-length code: its runs do not add up to the "
+            f"{size[0] * size[1]} pixels of the image; export it again."
+        )
+    if not sum(runs[1::2]):
+        raise SampleError(f"{where} has a run-length code without a pixel; mend or remove it.")
+
+
+def _runs(counts: str | bytes) -> list[int]:
+    """Run lengths of a compressed code: 5 bits a character, from the fourth run on differences.
+
+    Read here, as a broken code would make pycocotools write beyond its memory.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError(f"character {byte} in a run-length code")
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if digit & 0x20:
+            continue
+        if digit & 0x10:  # sign
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("a run-length code that ends within a number")
+    return runs
+
+
+def _unpacked(counts: str | bytes | list[int], size: tuple[int, int]) -> np.ndarray:
+    """bool ``(H, W)`` of run lengths down the columns, of which the first is background."""
+    runs = _runs(counts) if isinstance(counts, (str, bytes)) else counts
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(size[::-1]).T
+
+
+def _draw_polygons(polygons: list[list[float]], size: tuple[int, int]) -> np.ndarray:
+    """bool ``(H, W)``: the union, merged as run lengths so that overlaps cannot wrap around."""
+    from pycocotools import mask as coco_mask
+
+    code = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+    mask = _unpacked(code["counts"], size)
+    if not mask.any():
+        mask[_middle_pixel(polygons, size)] = True
+    return mask
+
+
+def _drawable(polygons: Sequence[Any]) -> list[Any]:
+    """The polygons with an inside; pycocotools would take two points for a box."""
+    return [list(polygon) for polygon in polygons if len(polygon) >= 6]
+
+
+def _middle_pixel(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[int, int]:
+    x, y = np.mean(polygons[0][0::2]), np.mean(polygons[0][1::2])
+    row, col = (int(np.clip(np.floor(v), 0, n - 1)) for v, n in zip((y, x), size, strict=True))
+    return row, col

@@ -1,0 +1,323 @@
+"""The unit of data that flows through the workbook: one image, its labels and their masks.
+
+Coordinates are pixels, row first: an image is ``(H, W, 3)`` and a mask ``(H, W)``, with row 0 at
+the top and column 0 at the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..descriptors import masks_to_grid
+from ..rle import check_labels
+
+TASKS = ("res", "gres", "rec", "semantic", "vqa")
+"""Referring segmentation, its generalised form (none or many targets), box comprehension,
+semantic segmentation and visual question answering."""
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used; the message names the sample or file and what to do."""
+
+
+@runtime_checkable
+class MaskSource(Protocol):
+    """Masks that are kept small and decoded when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(L, H, W)`` of what :meth:`decode` returns, known without decoding."""
+
+    def decode(self) -> np.ndarray:
+        """bool ``(L, H, W)``."""
+
+
+class _MaskField:
+    """Data descriptor behind ``Sample.masks``: returns the array, decoding a source if need be."""
+
+    def __get__(self, sample: Sample | None, owner: type) -> np.ndarray:
+        if sample is None:  # lets dataclass() see a field without a default
+            raise AttributeError("masks")
+        stored = sample.__dict__["_masks"]
+        return _decoded(stored, sample) if isinstance(stored, MaskSource) else stored
+
+    def __set__(self, sample: Sample, value: Any) -> None:
+        sample.__dict__["_masks"] = value
+
+
+def _decoded(source: MaskSource, sample: Sample) -> np.ndarray:
+    masks = source.decode()
+    if masks.dtype != bool or masks.shape != tuple(source.shape):
+        raise SampleError(
+            f"The masks of sample '{sample.id}' decode to {masks.dtype} {masks.shape}, "
+            f"but bool {tuple(source.shape)} was announced; check its annotations."
+        )
+    return masks
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sample:
+    """One image, the labels asked for, and one mask per label.
+
+    Parameters
+    ----------
+    id:
+        Non-empty text, unique within a data set; messages name it.
+    image:
+        uint8 RGB array ``(H, W, 3)`` with values 0..255, or the path of an image file, which is
+        read only by :meth:`pixels`.
+    labels:
+        ``L`` referring expressions or class names, in the order of ``masks``. They follow the
+        rules of :func:`t4s_helpers.rle.check_labels` and are stored trimmed. Only ``vqa`` samples
+        may have none.
+    masks:
+        bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a
+        :class:`MaskSource`. A mask without a pixel is a no-target request. A source is decoded
+        at every access and nothing is kept, so that large data sets stay small in memory: bind
+        ``masks = sample.masks`` once where it is used often.
+    task:
+        One of :data:`TASKS`.
+    split:
+        Name of the part of the data set.
+    question, answer:
+        Used instead of a template where they are given.
+    meta:
+        Anything a reader wants to hand on. Two keys mean something here: ``instance_masks``, bool
+        ``(N, H, W)`` or a :class:`MaskSource`, and ``instance_owners``, ``N`` integers, say which
+        single objects make up the mask of which label (an owner indexes ``labels``), so that a
+        grid keeps each of them visible.
+
+    Raises
+    ------
+    SampleError
+        When any of these does not hold; the message names the sample.
+
+    >>> pixels = np.zeros((2, 4, 3), np.uint8)
+    >>> left = np.array([[[True, True, False, False]] * 2])
+    >>> sample = Sample("demo", pixels, ("left half",), left)
+    >>> sample.size, sample.has_target.tolist()
+    ((2, 4), [True])
+    """
+
+    id: str
+    image: np.ndarray | str | Path
+    labels: tuple[str, ...]
+    masks: np.ndarray = _MaskField()  # type: ignore[assignment]
+    task: str = "res"
+    split: str = "train"
+    question: str | None = None
+    answer: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id.strip():
+            raise SampleError(f"A sample needs a non-empty text as its id, got {self.id!r}.")
+        self._check_texts()
+        object.__setattr__(self, "labels", self._checked_labels())
+        self.__dict__["_masks"] = self._checked_masks(self.__dict__["_masks"])
+        if isinstance(self.image, np.ndarray):
+            self._check_pixels(self.image, "its image array")
+        elif not isinstance(self.image, (str, Path)):
+            raise self._error(
+                f"has an image of type {type(self.image).__name__}; "
+                "give a uint8 array (H, W, 3) or the path of an image file"
+            )
+        self._check_instances()
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Sample({self.id!r}, {width} x {height}, {self.task}, labels={self.labels!r})"
+
+    def pixels(self) -> np.ndarray:
+        """The image, uint8 RGB ``(H, W, 3)``; a path is read anew at each call.
+
+        Raises
+        ------
+        SampleError
+            When the file is missing, truncated or no RGB image, or when its size is not that of
+            the masks.
+        """
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        pixels = read_image(self.image)
+        self._check_pixels(pixels, str(self.image))
+        return pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` of the masks, known without reading an image file."""
+        height, width = self.__dict__["_masks"].shape[1:]
+        return int(height), int(width)
+
+    @property
+    def has_target(self) -> np.ndarray:
+        """bool ``(L,)``: whether the image holds anything that the label names."""
+        return self.masks.any(axis=(1, 2))
+
+    def instances(self) -> tuple[np.ndarray, np.ndarray]:
+        """The single objects behind the labels.
+
+        Returns
+        -------
+        bool ``(N, H, W)`` masks and int64 ``(N,)`` indices into ``labels``; one object per label
+        where the sample does not say more.
+        """
+        if "instance_masks" not in self.meta:
+            masks = self.masks
+            return masks, np.arange(len(masks))
+        found = self.meta["instance_masks"]
+        masks = _decoded(found, self) if isinstance(found, MaskSource) else np.asarray(found)
+        return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64).reshape(-1)
+
+    def grid(self, size: int | tuple[int, int] = 16, rule: str = "area") -> np.ndarray:
+        """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.
+
+        ``size`` and ``rule`` are those of :func:`t4s_helpers.descriptors.masks_to_grid`.
+        """
+        masks, owners = self.instances()
+        return masks_to_grid(masks, size=size, rule=rule, owners=owners)
+
+    def _error(self, what: str) -> SampleError:
+        return SampleError(f"Sample '{self.id}' {what}.")
+
+    def _check_texts(self) -> None:
+        if self.task not in TASKS:
+            raise self._error(f"has the task {self.task!r}; choose one of {', '.join(TASKS)}")
+        if not isinstance(self.split, str) or not self.split:
+            raise self._error(f"has the split {self.split!r}; give a name such as 'train'")
+        for name in ("question", "answer"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise self._error(f"has a {name} that is not text; give a str or None")
+        if not isinstance(self.meta, dict):
+            raise self._error(f"has meta of type {type(self.meta).__name__}; give a dict")
+
+    def _checked_labels(self) -> tuple[str, ...]:
+        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+            raise self._error(f"has labels {self.labels!r}; give a tuple of texts")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise self._error(f"has labels {self.labels!r}; each of them must be text")
+        if not self.labels:
+            if self.task != "vqa":
+                raise self._error("has no labels; give at least one")
+            return ()
+        try:
+            return check_labels(self.labels)
+        except ValueError as error:
+            raise SampleError(f"Sample '{self.id}': {error}") from error
+
+    def _checked_masks(self, masks: Any) -> Any:
+        if not isinstance(masks, MaskSource):
+            masks = self._as_bool(np.asarray(masks))
+        shape = tuple(masks.shape)
+        if len(shape) != 3 or shape[0] != len(self.labels) or 0 in shape[1:]:
+            raise self._error(
+                f"has {len(self.labels)} labels but masks of shape {shape}; "
+                f"give one mask (H, W) per label, stacked to ({len(self.labels)}, H, W)"
+            )
+        return masks
+
+    def _as_bool(self, masks: np.ndarray) -> np.ndarray:
+        if masks.dtype == bool:
+            return masks
+        if masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all():
+            raise self._error(
+                f"has masks of type {masks.dtype} with values other than 0 and 1; "
+                "give booleans, one mask (H, W) of one size per label"
+            )
+        return masks.astype(bool)
+
+    def _check_pixels(self, pixels: np.ndarray, origin: str) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise self._error(
+                f"has an image of type {pixels.dtype} and shape {pixels.shape}; "
+                "give uint8 RGB of shape (H, W, 3) with values 0 to 255"
+            )
+        if pixels.shape[:2] != self.size:
+            raise self._error(
+                f"has masks of {_size_text(self.size)}, but {origin} is "
+                f"{_size_text(pixels.shape[:2])}; use the masks that were drawn on this image"
+            )
+
+    def _check_instances(self) -> None:
+        if ("instance_masks" in self.meta) != ("instance_owners" in self.meta):
+            raise self._error("needs both or none of instance_masks and instance_owners in meta")
+        if "instance_masks" not in self.meta:
+            return
+        found, owners = self.meta["instance_masks"], np.asarray(self.meta["instance_owners"])
+        if not isinstance(found, MaskSource) and getattr(found, "dtype", None) != bool:
+            raise self._error("has instance_masks in meta that are not a boolean array")
+        shape = tuple(found.shape)
+        if len(shape) != 3 or shape[1:] != self.size or owners.shape != shape[:1]:
+            raise self._error(
+                f"has instance_masks of shape {shape} and {owners.size} instance_owners in meta; "
+                f"give masks (N, {self.size[0]}, {self.size[1]}) and N owners"
+            )
+        if owners.size and (
+            owners.dtype.kind not in "iu" or owners.min() < 0 or owners.max() >= len(self.labels)
+        ):
+            raise self._error(
+                f"has instance_owners {owners.tolist()} in meta, but an owner is an index into "
+                f"its {len(self.labels)} labels"
+            )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as it is meant to be seen.
+
+    The orientation that a camera stored (EXIF) is applied, transparent pixels are laid on white,
+    grey and palette images become RGB, and of an animation the first frame is taken.
+
+    Returns
+    -------
+    uint8 RGB ``(H, W, 3)``, values 0..255.
+
+    Raises
+    ------
+    SampleError
+        When the file is missing, unreadable, truncated, not an image, or of a kind that 8-bit
+        RGB cannot hold (16-bit or floating point); the message names the file.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    if not path.is_file():
+        raise SampleError(f"Image file {path} does not exist; check the path or the image folder.")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SampleError(
+            f"Image file {path} cannot be read ({_one_line(error)}); it may be cut short or be no "
+            "image: fetch or export it again."
+        ) from error
+    return _to_rgb(image, path)
+
+
+def _to_rgb(image: Any, path: Path) -> np.ndarray:
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        raise SampleError(
+            f"Image file {path} has pixels of mode {image.mode}, which 8-bit RGB cannot hold; "
+            "save it as an 8-bit RGB image."
+        )
+    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    """``(H, W)`` in the words of a picture viewer."""
+    return f"{size[1]} x {size[0]} pixels (width x height)"

@@ -1,0 +1,143 @@
+"""From requests to text: generation with the backbone, and reading the text back as masks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .descriptors import grid_to_masks, parse_size
+from .parsing import ParseReport, parse
+from .prompts import Turn, ask
+
+MODES = ("plain",)
+"""Decoding modes: ``plain`` is the backbone's own ``generate``."""
+
+
+class DecodingError(RuntimeError):
+    """Generation that cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one request.
+
+    Attributes:
+        text: the whole answer, special tokens removed.
+        n_tokens: tokens generated, the end mark included.
+        finished: whether the model ended the answer itself, before the token limit.
+        seconds: wall-clock time of its batch divided by the batch size.
+    """
+
+    text: str
+    n_tokens: int
+    finished: bool
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """An answer read back.
+
+    Attributes:
+        grid: int32 ``(rows, cols)``, 0 others, ``k`` is ``labels[k-1]``.
+        masks: bool ``(L, H, W)`` at the image's size.
+        report: what had to be repaired.
+    """
+
+    grid: np.ndarray
+    masks: np.ndarray
+    report: ParseReport
+
+
+def token_budget(encoder, labels, size=16) -> int:
+    """A limit on new tokens that no sensible answer reaches: every row cut into six runs."""
+    rows, cols = parse_size(size)
+    longest = max((len(encoder.piece_ids(label)) for label in labels), default=1)
+    return 48 + rows * min(cols, 6) * (longest + 3)
+
+
+def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
+             max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
+             progress: bool = True) -> list[Answer]:
+    """Answer questions about images.
+
+    Args:
+        backbone: a `t4s_helpers.backbones.Backbone`, with or without an adapter.
+        images: uint8 ``(H, W, 3)`` arrays.
+        questions: one text per image.
+        labels, size: only used to bound the answer's length, see `token_budget`.
+        batch: requests that go through the model together; padded on the left.
+        temperature: 0 for greedy decoding, above for sampling with ``seed``.
+
+    Raises:
+        DecodingError: images and questions differ in number.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    if len(images) != len(questions):
+        raise DecodingError(f"{len(images)} images came with {len(questions)} questions; "
+                            "give one question for each image.")
+    encoder, answers = backbone.encoder, []
+    budget = max_new_tokens or token_budget(encoder, labels, size)
+    choice = {"do_sample": False} if temperature == 0 else {
+        "do_sample": True, "temperature": temperature, "top_k": 0}
+    torch.manual_seed(seed)
+    order = tqdm(range(0, len(questions), batch), desc="generate", unit="batch",
+                 disable=not progress or len(questions) <= batch)
+    for at in order:
+        chunk = slice(at, at + batch)
+        inputs = _inputs(backbone, encoder, images[chunk], questions[chunk])
+        start = time.perf_counter()
+        with torch.inference_mode():
+            out = backbone.model.generate(**inputs, **choice, max_new_tokens=budget,
+                                          pad_token_id=encoder.tokenizer.pad_token_id)
+        new = out[:, inputs["input_ids"].shape[1]:]
+        seconds = (time.perf_counter() - start) / len(new)
+        answers += [_answer(encoder.tokenizer, row.tolist(), seconds) for row in new]
+    return answers
+
+
+def _inputs(backbone, encoder, images, questions):
+    texts = [encoder.prompt_text([Turn(question, ())]) for question in questions]
+    out = backbone.processor(text=texts, images=list(images), return_tensors="pt", padding=True,
+                             add_special_tokens=encoder.needs_bos(texts[0]))
+    return out.to(backbone.model.device)
+
+
+def _answer(tokenizer, ids: list[int], seconds: float) -> Answer:
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    n = next((k for k, i in enumerate(ids) if i in ends), None)
+    text = tokenizer.decode(ids if n is None else ids[:n], skip_special_tokens=True)
+    return Answer(text, len(ids) if n is None else n + 1, n is not None, seconds)
+
+
+def read_answer(text: str, labels, image_size, size=16, scheme: str = "rrle") -> Reading:
+    """Parse an answer and lay its grid over the image.
+
+    Args:
+        text: what the model wrote.
+        labels: the texts asked for.
+        image_size: ``(H, W)`` in pixels.
+    """
+    grid, report = parse(text, labels, size, scheme)
+    return Reading(grid, grid_to_masks(grid, len(labels), image_size), report)
+
+
+def answer_samples(backbone, samples, size=16, scheme: str = "rrle", **options) -> list[tuple]:
+    """Generate for samples and read the answers: a list of ``(Answer, Reading or None)``.
+
+    Questions are worded by `t4s_helpers.prompts.ask` with its fixed wording; ``vqa`` answers are
+    not read as descriptors. ``options`` go to `generate`.
+    """
+    asked = [ask(sample) for sample in samples]
+    longest = max((one.labels for one in asked), key=lambda names: sum(map(len, names)), default=())
+    answers = generate(backbone, [sample.pixels() for sample in samples],
+                       [one.question for one in asked], longest, size, **options)
+    return [
+        (said, None if sample.task == "vqa" else
+         read_answer(said.text, one.labels, sample.size, size, scheme))
+        for sample, one, said in zip(samples, asked, answers)
+    ]

@@ -1,0 +1,338 @@
+"""Masks to label grids and back.
+
+A label grid is an int32 array ``(rows, cols)``, row 0 at the top of the image, column 0 at its
+left. 0 stands for "others" (the background), ``k`` for ``labels[k - 1]``. Masks are boolean
+arrays ``(H, W)`` in the same orientation. Cell ``(i, j)`` covers the image area
+``[i * H / rows, (i + 1) * H / rows) x [j * W / cols, (j + 1) * W / cols)``, in pixels.
+
+Semantic descriptors: Text4Seg (ICLR 2025), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+MAX_SIDE = 64
+RULES = ("area", "nearest")
+
+Size = int | tuple[int, int]
+Masks = np.ndarray | Sequence[np.ndarray]
+
+
+def parse_size(size: Size) -> tuple[int, int]:
+    """Grid size as ``(rows, cols)``; one number means a square grid.
+
+    >>> parse_size(16), parse_size((12, 20))
+    ((16, 16), (12, 20))
+
+    Raises:
+        ValueError: not one or two whole numbers from 1 to 64.
+    """
+    pair = (size, size) if isinstance(size, (int, np.integer)) else size
+    try:
+        rows, cols = pair
+        whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+                    for n in (rows, cols))
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or not (1 <= rows <= MAX_SIDE and 1 <= cols <= MAX_SIDE):
+        raise ValueError(
+            f"grid size {size!r} is not usable: give one whole number or (rows, cols), "
+            f"each from 1 to {MAX_SIDE}"
+        )
+    return int(rows), int(cols)
+
+
+def check_grid(grid: np.ndarray, n_labels: int) -> np.ndarray:
+    """The grid as an integer array ``(rows, cols)`` whose values lie in ``0..n_labels``.
+
+    Raises:
+        ValueError: wrong number of axes, a side beyond 64, not integers, or a value out of range.
+    """
+    array = np.asarray(grid)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"a label grid is a 2-D array of integers, got {array.ndim} axes of {array.dtype}"
+        )
+    parse_size(array.shape)
+    low, high = array.min(), array.max()
+    if low < 0 or high > n_labels:
+        raise ValueError(
+            f"the grid holds {low if low < 0 else high}, but with {n_labels} labels "
+            f"its values must lie between 0 and {n_labels}"
+        )
+    return array
+
+
+def cell_coverage(masks: Masks, size: Size) -> np.ndarray:
+    """Share of each grid cell that each mask covers.
+
+    Exact fractional area, also where the image's sides are no multiples of the grid's, or smaller.
+
+    Args:
+        masks: bool ``(L, H, W)``, or a list of ``L`` arrays ``(H, W)``.
+        size: grid size, see :func:`parse_size`.
+
+    Returns:
+        float32 ``(L, rows, cols)``, values in ``[0, 1]``.
+
+    >>> cell_coverage([np.array([[1, 0, 0]], bool)], (1, 2)).tolist()
+    [[[0.6666666865348816, 0.0]]]
+    """
+    rows, cols = parse_size(size)
+    stack = _as_stack(masks)
+    cell = stack[0].size if stack else 1
+    share = _covered(stack, rows, cols) / cell
+    return share.astype(np.float32).reshape(len(stack), rows, cols)
+
+
+def masks_to_grid(
+    masks: Masks,
+    size: Size = 16,
+    rule: str = "area",
+    owners: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Label grid of a set of masks.
+
+    ``rule="area"``: a cell is foreground where the union of the masks covers at least half of it,
+    and takes the label that covers most of it (of two that cover the same, the smaller one).
+    Then every mask that is not empty but owns no cell is given one it touches: the one it covers
+    most among the cells that nobody needs (background, or of an owner with more cells), else
+    along an augmenting path, in which objects with a single cell move to another one they touch.
+    So all objects are visible whenever a system of distinct representatives exists (each object
+    a cell of its own that it touches); where none exists, as many as possible.
+
+    ``rule="nearest"``: each mask is sampled at the pixel under the cell's centre, pixel
+    ``floor((i + 1/2) * H / rows)``. Where masks overlap, the smaller one wins (of two equally
+    large ones the first). Objects between the centres are lost: kept for comparison, as the paper
+    resizes its masks by nearest neighbours.
+
+    Args:
+        masks: bool ``(L, H, W)``, or a list of arrays ``(H, W)``; integer masks count as true
+            where they are not 0.
+        size: grid size, see :func:`parse_size`.
+        rule: ``"area"`` or ``"nearest"``.
+        owners: for masks that are objects rather than labels: ``masks[i]`` belongs to label
+            ``owners[i]`` (from 0). Several objects may share a label; each stays visible.
+
+    Returns:
+        int32 ``(rows, cols)``: 0 is others, ``k`` is label ``k - 1``.
+
+    Raises:
+        ValueError: masks of different or no size or of a wrong type, an unknown rule, or owners
+            that do not fit the masks.
+    """
+    rows, cols = parse_size(size)
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
+    stack = _as_stack(masks)
+    label_of = _check_owners(owners, len(stack))
+    if not stack:
+        return np.zeros((rows, cols), np.int32)
+    if rule == "nearest":
+        holder = _nearest_holder(stack, rows, cols)
+    else:
+        holder = _area_holder(stack, label_of, rows, cols)
+    grid = np.where(holder < 0, 0, label_of[holder] + 1)
+    return grid.astype(np.int32).reshape(rows, cols)
+
+
+def grid_to_masks(grid: np.ndarray, n_labels: int, shape: tuple[int, int]) -> np.ndarray:
+    """One mask per label: every pixel takes the label of the cell that holds its centre.
+
+    Args:
+        grid: int ``(rows, cols)``, values ``0..n_labels``.
+        n_labels: number of labels.
+        shape: ``(H, W)`` of the masks, in pixels.
+
+    Returns:
+        bool ``(n_labels, H, W)``.
+
+    >>> grid_to_masks(np.array([[0, 1]]), 1, (1, 4)).tolist()
+    [[[False, False, True, True]]]
+    """
+    grid = check_grid(grid, n_labels)
+    height, width = shape
+    if height < 1 or width < 1:
+        raise ValueError(f"a mask needs at least one pixel, got the shape {tuple(shape)}")
+    row_of = _centre_index(height, grid.shape[0])
+    col_of = _centre_index(width, grid.shape[1])
+    picture = grid[row_of[:, None], col_of[None, :]]
+    return picture[None] == np.arange(1, n_labels + 1)[:, None, None]
+
+
+def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Smallest box around a mask, ``(x0, y0, x1, y1)`` in pixels, x1 and y1 exclusive.
+
+    None where the mask is empty.
+
+    >>> mask_to_box(np.array([[0, 0, 0], [0, 1, 1]], bool))
+    (1, 1, 3, 2)
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"a mask has two axes (H, W), got {mask.ndim}")
+    ys = np.flatnonzero(mask.any(axis=1))
+    xs = np.flatnonzero(mask.any(axis=0))
+    if ys.size == 0:
+        return None
+    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+
+
+def _as_stack(masks: Masks) -> list[np.ndarray]:
+    """The masks as boolean arrays of one shape ``(H, W)``."""
+    stack = [np.asarray(mask) for mask in masks]
+    for i, mask in enumerate(stack):
+        if mask.ndim != 2 or mask.size == 0:
+            raise ValueError(
+                f"mask {i} has the shape {mask.shape}: give masks of shape (H, W), "
+                "as a list or stacked to (L, H, W)"
+            )
+        if mask.shape != stack[0].shape:
+            raise ValueError(
+                f"mask {i} has the shape {mask.shape}, but mask 0 has {stack[0].shape}: "
+                "all masks of one image need the same size"
+            )
+        if mask.dtype.kind not in "biu":
+            raise ValueError(
+                f"mask {i} holds {mask.dtype} values: threshold it to true and false first"
+            )
+    return [mask if mask.dtype == bool else mask != 0 for mask in stack]
+
+
+def _check_owners(owners: Sequence[int] | None, n_masks: int) -> np.ndarray:
+    """Label index of each mask, int64 ``(n_masks,)``."""
+    if owners is None:
+        return np.arange(n_masks)
+    array = np.asarray(owners)
+    if array.shape != (n_masks,) or (n_masks and (array.dtype.kind not in "iu" or array.min() < 0)):
+        raise ValueError(
+            f"owners must hold one label index (0, 1, ...) for each of the {n_masks} masks, "
+            f"got {owners!r}"
+        )
+    return array.astype(np.int64)
+
+
+def _centre_index(cells: int, pixels: int) -> np.ndarray:
+    """``floor((i + 1/2) * pixels / cells)`` for each cell ``i``, in whole numbers."""
+    return (2 * np.arange(cells) + 1) * pixels // (2 * cells)
+
+
+@lru_cache(maxsize=64)
+def _overlap(cells: int, pixels: int) -> np.ndarray:
+    """Length that cell ``i`` shares with pixel ``y``, float32 ``(cells, pixels)``.
+
+    In units of ``1 / cells`` of a pixel: there every edge is a whole number (a cell is ``pixels``
+    long, a pixel ``cells``), so that sums are exact and half is half.
+    """
+    cell = np.arange(cells)[:, None] * pixels
+    pixel = np.arange(pixels)[None, :] * cells
+    shared = np.minimum(cell + pixels, pixel + cells) - np.maximum(cell, pixel)
+    weights = np.maximum(shared, 0).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
+
+
+def _covered(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
+    """Area of each cell under each mask, int64 ``(L, rows * cols)``; a whole cell is ``H * W``."""
+    covered = np.zeros((len(stack), rows * cols), np.int64)
+    for i, mask in enumerate(stack):
+        height, width = mask.shape
+        # Whole numbers up to H in the first product, H * W in the second: float32 holds the
+        # former exactly, float64 the latter.
+        strips = (_overlap(rows, height) @ mask.astype(np.float32)).astype(np.float64)
+        covered[i] = (strips @ _overlap(cols, width).T.astype(np.float64)).ravel()
+    return covered
+
+
+def _nearest_holder(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
+    """Index of the mask at each cell's centre, -1 where there is none; int64 ``(cells,)``."""
+    height, width = stack[0].shape
+    centre = np.ix_(_centre_index(rows, height), _centre_index(cols, width))
+    holder = np.full((rows, cols), -1)
+    area = np.array([np.count_nonzero(mask) for mask in stack])
+    # Painted from large to small, of equals the later first: the smaller (earlier) one stays.
+    for i in np.argsort(area, kind="stable")[::-1]:
+        holder[stack[i][centre]] = i
+    return holder.ravel()
+
+
+def _area_holder(
+    stack: list[np.ndarray], label_of: np.ndarray, rows: int, cols: int
+) -> np.ndarray:
+    """Index of the mask that owns each cell under the area rule, -1 for none; ``(cells,)``."""
+    covered = _covered(stack, rows, cols)
+    labels, member = np.unique(label_of, return_inverse=True)
+    best = covered
+    if len(labels) < len(stack):
+        # The label is chosen by the union of its objects, then the object within the label.
+        unions = [_union([stack[i] for i in np.flatnonzero(member == k)])
+                  for k in range(len(labels))]
+        winner = _largest(_covered(unions, rows, cols), [np.count_nonzero(u) for u in unions])
+        best = np.where(member[:, None] == winner, covered, -1)
+    foreground = 2 * _covered([_union(stack)], rows, cols)[0] >= stack[0].size
+    holder = np.where(foreground, _largest(best, [np.count_nonzero(m) for m in stack]), -1)
+    _seat_everyone(holder, covered)
+    return holder
+
+
+def _union(stack: list[np.ndarray]) -> np.ndarray:
+    return stack[0] if len(stack) == 1 else np.logical_or.reduce(stack)
+
+
+def _largest(covered: np.ndarray, area: list[int]) -> np.ndarray:
+    """Index of the largest value in each column; among equals the one of the smallest area."""
+    order = np.argsort(area, kind="stable")
+    return order[np.argmax(covered[order], axis=0)]
+
+
+def _seat_everyone(holder: np.ndarray, covered: np.ndarray) -> None:
+    """Give each object that holds no cell one that it touches, in place, where that is possible.
+
+    Maximum bipartite matching of objects and cells by augmenting paths: an object that holds a
+    cell before still holds one after.
+    """
+    held = np.bincount(holder[holder >= 0], minlength=len(covered))
+    for newcomer in np.flatnonzero((held == 0) & covered.any(axis=1)):
+        _seat(int(newcomer), holder, held, covered)
+
+
+def _seat(newcomer: int, holder: np.ndarray, held: np.ndarray, covered: np.ndarray) -> None:
+    """Shortest augmenting path from one object without a cell; none: nothing changes."""
+    asked_by: dict[int, tuple[int, int] | None] = {newcomer: None}
+    queue = deque([newcomer])
+    while queue:
+        who = queue.popleft()
+        touched = np.argsort(-covered[who], kind="stable")[: np.count_nonzero(covered[who])]
+        holders = holder[touched]
+        free = (holders < 0) | (held[holders] > 1)
+        if free.any():
+            _move_along(who, int(touched[np.argmax(free)]), asked_by, holder, held)
+            return
+        for cell, other in zip(touched.tolist(), holders.tolist()):
+            if other not in asked_by:
+                asked_by[other] = (who, cell)
+                queue.append(other)
+
+
+def _move_along(
+    who: int,
+    cell: int,
+    asked_by: dict[int, tuple[int, int] | None],
+    holder: np.ndarray,
+    held: np.ndarray,
+) -> None:
+    """Seat ``who`` at ``cell``, then hand each cell given up to the one that asked for it."""
+    while True:
+        if holder[cell] >= 0:
+            held[holder[cell]] -= 1
+        holder[cell] = who
+        held[who] += 1
+        step = asked_by[who]
+        if step is None:
+            return
+        who, cell = step

@@ -1,0 +1,500 @@
+"""Training on `transformers.Trainer`: label-masked encoding, logs, and the QLoRA recipe.
+
+``python -m t4s_helpers.training --help`` fine-tunes the embedded model on scenes; notebook 04 and
+``accelerate launch`` call the same `fine_tune`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from .prompts import messages
+
+IGNORE = -100
+"""Label of a token on which no loss is taken (PyTorch's convention)."""
+
+
+class ConversationError(ValueError):
+    """A conversation that a backbone cannot be trained on; the message says why."""
+
+
+class ConversationEncoder:
+    """Turns exchanges into token ids and a label mask: only answers are trained.
+
+    The ids of an answer are the concatenation of the ids of its pieces (`t4s_helpers.rle.pieces`),
+    so that decoding can force pieces without ever changing the tokenization. The token that ends
+    an answer is trained too, everything else is context.
+
+    Args:
+        processor: the backbone's processor, with a chat template.
+        n_image_tokens: set for backbones whose images take a fixed number of tokens: the text then
+            goes through the tokenizer alone (fast), and images are prepared by the caller.
+        max_length: longest sample in tokens; a longer one is refused, since a cut descriptor
+            would teach the model to break the format.
+    """
+
+    def __init__(self, processor, n_image_tokens: int | None = None, max_length: int = 4096):
+        self.processor, self.n_image_tokens = processor, n_image_tokens
+        self.tokenizer, self.max_length = processor.tokenizer, max_length
+        self._pieces: dict[str, list[int]] = {}
+        self._special = set(self.tokenizer.all_special_ids)
+
+    def piece_ids(self, piece: str) -> list[int]:
+        """Token ids of one piece of an answer, as it stands after other text."""
+        if piece not in self._pieces:
+            # Behind an anchor, because some tokenizers put a space before the start of a text.
+            anchor = self._plain_ids("\n")
+            ids = self._plain_ids("\n" + piece)
+            fits = ids[:len(anchor)] == anchor
+            self._pieces[piece] = ids[len(anchor):] if fits else self._plain_ids(piece)
+        return self._pieces[piece]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt_text(self, turns, image: bool = True) -> str:
+        """The chat up to the point where the answer to the last question starts."""
+        return self.processor.apply_chat_template(
+            messages(turns, image, open_ended=True), add_generation_prompt=True, tokenize=False
+        )
+
+    def prompt(self, turns, image=None) -> dict:
+        """Model inputs for generating the last answer.
+
+        Args:
+            turns: `t4s_helpers.prompts.Turn` objects; the last answer is left out.
+            image: uint8 ``(H, W, 3)`` RGB, or ``None`` for text alone.
+
+        Returns:
+            the processor's output, tensors of batch size 1.
+        """
+        return self._process(self.prompt_text(turns, image is not None), image)
+
+    def __call__(self, turns, image=None, has_image: bool | None = None) -> dict:
+        """Encode a conversation.
+
+        Args:
+            turns: exchanges in order; the image belongs to the first question.
+            image: uint8 ``(H, W, 3)``; with ``n_image_tokens`` it may be left to the caller.
+            has_image: whether the first question shows an image; by default, if one is given.
+
+        Returns:
+            ``input_ids`` and ``labels`` (lists of the same length, `IGNORE` where not trained),
+            and the processor's image tensors, if it was used.
+
+        Raises:
+            ConversationError: longer than ``max_length``, or a chat template that does not keep
+                the answer's text.
+        """
+        has_image = image is not None if has_image is None else has_image
+        before = self._around_answers(turns, has_image)
+        extra, ids = self._first_ids(before[0], image, has_image)
+        labels = [IGNORE] * len(ids)
+        for one, after in zip(turns, before[1:]):
+            said = [i for piece in one.answer for i in self.piece_ids(piece)]
+            closing, trained = self._closing(after)
+            ids += said + closing
+            labels += said + closing[:trained] + [IGNORE] * (len(closing) - trained)
+        self._check(ids)
+        return {"input_ids": ids, "labels": labels, **extra}
+
+    def _around_answers(self, turns, has_image: bool) -> list[str]:
+        """The chat's text before, between and after the answers: ``len(turns) + 1`` strings."""
+        marks = [f"\u2402{k}\u2403" for k in range(len(turns))]
+        chat = messages(turns, has_image)
+        for message, mark in zip(chat[1::2], marks):
+            message["content"][0]["text"] = mark
+        rest = self.processor.apply_chat_template(chat, tokenize=False)
+        parts = []
+        for mark in marks:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                raise ConversationError(
+                    "The chat template drops or reorders answers; a template that keeps "
+                    "assistant messages as they are is needed."
+                )
+            parts.append(part)
+        return [*parts, rest]
+
+    def _first_ids(self, text: str, image, has_image: bool) -> tuple[dict, list[int]]:
+        if has_image and self.n_image_tokens is None:
+            out = dict(self._process(text, image))
+            out.pop("attention_mask", None)
+            return out, out.pop("input_ids")[0].tolist()
+        if has_image:
+            token = self.processor.image_token
+            text = text.replace(token, token * self.n_image_tokens)
+        return {}, self.tokenizer(text, add_special_tokens=self.needs_bos(text))["input_ids"]
+
+    def _process(self, text: str, image):
+        return self.processor(
+            text=[text], images=None if image is None else [image], return_tensors="pt",
+            add_special_tokens=self.needs_bos(text),
+        )
+
+    def needs_bos(self, text: str) -> bool:
+        """Whether the tokenizer must add its special tokens, the template having written none."""
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _closing(self, text: str) -> tuple[list[int], int]:
+        """Ids between an answer and the next one, and how many of them are trained."""
+        ids = self._plain_ids(text)
+        end = next((k for k, i in enumerate(ids) if i in self._special), None)
+        if end is None:  # a template without an end mark: the model must still learn to stop
+            return [self.tokenizer.eos_token_id, *ids], 1
+        return ids, end + 1
+
+    def _check(self, ids: list[int]) -> None:
+        if len(ids) > self.max_length:
+            raise ConversationError(
+                f"A sample has {len(ids)} tokens, more than the context of {self.max_length}. "
+                "Use a smaller grid, fewer labels or exchanges, or scheme 'rrle'; it is not cut, "
+                "because half a descriptor would teach a broken format."
+            )
+
+
+def pad_batch(items: list[dict], pad_id: int) -> dict:
+    """Encoded conversations -> tensors, padded on the right to the longest.
+
+    Args:
+        items: outputs of `ConversationEncoder`, all with the same image inputs or none.
+        pad_id: id of the padding token.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, and every image tensor
+        concatenated along its first axis.
+    """
+    import torch
+
+    length = max(len(item["input_ids"]) for item in items)
+    ids = torch.full((len(items), length), pad_id)
+    labels = torch.full((len(items), length), IGNORE)
+    attention = torch.zeros((len(items), length), dtype=torch.long)
+    for row, item in enumerate(items):
+        n = len(item["input_ids"])
+        ids[row, :n] = torch.as_tensor(item["input_ids"])
+        labels[row, :n] = torch.as_tensor(item["labels"])
+        attention[row, :n] = 1
+    batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    names = {name for item in items for name in item} - set(batch)
+    for name in sorted(names):
+        batch[name] = torch.cat([torch.as_tensor(i[name]) for i in items if name in i])
+    return batch
+
+
+def arguments(out: Path, **changes):
+    """`TrainingArguments` with the workbook's defaults; ``changes`` override them.
+
+    bfloat16 autocast on any device that has it, no external reporting, checkpoints that are
+    complete enough to go on after a kill, data read in order (the data sets are already mixed).
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    on_cpu = not torch.cuda.is_available()
+    bf16 = on_cpu or torch.cuda.is_bf16_supported()
+    defaults = dict(
+        output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not bf16, report_to=[],
+        save_total_limit=2, train_sampling_strategy="sequential", remove_unused_columns=False,
+        dataloader_num_workers=0, dataloader_pin_memory=not on_cpu, max_grad_norm=1.0,
+        optim="adamw_torch",
+    )
+    return TrainingArguments(**{**defaults, **changes})
+
+
+def resumable_trainer(**options):
+    """A `transformers.Trainer` whose resume really restores the model.
+
+    ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them). The
+    stock trainer reads them back by the new names, finds none, warns, and goes on from random
+    weights. Here the model's own ``from_pretrained`` reads them, and every tensor must fit.
+    """
+    from transformers import PreTrainedModel, Trainer
+
+    class ResumableTrainer(Trainer):
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            model = model or self.model
+            if not isinstance(model, PreTrainedModel):  # peft and plain modules keep their names
+                return super()._load_from_checkpoint(resume_from_checkpoint, model)
+            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            model.load_state_dict(saved.state_dict())
+
+    return ResumableTrainer(**options)
+
+
+class CsvLog(TrainerCallback):
+    """Appends step, samples, loss, learning rate and seconds to a CSV file as training logs them.
+
+    Rows of steps that are trained again after a resume are dropped first, so that the file always
+    holds one curve. ``seconds`` counts training time over all runs.
+    """
+
+    fields = ("step", "samples", "loss", "learning_rate", "grad_norm", "seconds")
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._start, self._before = time.time(), 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        kept = [row for row in read_log(self.path) if row["step"] <= state.global_step]
+        self._before, self._start = (kept[-1]["seconds"] if kept else 0.0), time.time()
+        with open(self.path, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if not logs or "loss" not in logs:
+            return
+        row = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
+        row["step"] = state.global_step
+        row["samples"] = (state.global_step * args.per_device_train_batch_size
+                          * args.gradient_accumulation_steps * args.world_size)
+        row["seconds"] = round(self._before + time.time() - self._start, 1)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.fields).writerow(row)
+
+
+def read_log(path: Path | str) -> list[dict]:
+    """Rows of a `CsvLog` file as numbers; no file, no rows."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+# --- QLoRA --------------------------------------------------------------------------------------
+
+PAPER = dict(
+    learning_rate=2e-4, lr_scheduler_type="linear", warmup_steps=0.03, weight_decay=0.0,
+    max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.95, num_train_epochs=1,
+)
+"""The paper's hyper-parameters (section 4.1); its global batch is 128."""
+
+PAPER_BATCH = 128
+
+TINY = dict(learning_rate=1e-3)
+"""Where the embedded model deviates: five million parameters want a larger step."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says where the last good checkpoint is."""
+
+
+def add_adapter(backbone, rank: int = 64, alpha: int = 128, dropout: float = 0.05, seed: int = 0):
+    """Put fresh LoRA matrices on connector and language model (paper: rank 64, alpha 128).
+
+    Returns:
+        the peft model; only the LoRA matrices are trainable.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    model = backbone.model
+    # Not peft's prepare_model_for_kbit_training: it would store the whole unquantized vision tower
+    # in float32. Freezing and checkpointing are all that is needed of it.
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    if model.device.type == "cuda":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
+                        target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def continued_adapter(backbone, folder: Path | str):
+    """The backbone with a saved adapter, ready to be trained further (GRES after RES, say)."""
+    from peft import PeftModel
+
+    for weight in backbone.model.parameters():
+        weight.requires_grad_(False)
+    return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
+
+
+class StopOnNaN(TrainerCallback):
+    """Ends training when the loss is no longer a number; the last checkpoint stays."""
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
+            raise TrainingError(
+                f"The loss is {logs['loss']} at step {state.global_step}. Lower the learning rate; "
+                f"the last good checkpoint is in {args.output_dir}."
+            )
+
+
+def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
+              accumulate: int | None = None, resume: bool = True, model=None, callbacks=(),
+              **changes):
+    """Fine-tune LoRA matrices on conversations with the paper's recipe.
+
+    The same call serves a notebook, ``python -m t4s_helpers.training`` and ``accelerate launch``.
+
+    Args:
+        backbone: a `t4s_helpers.backbones.Backbone`, loaded with ``quantize="nf4"`` for QLoRA.
+        dataset: map-style, items for ``collate``.
+        collate: list of items -> batch with ``labels`` (see `pad_batch`).
+        out: folder for checkpoints, ``log.csv`` and, at the end, ``adapter/``.
+        batch: conversations in one forward pass.
+        accumulate: passes per step; by default as many as make the paper's global batch of 128.
+        resume: go on from the last checkpoint in ``out``, if there is one.
+        model: a peft model that is already prepared; by default `add_adapter` makes one.
+        callbacks: further `TrainerCallback` objects.
+        changes: anything of `TrainingArguments`, over `PAPER`.
+
+    Returns:
+        the trained peft model; its adapter is saved in ``out/adapter``.
+
+    Raises:
+        TrainingError: the loss is not a number.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {**PAPER, **(TINY if backbone.spec.name == "embedded" else {}), **changes}
+    model = model or add_adapter(backbone, seed=settings.get("seed", 0))
+    trainer = resumable_trainer(
+        model=model, train_dataset=dataset, data_collator=collate,
+        args=arguments(
+            out, per_device_train_batch_size=batch, label_names=["labels"],
+            gradient_accumulation_steps=accumulate or max(1, PAPER_BATCH // batch),
+            **{"logging_steps": 10, "save_steps": 100, **settings},
+        ),
+        callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if resume else None)
+    # Training wraps the forward pass in autocast; without unwrapping, the model in memory would
+    # answer in lower precision than the same adapter loaded from disk.
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    model.save_pretrained(out / "adapter")
+    return model
+
+
+def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
+    """Copy an adapter in the form in which it ships: bfloat16, the base by name, nothing else.
+
+    Args:
+        adapter: a folder that peft saved, for example ``out/adapter`` or a checkpoint.
+        out: the new folder.
+        base: name of the backbone that it belongs to; replaces the path on this machine.
+    """
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base
+    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+    save_file({name: t.to(torch.bfloat16).contiguous() for name, t in tensors.items()},
+              out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return out
+
+
+# --- conversations about scenes -------------------------------------------------------------------
+
+
+def scene_item(index: int, folder: str, mix: str = "all", n: int = 4, split: str = "train",
+               seed: int = 0, **layout) -> dict:
+    """Training item ``index`` for the embedded model: one scene, up to ``n`` exchanges."""
+    from .data.instructions import instruction
+    from .tiny_base.language import cached_encoder, packed
+
+    scene, turns = instruction(index, mix, n, split, seed, **layout)
+    return packed(cached_encoder(folder)(turns, has_image=True), scene.image)
+
+
+class SceneConversations:
+    """Training items about scenes for any backbone, each encoded by its processor when read."""
+
+    def __init__(self, encoder: ConversationEncoder, samples: int, mix: str = "all", n: int = 4,
+                 split: str = "train", seed: int = 0, **layout):
+        self.encoder, self.samples = encoder, samples
+        self.options = {"mix": mix, "n": n, "split": split, "seed": seed, **layout}
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict:
+        from .data.instructions import instruction
+
+        scene, turns = instruction(index, **self.options)
+        return self.encoder(turns, scene.image)
+
+
+def scene_data(backbone, samples: int, **options):
+    """Data set and collator of ``samples`` conversations about scenes, for `fine_tune`.
+
+    Args:
+        backbone: a `t4s_helpers.backbones.Backbone`. The embedded model's items are made ahead,
+            in chunks, by all cores; those of other backbones by their processor, one by one.
+        options: ``mix``, ``n``, ``split``, ``seed`` and the layout of answers, see
+            `t4s_helpers.data.instructions`.
+
+    Returns:
+        ``(dataset, collate)``.
+    """
+    from functools import partial
+
+    pad_id = backbone.processor.tokenizer.pad_token_id
+    if backbone.spec.n_image_tokens is None:
+        return (SceneConversations(backbone.encoder, samples, **options),
+                partial(pad_batch, pad_id=pad_id))
+    from .tiny_base.language import collate
+    from .tiny_base.rendering import ChunkedItems
+
+    folder = backbone.model.config.name_or_path or backbone.spec.source
+    return (ChunkedItems(partial(scene_item, folder=str(folder), **options), samples),
+            partial(collate, pad_id=pad_id))
+
+
+def main() -> None:
+    import argparse
+
+    from .backbones import EMBEDDED, load_backbone
+    from .data.instructions import MIXES
+    from .prompts import SENTENCES
+    from .rle import SCHEMES
+
+    parser = argparse.ArgumentParser(description="Fine-tune the embedded model with QLoRA.")
+    parser.add_argument("--base", type=Path, default=EMBEDDED)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/adapter"))
+    parser.add_argument("--samples", type=int, default=32_000, help="conversations")
+    parser.add_argument("--turns", type=int, default=4, help="exchanges in a conversation")
+    parser.add_argument("--mix", choices=MIXES, default="all")
+    parser.add_argument("--style", choices=SENTENCES, default="box")
+    parser.add_argument("--scheme", choices=SCHEMES, default="rrle")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="adapter folder to go on from")
+    parser.add_argument("--export", type=Path, help="folder for the adapter as it ships")
+    parser.add_argument("--quantize", choices=("nf4", "none"), default="nf4",
+                        help="'none' trains LoRA on the unquantized base: five times faster on a CPU")
+    args = parser.parse_args()
+    backbone = load_backbone("embedded", None if args.quantize == "none" else "nf4",
+                             source=args.base)
+    dataset, collate = scene_data(backbone, args.samples, mix=args.mix, n=args.turns,
+                                  seed=args.seed, size=args.size, scheme=args.scheme,
+                                  style=args.style)
+    model = args.start and continued_adapter(backbone, args.start)
+    fine_tune(backbone, dataset, collate, args.out, batch=args.batch, accumulate=args.accumulate,
+              seed=args.seed, model=model)
+    if args.export:
+        export_adapter(args.out / "adapter", args.export, backbone.spec.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""One source of truth for versions: lock, pyproject, environment.yml, Makefile and this Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "requirements" / "lock.txt"
+
+
+def lock_lines(path=LOCK):
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def pins(path=LOCK):
+    return {canonicalize_name(r.name): r for r in lock_lines(path)}
+
+
+def here(requirement):
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def version(requirement):
+    return next(iter(requirement.specifier)).version
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def direct():
+    parts = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    return [Requirement(text) for part in parts for text in part]
+
+
+# --- the lock
+
+
+def test_every_line_of_the_lock_is_one_exact_version():
+    lines = lock_lines()
+    assert len({canonicalize_name(r.name) for r in lines}) == len(lines) > 100
+    for requirement in lines:
+        operators = [s.operator for s in requirement.specifier]
+        assert operators == ["=="] and "*" not in str(requirement.specifier), requirement
+        assert not requirement.url and "+" not in version(requirement), requirement
+
+
+def test_everything_that_pyproject_asks_for_is_locked_at_a_version_that_fits():
+    locked = pins()
+    for requirement in direct():
+        pin = locked.get(canonicalize_name(requirement.name))
+        assert pin, f"{requirement.name} is in pyproject.toml but not in the lock: run make lock"
+        assert requirement.specifier.contains(version(pin), prereleases=True), requirement
+
+
+def test_pyproject_writes_no_exact_versions():
+    for requirement in direct():
+        assert all(s.operator == ">=" for s in requirement.specifier), requirement
+
+
+def test_this_environment_is_the_locked_one():
+    wrong = {}
+    for name, pin in pins().items():
+        if not here(pin):
+            continue
+        try:
+            found = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        if found != version(pin):
+            wrong[name] = f"{found}, locked {version(pin)}"
+    assert not wrong, f"this is not the environment that make installs: {wrong}"
+
+
+def test_nothing_that_a_locked_package_needs_is_left_to_chance():
+    locked = pins()
+    missing = {}
+    for name, pin in locked.items():
+        if not here(pin):
+            continue
+        for text in metadata.requires(name) or []:
+            need = Requirement(text)
+            if need.marker and not need.marker.evaluate(default_environment() | {"extra": ""}):
+                continue
+            found = locked.get(canonicalize_name(need.name))
+            if found is None or not need.specifier.contains(version(found), prereleases=True):
+                missing[f"{name} -> {need}"] = str(found)
+    assert not missing
+
+
+@pytest.mark.parametrize("system, machine", [
+    ("Darwin", "arm64"), ("Linux", "x86_64"), ("Linux", "aarch64")])
+def test_pins_for_linux_carry_their_marker(system, machine):
+    place = {"platform_system": system, "sys_platform": system.lower(), "platform_machine": machine}
+    for requirement in lock_lines():
+        if re.fullmatch(r"nvidia-.*|cuda-.*|triton", requirement.name):
+            assert requirement.marker, requirement
+            assert requirement.marker.evaluate(default_environment() | place) == (
+                system == "Linux"), requirement
+
+
+def test_what_the_package_imports_is_declared():
+    import ast
+
+    imported = set()
+    for path in (ROOT / "t4s_helpers").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    imported -= set(sys.stdlib_module_names) | {"t4s_helpers"}
+    owners = metadata.packages_distributions()
+    declared = {canonicalize_name(r.name) for r in direct()}
+    unknown = {m for m in imported
+               if not declared & {canonicalize_name(d) for d in owners.get(m, [])}}
+    assert not unknown, f"imported by the package, but not in pyproject.toml: {sorted(unknown)}"
+
+
+# --- conda
+
+
+def conda():
+    return yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def pip_part():
+    return next(d["pip"] for d in conda()["dependencies"] if isinstance(d, dict))
+
+
+def test_environment_yml_installs_exactly_the_locked_versions():
+    found = {}
+    for text in pip_part():
+        if text.startswith("-r "):
+            found |= pins(ROOT / text.removeprefix("-r ").strip())
+        elif not text.startswith("-e "):
+            found[canonicalize_name(Requirement(text).name)] = Requirement(text)
+    assert {k: str(v) for k, v in found.items()} == {k: str(v) for k, v in pins().items()}
+    assert "-e ." in pip_part()
+
+
+def test_environment_yml_and_makefile_take_the_same_python():
+    plain = [d for d in conda()["dependencies"] if isinstance(d, str)]
+    assert sorted(plain) == ["pip", "python=3.11"]
+    assert "version_info[:2] != (3, 11)" in (ROOT / "Makefile").read_text()
+    assert project()["requires-python"] == ">=3.11"
+
+
+def test_no_other_file_writes_versions():
+    """Neither the Makefile nor a file of requirements repeats a pin."""
+    others = [ROOT / "Makefile", ROOT / "environment.yml", ROOT / ".ci" / "run"]
+    others += [p for p in (ROOT / "requirements").iterdir() if p.suffix in (".txt", ".in")]
+    for path in others:
+        if path != LOCK:
+            assert not re.search(r"[A-Za-z0-9]==\d", path.read_text()), path
+
+
+# --- the Makefile, with a Python that only pretends to install
+
+FAKE = """#!/bin/sh
+# Stands for python3.11 and for the environment's python: notes pip's work, installs nothing.
+case "$1 $2" in
+  "-c import sys"*) exit 0 ;;
+  "-c import ensurepip"*) exit ${FAKE_NO_ENSUREPIP:-0} ;;
+  "-m venv") for place; do :; done; mkdir -p "$place/bin"; cp "$0" "$place/bin/python"; exit 0 ;;
+  "-m pip") echo "pip $*" >> "$FAKE_LOG"; exit ${FAKE_PIP_STATUS:-0} ;;
+esac
+echo "ran $*" >> "$FAKE_LOG"
+"""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Call make in a copy of the project's frame; returns (status, what was done, output)."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    frame = tmp_path / "project"
+    (frame / "requirements").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", frame)
+    shutil.copy(LOCK, frame / "requirements")
+    fake = tmp_path / "python3.11"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    log = tmp_path / "log"
+
+    def call(*arguments, **variables):
+        log.write_text("")
+        for name in list(os.environ):
+            if name.startswith(("MAKE", "MFLAGS")):
+                monkeypatch.delenv(name)
+        environment = os.environ | {"FAKE_LOG": str(log)} | variables
+        done = subprocess.run(
+            ["make", f"PYTHON={fake}", *arguments], cwd=call.frame, env=environment,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+        )
+        return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
+
+    call.frame, call.fake = frame, fake
+    return call
+
+
+def installs(done):
+    return [line for line in done if line.startswith("pip ")]
+
+
+def test_make_test_installs_once(make):
+    status, done, output = make("test")
+    assert status == 0, output
+    assert [line.split()[-2:] for line in installs(done)] == [
+        ["-r", "requirements/lock.txt"], ["-e", "."]]
+    assert done[-1] == "ran -m pytest -q"
+    assert make("test", "ARGS=-k codec")[1] == ["ran -m pytest -q -k codec"]
+
+
+def test_make_workbook_fetches_and_runs(make):
+    status, done, output = make("workbook", "ARGS=--only 04", "PROFILE=gpu")
+    assert status == 0, output
+    assert done[-2:] == [
+        "ran -m t4s_helpers.weights mobile_sam",
+        "ran -m t4s_helpers.run --profile gpu --only 04",
+    ]
+
+
+def test_an_interrupted_installation_is_done_again(make):
+    status, done, _ = make("test", FAKE_PIP_STATUS="1")
+    assert status != 0 and len(done) == 1
+    assert not list((make.frame / ".venv").glob("complete-*"))
+    status, done, _ = make("test")
+    assert status == 0 and len(installs(done)) == 2
+
+
+def test_another_lock_or_another_place_makes_the_environment_anew(make):
+    make("test")
+    (make.frame / ".venv" / "leftover").write_text("from the old environment")
+    lock = make.frame / "requirements" / "lock.txt"
+    lock.write_text(lock.read_text() + "# changed\n")
+    assert len(installs(make("test")[1])) == 2
+    assert not (make.frame / ".venv" / "leftover").exists()
+    assert installs(make("test")[1]) == []
+    make.frame = make.frame.rename(make.frame.with_name("moved"))
+    assert len(installs(make("test")[1])) == 2
+
+
+def test_without_ensurepip_the_outer_pip_installs(make):
+    status, done, output = make("test", FAKE_NO_ENSUREPIP="1")
+    assert status == 0, output
+    assert all("pip -m pip --python .venv/bin/python install" in line for line in installs(done))
+    assert len(installs(done)) == 2
+
+
+def test_a_wrong_python_is_named(make):
+    make.fake.write_text("#!/bin/sh\nexit 1\n")
+    status, done, output = make("test")
+    assert status != 0 and done == []
+    assert "Python 3.11 is needed" in output and "make PYTHON=" in output
+    assert not (make.frame / ".venv").exists()
+
+
+def test_make_help_lists_every_target(make):
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    listed = [line.split()[0] for line in make("help")[2].splitlines() if line.strip()]
+    assert sorted(listed) == sorted(phony)
+
+
+def test_the_ci_script_calls_the_two_commands_in_order():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
+    assert text.index("make test") < text.index("make workbook")
+    subprocess.run(["bash", "-n", str(script)], check=True)

@@ -1,0 +1,127 @@
+"""How the embedded base is made: dense targets, its text diet, its architecture."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny_model
+
+from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
+from t4s_helpers.descriptors import masks_to_grid
+from t4s_helpers.tiny_base import dense, language, words
+from t4s_helpers.tiny_base.rendering import ChunkedItems, render_many
+
+
+def test_dense_targets_say_what_a_cell_shows():
+    for index in range(25):
+        scene = make_scene("val", index)
+        maps = dict(zip(dense.HEADS, dense.dense_targets(scene)))
+        for row, col in itertools.product(range(16), range(16)):
+            cell = np.s_[8 * row:8 * row + 8, 8 * col:8 * col + 8]
+            covers = [thing.mask[cell].mean() for thing in scene.objects]
+            if max(covers) < dense.MIN_COVER:
+                assert maps["category"][row, col] == 0 and maps["x0"][row, col] == dense.IGNORE
+                continue
+            thing = scene.objects[int(np.argmax(covers))]
+            assert CATEGORIES[maps["category"][row, col] - 1] == thing.category
+            assert list(COLORS)[maps["color"][row, col] - 1] == thing.color
+            assert list(SIZES)[maps["size"][row, col] - 1] == thing.size
+            assert maps["inside"][row, col] == (max(covers) >= 0.5)
+            assert maps["x0"][row, col] == thing.box[0] // 4
+            assert maps["y1"][row, col] == (thing.box[3] - 1) // 4
+
+
+def test_dense_runs_are_those_of_the_descriptor():
+    scene = make_scene("val", 4)
+    maps = dict(zip(dense.HEADS, dense.dense_targets(scene)))
+    alone = next(o for o in scene.objects)
+    grid = masks_to_grid(alone.mask[None], 16)
+    for row in range(16):
+        for value, run in itertools.groupby(range(16), key=lambda c: grid[row, c]):
+            run = list(run)
+            owned = [c for c in run if value and maps["run0"][row, c] != dense.IGNORE
+                     and maps["category"][row, c] - 1 == CATEGORIES.index(alone.category)]
+            for col in owned:
+                assert (maps["run0"][row, col], maps["run1"][row, col]) == (run[0], run[-1])
+
+
+def test_rectangles_of_words_are_drawn_where_they_were_asked():
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        turn = words.rectangle_turn(rng)
+        lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in turn.text.split("\n")]
+        assert len(lines) == int(turn.question.split()[0])
+        assert {sum(int(n) for _, n in line) for line in lines} == {int(turn.question.split()[3])}
+
+
+def test_runs_exercises_are_true():
+    rng = np.random.default_rng(1)
+    for _ in range(80):
+        turn = words.runs_turn(rng)
+        asked = [line.split(", ") for line in turn.question.split("\n")[1:]]
+        oracle = "\n".join("|".join(f"{k} *{len(list(g))}" for k, g in itertools.groupby(row))
+                           for row in asked)
+        assert turn.text == oracle
+
+
+def test_counting_exercises_are_true():
+    rng = np.random.default_rng(2)
+    for _ in range(80):
+        turn = words.count_turn(rng)
+        ask, line = turn.question.removesuffix("?").split(" occur in: ")
+        assert line.split().count(ask.split("does ")[1]) == int(turn.text)
+
+
+def test_spans_are_read_off_the_row():
+    assert language.spans_in_words(np.array([0, 0, 0])) == "none"
+    assert language.spans_in_words(np.array([1, 1, 0, 2])) == "at 0, 2 wide; at 3, 1 wide"
+
+
+def test_the_text_diet_has_no_picture():
+    folder = str(tiny_model.folder())
+    assert "image" not in language.base_item(0, folder, diet="text")
+    assert "image" in language.base_item(0, folder, diet="all")
+    assert "image" not in language.base_item(4 * language.BATCH, folder, diet="all")
+
+
+@pytest.mark.parametrize("diet", ["boxes", "all"])
+def test_the_base_never_sees_segmentation_text_with_a_picture(diet):
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        for turn in language.base_turns(rng, make_scene("train", index), diet):
+            assert "<seg>" not in turn.text and " *" not in turn.text
+
+
+def test_chunks_hold_what_single_calls_make():
+    items = ChunkedItems(abs, 10, chunk=4)
+    assert [items[k] for k in (0, 5, 9, 3)] == [0, 5, 9, 3] and len(items) == 10
+    assert render_many(abs, list(range(-300, 0)), processes=2) == list(range(300, 0, -1))
+
+
+def test_merging_stage_lays_cells_side_by_side():
+    import torch
+    from torch.nn import functional as F
+
+    from t4s_helpers.tiny_base.architecture import merge_cells
+
+    conv = torch.nn.Conv2d(3, 12, 3, stride=2, padding=1)
+    with torch.no_grad():
+        merge_cells(conv)
+        x = torch.randn(1, 3, 8, 8)
+        blocks = F.unfold(x, 2, stride=2).view(1, 3, 4, 4, 4)  # channel, place in block, row, col
+        assert torch.allclose(conv(x), blocks.transpose(1, 2).reshape(1, 12, 4, 4))
+
+
+def test_no_token_crosses_the_border_of_two_pieces():
+    tokenizer = tiny_model.backbone().processor.tokenizer
+    pieces = ["others", " *12", "|", "the small red star", " *4", "\n", "others", " *16", "</seg>"]
+    apart = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    assert tokenizer("".join(pieces), add_special_tokens=False)["input_ids"] == apart
+
+
+@pytest.mark.parametrize("text", ["é☂ naïve", "a|b\\p", "  two  spaces ", "</seg", "1234567", "日本"])
+def test_the_tokenizer_writes_any_text(text):
+    tokenizer = tiny_model.backbone().processor.tokenizer
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -1,0 +1,192 @@
+"""Label masks token by token, padding, QLoRA on an untrained model, resume, logs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_model
+
+from t4s_helpers import training
+from t4s_helpers.data.expressions import scene_sample
+from t4s_helpers.data.instructions import instruction
+from t4s_helpers.prompts import Turn, turn
+from t4s_helpers.training import IGNORE, ConversationEncoder, ConversationError, pad_batch
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    from transformers import AutoProcessor
+
+    return ConversationEncoder(AutoProcessor.from_pretrained(tiny_model.folder()), 64)
+
+
+def trained_text(encoder, item):
+    return encoder.tokenizer.decode([i for i in item["labels"] if i != IGNORE])
+
+
+def test_only_answers_and_their_end_marks_are_trained(encoder):
+    scene, turns = instruction(3, "all", 4, style="box")
+    item = encoder(turns, has_image=True)
+    assert trained_text(encoder, item) == "".join(t.text + "<eos>" for t in turns)
+    for token, label in zip(item["input_ids"], item["labels"]):
+        assert label in (IGNORE, token)
+
+
+def test_nothing_of_question_or_picture_is_trained(encoder):
+    item = encoder([Turn("Where is it?", ("At 1 2 3 4",))], has_image=True)
+    image = encoder.processor.image_token_id
+    assert item["input_ids"].count(image) == 64
+    context = [t for t, label in zip(item["input_ids"], item["labels"]) if label == IGNORE]
+    assert encoder.tokenizer.decode([t for t in context if t != image]) == \
+        "<bos><user>Where is it?<assistant>"
+
+
+def test_ids_of_an_answer_are_those_of_its_pieces(encoder):
+    one = turn(scene_sample("test", 2, "gres"), 16)
+    item = encoder([one], has_image=True)
+    said = [i for i in item["labels"] if i != IGNORE][:-1]
+    assert said == [i for piece in one.answer for i in encoder.piece_ids(piece)]
+    assert encoder.tokenizer.decode(said) == one.text
+
+
+def test_fast_and_processor_paths_agree(encoder):
+    scene, turns = instruction(1, "res", 2)
+    slow = ConversationEncoder(encoder.processor)(turns, scene.image)
+    fast = encoder(turns, has_image=True)
+    assert slow["input_ids"] == fast["input_ids"] and slow["labels"] == fast["labels"]
+    from t4s_helpers.tiny_base.architecture import pixel_values
+
+    assert np.allclose(slow["pixel_values"], pixel_values(scene.image[None]), atol=1e-5)
+
+
+def test_long_samples_are_refused_not_cut(encoder):
+    short = ConversationEncoder(encoder.processor, 64, max_length=80)
+    with pytest.raises(ConversationError, match="80"):
+        short([turn(scene_sample("test", 2, "res"), 16)], has_image=True)
+
+
+def test_templates_that_lose_answers_are_refused(encoder):
+    processor = copy.copy(encoder.processor)
+    processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(ConversationError, match="drops or reorders"):
+        ConversationEncoder(processor, 64)([Turn("a?", ("b",))])
+
+
+def test_templates_without_an_end_mark_still_teach_to_stop(encoder):
+    processor = copy.copy(encoder.processor)
+    processor.chat_template = (
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{{ p['text'] if p['type'] == 'text' else '' }} {% endfor %}{% endfor %}")
+    item = ConversationEncoder(processor, 64)([Turn("a?", ("b",))])
+    assert trained_text(encoder, item) == "b<eos>"
+
+
+def test_processor_items_equal_the_fast_ones(encoder):
+    backbone = tiny_model.backbone()
+    data, collate = training.scene_data(backbone, 2, mix="all", n=2)
+    plain = training.SceneConversations(ConversationEncoder(encoder.processor), 2, "all", 2)
+    a, b = collate([data[k] for k in (0, 1)]), pad_batch([plain[k] for k in (0, 1)], 0)
+    assert set(a) == set(b)
+    for name in a:
+        assert np.allclose(a[name], b[name], atol=1e-5), name
+
+
+def test_padding_is_never_trained_nor_attended():
+    batch = pad_batch([{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]},
+                       {"input_ids": [5], "labels": [5], "pixel_values": np.ones((1, 3, 2, 2))}], 0)
+    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [5, IGNORE, IGNORE]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["pixel_values"].shape == (1, 3, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Six QLoRA steps on four scenes, seen again and again."""
+    out = tmp_path_factory.mktemp("run")
+    backbone = tiny_model.backbone(quantize="nf4")
+    model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
+    data, collate = training.scene_data(backbone, 4, mix="res", n=1, size=8)
+    data = [data[k] for k in range(4)] * 6
+    model = training.fine_tune(backbone, data, collate, out, batch=4, accumulate=1, model=model,
+                               learning_rate=1e-2, logging_steps=1, save_steps=3)
+    return out, replace(backbone, model=model.eval())
+
+
+def test_qlora_trains_connector_and_language_model_alone(short_run):
+    _, backbone = short_run
+    trained = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert any("multi_modal_projector" in n for n in trained)
+    assert any("language_model" in n for n in trained)
+    assert not any("vision_tower" in n for n in trained)
+
+
+def test_the_base_really_is_in_four_bits(short_run):
+    import bitsandbytes as bnb
+
+    _, backbone = short_run
+    quantized = [n for n, m in backbone.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(quantized) == 6 * 7 + 2 and not any("vision_tower" in n for n in quantized)
+    assert all(m.weight.quant_state.nested for m in backbone.model.modules()
+               if isinstance(m, bnb.nn.Linear4bit))
+
+
+def test_the_loss_falls(short_run):
+    rows = training.read_log(short_run[0] / "log.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def test_an_adapter_reloaded_from_disk_gives_the_same_logits(short_run):
+    import torch
+
+    out, backbone = short_run
+    again = tiny_model.backbone(quantize="nf4", adapter=out / "adapter")
+    inputs = backbone.encoder.prompt([Turn("Segment the star.", ())],
+                                     scene_sample("test", 0).pixels())
+    with torch.inference_mode():
+        a, b = (one.model(**inputs).logits for one in (backbone, again))
+    assert torch.equal(a, b)
+
+
+def test_the_log_keeps_one_curve_over_a_resume(tmp_path):
+    from types import SimpleNamespace
+
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=1,
+                           world_size=1)
+    log = training.CsvLog(tmp_path / "log.csv")
+    log.on_train_begin(args, SimpleNamespace(global_step=0), None)
+    for step in (1, 2, 3):
+        log.on_log(args, SimpleNamespace(global_step=step), None, {"loss": 3.0 - step})
+    log.on_train_begin(args, SimpleNamespace(global_step=2), None)  # killed after step 2's save
+    log.on_log(args, SimpleNamespace(global_step=3), None, {"loss": 0.5})
+    rows = training.read_log(tmp_path / "log.csv")
+    assert [(r["step"], r["samples"], r["loss"]) for r in rows] == [(1, 2, 2), (2, 4, 1), (3, 6, .5)]
+
+
+def test_a_loss_that_is_no_number_stops_training(tmp_path):
+    from types import SimpleNamespace
+
+    with pytest.raises(training.TrainingError, match="step 4"):
+        training.StopOnNaN().on_log(SimpleNamespace(output_dir=str(tmp_path)),
+                                    SimpleNamespace(global_step=4), None, {"loss": float("nan")})
+
+
+def test_resume_restores_every_tensor_although_names_change_on_disk(tmp_path):
+    """LLaVA's tensors are saved under older names; a resume must not start from random weights."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(tiny_model.folder())
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1.0)
+    trainer = training.resumable_trainer(model=other, args=training.arguments(tmp_path / "out"))
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        assert torch.equal(a, b), name
