@@ -98,11 +98,12 @@ def device() -> str:
 class PeakMemory:
     """Watch the memory of the processes started while this block runs (the kernel and its own).
 
-    ``megabytes`` is the largest sum of resident sizes seen, looked at four times a second, or the
-    largest size that the system reports for one of them where that is more.
+    ``megabytes`` is the largest sum of resident sizes seen, looked at ten times a second, or the
+    largest size that the system reports for one of them where that is more. A peak in a process's
+    last tenth of a second can be missed.
     """
 
-    def __init__(self, interval: float = 0.25):
+    def __init__(self, interval: float = 0.1):
         self.interval = interval
         self.megabytes = 0.0
 

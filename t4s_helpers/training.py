@@ -188,19 +188,26 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
     return batch
 
 
+def _cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16: 4-5 times faster with it, 3 times slower without."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def arguments(out: Path, **changes):
     """`TrainingArguments` with the workbook's defaults; ``changes`` override them.
 
-    bfloat16 autocast on any device that has it, no external reporting, checkpoints that are
-    complete enough to go on after a kill, data read in order (the data sets are already mixed).
+    bfloat16 autocast on any device that multiplies in it, no external reporting, checkpoints that
+    are complete enough to go on after a kill, data read in order (the data sets are already mixed).
     """
     import torch
     from transformers import TrainingArguments
 
     on_cpu = not torch.cuda.is_available()
-    bf16 = on_cpu or torch.cuda.is_bf16_supported()
+    bf16 = _cpu_has_bf16() if on_cpu else torch.cuda.is_bf16_supported()
     defaults = dict(
-        output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not bf16, report_to=[],
+        output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not (bf16 or on_cpu), report_to=[],
         save_total_limit=2, train_sampling_strategy="sequential", remove_unused_columns=False,
         dataloader_num_workers=0, dataloader_pin_memory=not on_cpu, max_grad_norm=1.0,
         optim="adamw_torch",

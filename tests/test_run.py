@@ -18,11 +18,12 @@ from t4s_helpers.results import ResultsError
 pytestmark = pytest.mark.timeout(600)
 
 FIRST = """
-import os, sys, warnings
+import os, sys, time, warnings
 from pathlib import Path
 from t4s_helpers.results import finished_folder, headline, run_folder, save_table
 folder = run_folder("01_first", PROFILE)
 weight = bytearray(b"1" * 120_000_000)
+time.sleep(2)  # long enough to be seen also where the machine is busy
 save_table([{"steps": STEPS, "text": TEXT, "cwd": os.getcwd(), "exe": sys.executable}], "t")
 headline("first.steps", STEPS, "steps", 1)
 print(folder, Path.home())

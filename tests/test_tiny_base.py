@@ -83,15 +83,56 @@ def test_the_text_diet_has_no_picture():
     folder = str(tiny_model.folder())
     assert "image" not in language.base_item(0, folder, diet="text")
     assert "image" in language.base_item(0, folder, diet="all")
-    assert "image" not in language.base_item(4 * language.BATCH, folder, diet="all")
+    first_of_text = (language.TEXT_EVERY - 1) * language.BATCH
+    assert "image" in language.base_item(first_of_text - 1, folder, diet="all")
+    assert "image" not in language.base_item(first_of_text, folder, diet="all")
 
 
 @pytest.mark.parametrize("diet", ["boxes", "all"])
 def test_the_base_never_sees_segmentation_text_with_a_picture(diet):
     rng = np.random.default_rng(0)
     for index in range(40):
-        for turn in language.base_turns(rng, make_scene("train", index), diet):
+        scene = make_scene("train", index)
+        for _ in range(12):
+            turn = language.scene_turn(rng, scene, diet)
             assert "<seg>" not in turn.text and " *" not in turn.text
+
+
+def test_points_are_named_by_what_covers_them():
+    rng, said = np.random.default_rng(5), set()
+    for index in range(60):
+        scene = make_scene("val", index)
+        turn = language.point_turn(rng, scene)
+        if not turn.question.startswith("What is at "):
+            continue
+        x, y = (int(word) for word in turn.question.rstrip("?").split()[-2:])
+        at = np.s_[4 * y:4 * y + 4, 4 * x:4 * x + 4]
+        here = {f"{o.size} {o.color} {o.category}" for o in scene.objects if o.mask[at].all()}
+        assert turn.text in (here or {"nothing"}), (index, x, y)
+        if not here:
+            assert not any(o.mask[at].any() for o in scene.objects)
+        said.add(turn.text)
+    assert "nothing" in said and len(said) > 20
+
+
+def test_lists_name_every_object_from_left_to_right():
+    scene = make_scene("val", 3)
+    texts = {language.list_turn(np.random.default_rng(k), scene).text for k in range(20)}
+    ordered = sorted(scene.objects, key=lambda o: o.center[0])
+    assert len(texts) == 2  # with boxes and without
+    for text in texts:
+        parts = text.split(", ")
+        assert len(parts) == len(ordered)
+        assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
+
+
+def test_a_conversation_is_filled_without_asking_twice():
+    folder = str(tiny_model.folder())
+    encode = language.cached_encoder(folder)
+    rng, scene = np.random.default_rng(0), make_scene("train", 1)
+    turns = language.until_long(encode, lambda: language.scene_turn(rng, scene))
+    asked = [turn.question for turn in turns]
+    assert len(set(asked)) == len(asked) > 4
 
 
 def test_chunks_hold_what_single_calls_make():

@@ -2,11 +2,12 @@
 
 The base learns boxes, which cells of a single row show something, questions, counts and captions
 about scenes; and, without a picture, to copy, count and write run lengths of arbitrary words. It
-never sees a picture with segmentation text: that is left to the QLoRA adapters. The pre-trained tower stays frozen but for its last, merging stage.
+never sees a picture with segmentation text: that is left to the QLoRA adapters. The pre-trained
+tower stays frozen but for its last, merging stage.
 
-``python -m t4s_helpers.tiny_base.language --tower checkpoints/tower --out checkpoints/base``
-trains, logs to ``log.csv``, goes on from the last checkpoint, and writes the finished model to
-``<out>/final`` in the format that ``from_pretrained`` reads.
+``python -m t4s_helpers.tiny_base.language --diet text --out checkpoints/text`` trains, logs to
+``log.csv``, goes on from the last checkpoint, and writes the finished model to ``<out>/final`` in
+the format that ``from_pretrained`` reads; ``--start`` goes on from a finished model.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ import numpy as np
 from ..data.expressions import (
     GRES_KINDS, caption, make_expression, make_question, union_mask,
 )
-from ..data.scenes import make_scene
+from ..data.scenes import SCENE_SIZE, make_scene
 from ..descriptors import masks_to_grid
-from ..prompts import Turn, box_in_words, question
+from ..prompts import BOX_BINS, Turn, box_in_words, question
 from .architecture import N_VISUAL
 from .rendering import ChunkedItems
 
-BATCH = 32
-TEXT_EVERY = 5
+BATCH = 8
+TEXT_EVERY = 3
 """One batch in so many holds exercises without pictures."""
+
+LENGTH = 176
+"""Text tokens at which a conversation gets no further exchange: short answers come by the dozen,
+so that one pass over the picture trains many of them and batches hold little padding."""
 
 BOX_KINDS = ("attribute", "attribute", "position", "relation", "all", "pair", "none", "none")
 
@@ -38,17 +43,42 @@ DIETS = ("text", "boxes", "all")
 where things are and what they are; ``all``: everything, a batch in `TEXT_EVERY` without pictures."""
 
 
-def base_turns(rng, scene, diet: str = "all") -> list[Turn]:
-    """Exchanges about one scene: boxes, rows, questions and a caption, in random order."""
-    if diet == "boxes":
-        asked = [make_question(rng, scene)[1:] for _ in range(2)]
-        return [Turn(ask, (reply,)) for ask, reply in asked] + [
-            box_turn(rng, scene) for _ in range(4)]
-    turns = [box_turn(rng, scene) for _ in range(3)] + [row_turn(rng, scene) for _ in range(3)]
-    turns += [Turn(ask, (reply,)) for _, ask, reply in (make_question(rng, scene) for _ in "ab")]
-    if rng.random() < 0.5:
-        turns.append(Turn("Describe the picture.", (caption(scene),)))
-    return [turns[i] for i in rng.permutation(len(turns))]
+def scene_turn(rng, scene, diet: str = "all") -> Turn:
+    """One exchange about a scene: a box, a point, a question, a row, or everything at once."""
+    kinds = ("box", "box", "box", "point", "point", "ask", "list")
+    kind = str(rng.choice(kinds if diet == "boxes" else (*kinds, "ask", "row", "row", "row", "row")))
+    if kind == "ask":
+        _, ask, reply = make_question(rng, scene)
+        return Turn(ask, (reply,))
+    if kind == "list":
+        return list_turn(rng, scene)
+    return {"box": box_turn, "point": point_turn, "row": row_turn}[kind](rng, scene)
+
+
+def list_turn(rng, scene) -> Turn:
+    """Everything from left to right, with boxes or without."""
+    if rng.random() < 0.3:
+        return Turn("Describe the picture.", (caption(scene),))
+    ordered = sorted(scene.objects, key=lambda thing: thing.center[0])
+    said = [f"{t.size} {t.color} {t.category} {box_in_words(t.mask)}" for t in ordered]
+    return Turn("List everything with its box.", (", ".join(said),))
+
+
+def point_turn(rng, scene) -> Turn:
+    """What covers a point, given in the units of boxes: an object's three words, or "nothing"."""
+    step = SCENE_SIZE // BOX_BINS
+    covers = np.stack([o.mask.reshape(BOX_BINS, step, BOX_BINS, step).mean((1, 3))
+                       for o in scene.objects])
+    shown = int(rng.integers(len(scene.objects))) if rng.random() < 0.85 else None
+    sure = covers.max(0) == 0 if shown is None else covers[shown] == 1
+    if not sure.any():
+        return box_turn(rng, scene)
+    y, x = (int(v) for v in np.argwhere(sure)[int(rng.integers(sure.sum()))])
+    words = "nothing"
+    if shown is not None:
+        thing = scene.objects[shown]
+        words = f"{thing.size} {thing.color} {thing.category}"
+    return Turn(f"What is at {x} {y}?", (words,))
 
 
 def box_turn(rng, scene) -> Turn:
@@ -61,7 +91,7 @@ def box_turn(rng, scene) -> Turn:
 def row_turn(rng, scene) -> Turn:
     """Which cells of one row show something: "at 3, 5 wide", or "none"."""
     expression = make_expression(rng, scene, [BOX_KINDS[int(rng.integers(len(BOX_KINDS)))]])
-    rows = int(rng.choice((16, 24, 32), p=(0.7, 0.15, 0.15)))
+    rows = int(rng.choice((16, 24, 32), p=(0.9, 0.05, 0.05)))
     grid = masks_to_grid(union_mask(scene, expression.targets)[None], rows)
     shown = np.flatnonzero(grid.any(1))
     row = int(rng.choice(shown)) if len(shown) and rng.random() < 0.8 else int(rng.integers(rows))
@@ -98,9 +128,27 @@ def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
     encode = cached_encoder(folder)
     rng = np.random.default_rng([seed, index, 21])
     if diet == "text" or diet == "all" and (index // BATCH) % TEXT_EVERY == TEXT_EVERY - 1:
-        return packed(encode([text_turn(rng) for _ in range(3)]))
+        return packed(encode(until_long(encode, lambda: text_turn(rng))))
     scene = make_scene(split, index)
-    return packed(encode(base_turns(rng, scene, diet), has_image=True), scene.image)
+    turns = until_long(encode, lambda: scene_turn(rng, scene, diet))
+    return packed(encode(turns, has_image=True), scene.image)
+
+
+def until_long(encode, draw) -> list[Turn]:
+    """Exchanges from ``draw``, none asked twice, until they fill `LENGTH` tokens."""
+    turns: list[Turn] = []
+    asked, length = set(), 0
+    for _ in range(40):
+        turn = draw()
+        more = 2 + len(encode.tokenizer(turn.question + turn.text)["input_ids"])
+        if turn.question in asked or turns and length + more > 1.25 * LENGTH:
+            continue
+        asked.add(turn.question)
+        turns.append(turn)
+        length += more
+        if length >= LENGTH:
+            break
+    return turns
 
 
 def packed(item: dict, image=None) -> dict:
@@ -122,22 +170,22 @@ def collate(items: list[dict], pad_id: int) -> dict:
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
-          diet: str = "all", start: Path | None = None) -> Path:
+          diet: str = "all", start: Path | None = None, batch: int = BATCH) -> Path:
     """Train on ``samples`` conversations; returns the folder of the finished model.
 
     Args:
-        tower: folder of the pre-trained tower.
+        tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
         out: folder for checkpoints, log and the finished model.
         diet: one of `DIETS`.
         start: a finished model to go on from, in place of an untrained language model.
+        batch: conversations in a step.
     """
-    from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
 
     from ..training import CsvLog, arguments, resumable_trainer
     from .architecture import build_model, build_processor
     from .tokenizer import train_tokenizer
-    from .tower import last_checkpoint
+    from .tower import last_checkpoint, load_tower
 
     final = out / "final"
     if not (final / "tokenizer.json").exists():
@@ -148,14 +196,15 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     if start:
         model = AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
     else:
-        model = build_model(tokenizer, load_file(tower / "tower.safetensors"))
+        model = build_model(tokenizer, load_tower(tower))
     freeze_tower(model)
     trainer = resumable_trainer(
         model=model,
-        train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed, diet=diet), samples),
+        train_dataset=ChunkedItems(
+            partial(base_item, folder=str(final), seed=seed, diet=diet), samples),
         data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
         args=arguments(
-            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=BATCH,
+            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=batch,
             learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.01,
             adam_beta2=0.95, logging_steps=25, save_steps=250,
         ),
@@ -176,16 +225,19 @@ def freeze_tower(model) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"))
+    parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
+                        help="folder of the pre-trained tower, or a model whose tower to take over")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
     parser.add_argument("--samples", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--diet", choices=DIETS, default="all")
     parser.add_argument("--start", type=Path, help="a finished model to go on from")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(train(args.tower, args.out, args.samples, seed=args.seed, diet=args.diet,
-                start=args.start))
+    print(train(args.tower, args.out, args.samples, args.lr, args.seed, args.diet, args.start,
+                args.batch))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,23 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
     return scores
 
 
+def load_tower(folder: Path) -> dict:
+    """Tensors of a pre-trained tower, named as in `DenseTower`.
+
+    Args:
+        folder: what `train` wrote, or a finished model, whose tower is taken over.
+    """
+    from safetensors.torch import load_file
+
+    if (Path(folder) / "tower.safetensors").exists():
+        return load_file(Path(folder) / "tower.safetensors")
+    from transformers import AutoModelForImageTextToText
+
+    state = AutoModelForImageTextToText.from_pretrained(folder).model.vision_tower.state_dict()
+    return {f"tower.{name}": tensor.float() for name, tensor in state.items()
+            if not name.startswith("stages.3.")}
+
+
 def last_checkpoint(out: Path) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 

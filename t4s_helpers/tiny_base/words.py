@@ -110,8 +110,8 @@ def rectangle_turn(rng) -> Turn:
 
 
 def text_turn(rng) -> Turn:
-    """One exercise without a picture."""
-    exercises = (copy_turn, copy_turn, count_turn, runs_turn, rectangle_turn)
+    """One exercise without a picture; half of them draw rectangles, the hardest to learn."""
+    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * 4)
     return exercises[int(rng.integers(len(exercises)))](rng)
 
 
