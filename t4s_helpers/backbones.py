@@ -29,6 +29,9 @@ class Spec:
     Attributes:
         name: how the workbook calls it.
         source: hub id, or a folder for the embedded model.
+        revision: branch, tag or commit of the hub repository.
+        model_class: the native transformers class.
+        image: what becomes of a picture before the vision tower sees it.
         paper: the paper's backbone that it stands for.
         lora_targets: regular expression over module names: the linear layers of connector and
             language model, and nothing else.
@@ -36,16 +39,21 @@ class Spec:
         memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
         licence: of the weights.
         n_image_tokens: tokens per image where that number is fixed and images need no processor.
+        squeeze: scale pictures to the tower's square in place of cropping them.
     """
 
     name: str
     source: str
+    model_class: str
     paper: str
+    image: str
     lora_targets: str
     memory_gb: int
     licence: str
     keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
     n_image_tokens: int | None = None
+    revision: str = "main"
+    squeeze: bool = False
 
 
 def _targets(language: str, connector: str) -> str:
@@ -53,21 +61,50 @@ def _targets(language: str, connector: str) -> str:
 
 
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
+_SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
+_PADDED = "scaled and padded to a square"
+_TILES = "up to 12 tiles of 448x448 and a thumbnail, by aspect"
+_NATIVE = "its own aspect, sides rounded to whole patches; tokens grow with the area"
 
 BACKBONES = {spec.name: spec for spec in (
-    Spec("embedded", str(EMBEDDED), "none: made here for the CPU", _LLAVA, 0, "Apache-2.0",
-         n_image_tokens=64),
-    Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LLaVA-1.5 7B", _LLAVA, 14, "Llama 2"),
-    Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LLaVA-1.5 13B", _LLAVA, 22, "Llama 2"),
-    Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek-VL 1.3B",
+    Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
+         "squeezed to 128x128", _LLAVA, 0, "Apache-2.0", n_image_tokens=64),
+    Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
+         "LLaVA-1.5 7B", _SQUARE_336, _LLAVA, 14, "Llama 2", squeeze=True),
+    Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",
+         "LLaVA-1.5 13B", _SQUARE_336, _LLAVA, 22, "Llama 2", squeeze=True),
+    Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
+         "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B", _PADDED,
          _targets("language_model", r"aligner\.linear[12]"), 6, "DeepSeek model licence",
          keep=(r".*vision_model", "lm_head")),
-    Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVL2 8B (native successor)",
-         _LLAVA, 16, "MIT, Qwen licence"),
-    Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen-VL 7B (native successor)",
+    Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
+         "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
+         _PADDED + ", at two resolutions for two towers",
+         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16,
+         "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
+    Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
+         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, "Qwen licence"),
+    Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
+         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, "Apache-2.0"),
+    Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
+         "Qwen-VL 7B (native successor)", _NATIVE,
          _targets("language_model", r"visual\.merger\.mlp\.[02]"), 16, "Apache-2.0",
          keep=(r".*visual", "lm_head")),
+    Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
+         "Qwen-VL 7B (native successor)", _NATIVE,
+         _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
+         17, "Apache-2.0", keep=(r".*visual", "lm_head")),
+    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
+         "none: a small one for a small GPU", "tiles of 384x384 and a thumbnail, by aspect",
+         _targets("text_model", r"connector\.modality_projection\.proj"), 8, "Apache-2.0",
+         keep=(r".*vision_model", "lm_head")),
 )}
+
+NOT_NATIVE = {
+    "internvl2": ("its repositories bring their own code", "internvl3.5-8b"),
+    "qwen-vl": ("its repositories bring their own code", "qwen3-vl-8b"),
+}
+"""Backbones of the paper without a native class: name -> (why not, the nearest that works)."""
 
 
 @dataclass
@@ -101,8 +138,13 @@ def find(name: str) -> Spec:
     """The `Spec` called ``name``.
 
     Raises:
-        BackboneError: no such name; the message lists those that there are.
+        BackboneError: no such name; the message lists those that there are, and names the
+            nearest one for the paper's backbones that native transformers cannot load.
     """
+    for start, (why, nearest) in NOT_NATIVE.items():
+        if name not in BACKBONES and name.lower().startswith(start):
+            raise BackboneError(f"{name!r} has no class in transformers: {why}, which the workbook "
+                                f"does not run. The nearest that works is {nearest!r}.")
     if name not in BACKBONES:
         raise BackboneError(f"No backbone is called {name!r}: choose {', '.join(BACKBONES)}.")
     return BACKBONES[name]
@@ -137,8 +179,11 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
     if torch.cuda.is_available():
         options["device_map"] = "cuda"
     place = str(source or spec.source)
+    if source is None and name != "embedded":
+        options["revision"] = spec.revision
     try:
-        processor = AutoProcessor.from_pretrained(place)
+        processor = AutoProcessor.from_pretrained(
+            place, **{key: options[key] for key in ("revision",) if key in options})
         model = AutoModelForImageTextToText.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(
@@ -146,8 +191,20 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
             "Check the network and the hub login, or give a folder as source."
         ) from error
     processor.tokenizer.padding_side = "left"
+    if spec.squeeze:
+        squeeze(processor.image_processor)
     backbone = Backbone(spec, model.eval(), processor)
     return with_adapter(backbone, adapter) if adapter else backbone
+
+
+def squeeze(image_processor) -> None:
+    """Let an image processor scale pictures to its square instead of cropping the middle out.
+
+    What a crop cuts off is never seen, yet the descriptor's grid covers the whole picture.
+    """
+    side = dict(image_processor.crop_size)
+    image_processor.do_center_crop = False
+    image_processor.size = {"height": side["height"], "width": side["width"]}
 
 
 def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:

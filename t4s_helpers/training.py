@@ -18,6 +18,10 @@ from .prompts import messages
 IGNORE = -100
 """Label of a token on which no loss is taken (PyTorch's convention)."""
 
+PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
+"""What processors return for every token beside its id; text has 0. Without the first, the Qwen
+families silently place visual tokens as if they were text."""
+
 
 class ConversationError(ValueError):
     """A conversation that a backbone cannot be trained on; the message says why."""
@@ -101,6 +105,9 @@ class ConversationEncoder:
             ids += said + closing
             labels += said + closing[:trained] + [IGNORE] * (len(closing) - trained)
         self._check(ids)
+        for name in set(extra) & set(PER_TOKEN):
+            first = extra[name].flatten().tolist()
+            extra[name] = first + [0] * (len(ids) - len(first))
         return {"input_ids": ids, "labels": labels, **extra}
 
     def _around_answers(self, turns, has_image: bool) -> list[str]:
@@ -119,7 +126,17 @@ class ConversationEncoder:
                     "assistant messages as they are is needed."
                 )
             parts.append(part)
-        return [*parts, rest]
+        surplus = self._surplus(turns, has_image, parts[0])
+        return [*(part.removesuffix(surplus) for part in parts), rest]
+
+    def _surplus(self, turns, has_image: bool, before: str) -> str:
+        """White space that the template puts before an answer, but not when it asks for one.
+
+        LLaVA-1.5's does. Trained with it, a model would be asked in a way that it never saw.
+        """
+        asked = self.prompt_text(turns[:1], has_image)
+        more = before.removeprefix(asked)
+        return more if before.startswith(asked) and more.isspace() else ""
 
     def _first_ids(self, text: str, image, has_image: bool) -> tuple[dict, list[int]]:
         if has_image and self.n_image_tokens is None:
@@ -167,8 +184,8 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
         pad_id: id of the padding token.
 
     Returns:
-        ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, and every image tensor
-        concatenated along its first axis.
+        ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
+        with 0, and every image tensor concatenated along its first axis.
     """
     import torch
 
@@ -183,7 +200,10 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
         attention[row, :n] = 1
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
     names = {name for item in items for name in item} - set(batch)
-    for name in sorted(names):
+    for name in sorted(names & set(PER_TOKEN)):
+        rows = [list(item.get(name, ())) for item in items]
+        batch[name] = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    for name in sorted(names - set(PER_TOKEN)):
         batch[name] = torch.cat([torch.as_tensor(i[name]) for i in items if name in i])
     return batch
 

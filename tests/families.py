@@ -1,0 +1,200 @@
+"""Every family of backbones in miniature: the real classes, made on the spot from small configs.
+
+A folder of each is what ``from_pretrained`` reads: model, processor, tokenizer and a chat template
+in the shape of the family's own (wording and special tokens of its dialect, our code).
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+WIDTH = 64
+PATCH = 14
+SIDE = 56
+
+TEXT = dict(hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=2048)
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+
+PARTS = ("{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}"
+         "{% endif %}{% endfor %}")
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+USER = ("{% for m in messages %}{% if m['role'] == 'user' %}USER: " + PARTS + " ASSISTANT:"
+        "{% else %} " + PARTS + "</s>{% endif %}{% endfor %}")
+DEEPSEEK = ("{% for m in messages %}{% if m['role'] == 'user' %}User: " + PARTS + "\n\n"
+            "{% else %}Assistant: " + PARTS + "</s>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}Assistant:{% endif %}")
+SMOL = ("<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}: " + PARTS +
+        "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
+
+
+def tokenizer(template: str, image: str, eos: str, extra=(), **named):
+    """A byte-level BPE trained on the spot, with a family's special tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from t4s_helpers.tiny_base.words import corpus
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = list(dict.fromkeys(["<pad>", "<s>", eos, *extra, *named.values()]))
+    raw.train_from_iterator(corpus(30), trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token=eos,
+        extra_special_tokens=named, additional_special_tokens=list(extra),
+        chat_template=template.replace("IMAGE", image), clean_up_tokenization_spaces=False)
+
+
+def text(tok, kind: str = "llama", **more) -> dict:
+    return {**TEXT, "model_type": kind, "vocab_size": len(tok), "pad_token_id": tok.pad_token_id,
+            "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, **more}
+
+
+def llava():
+    import transformers as t
+
+    tok = tokenizer(USER, "<image>\n", "</s>", image_token="<image>")
+    config = t.LlavaConfig(
+        vision_config=t.CLIPVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH,
+                                         projection_dim=32).to_dict(),
+        text_config=text(tok), image_token_index=tok.image_token_id, vision_feature_layer=-2)
+    images = t.CLIPImageProcessor(size={"shortest_edge": SIDE},
+                                  crop_size={"height": SIDE, "width": SIDE})
+    return t.LlavaForConditionalGeneration(config), t.LlavaProcessor(
+        images, tok, patch_size=PATCH, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=tok.chat_template)
+
+
+def deepseek_vl():
+    import transformers as t
+
+    tok = tokenizer(DEEPSEEK, "<image_placeholder>", "</s>", image_token="<image_placeholder>")
+    config = t.DeepseekVLConfig(
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": SIDE,
+                       "patch_size": PATCH, "vision_use_head": False},
+        text_config=text(tok), image_token_id=tok.image_token_id)
+    images = t.DeepseekVLImageProcessor(size={"height": SIDE, "width": SIDE})
+    return t.DeepseekVLForConditionalGeneration(config), t.DeepseekVLProcessor(
+        images, tok, chat_template=tok.chat_template, num_image_tokens=16)
+
+
+def deepseek_vl_hybrid():
+    import transformers as t
+
+    tok = tokenizer(DEEPSEEK, "<image_placeholder>", "</s>", image_token="<image_placeholder>")
+    config = t.DeepseekVLHybridConfig(
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 32,
+                       "patch_size": 8, "vision_use_head": False},
+        high_res_vision_config={"model_type": "sam_vision_model", "hidden_size": 16,
+                                "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 24,
+                                "output_channels": 4, "image_size": 128, "patch_size": 32,
+                                "window_size": 2, "global_attn_indexes": [1]},
+        text_config=text(tok), image_token_id=tok.image_token_id)
+    images = t.DeepseekVLHybridImageProcessor(size={"height": 32, "width": 32},
+                                              high_res_size={"height": 128, "width": 128})
+    return t.DeepseekVLHybridForConditionalGeneration(config), t.DeepseekVLHybridProcessor(
+        images, tok, chat_template=tok.chat_template, num_image_tokens=16)
+
+
+def internvl():
+    import transformers as t
+
+    tok = tokenizer(CHATML, "<IMG_CONTEXT>\n", "<|im_end|>", extra=("<|im_start|>",),
+                    start_image_token="<img>", end_image_token="</img>",
+                    context_image_token="<IMG_CONTEXT>", video_token="<video>")
+    config = t.InternVLConfig(
+        vision_config={**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
+        text_config=text(tok, "qwen2"), image_token_id=tok.context_image_token_id,
+        image_seq_length=4)
+    images = t.GotOcr2ImageProcessor(size={"height": SIDE, "width": SIDE}, crop_to_patches=True,
+                                     max_patches=3)
+    return t.InternVLForConditionalGeneration(config), t.InternVLProcessor(
+        images, tok, t.InternVLVideoProcessor(size={"height": SIDE, "width": SIDE}),
+        image_seq_length=4, chat_template=tok.chat_template)
+
+
+def _qwen_tokenizer():
+    return tokenizer(CHATML, "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>",
+                     extra=("<|im_start|>",), image_token="<|image_pad|>",
+                     video_token="<|video_pad|>", vision_start_token="<|vision_start|>",
+                     vision_end_token="<|vision_end|>")
+
+
+def _qwen_ids(tok) -> dict:
+    return {f"{name}_id": getattr(tok, f"{name}_id") for name in (
+        "image_token", "video_token", "vision_start_token", "vision_end_token")}
+
+
+def qwen2_5_vl():
+    import transformers as t
+
+    tok = _qwen_tokenizer()
+    config = t.Qwen2_5_VLConfig(
+        vision_config=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2,
+                           patch_size=PATCH, out_hidden_size=WIDTH, fullatt_block_indexes=[1]),
+        text_config=text(tok, "qwen2_5_vl_text",
+                         rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
+                                          "mrope_section": [4, 6, 6]}),
+        **_qwen_ids(tok))
+    images = t.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=4 * 28 * 28)
+    return t.Qwen2_5_VLForConditionalGeneration(config), t.Qwen2_5_VLProcessor(
+        images, tok, t.Qwen2VLVideoProcessor(), chat_template=tok.chat_template)
+
+
+def qwen3_vl():
+    import transformers as t
+
+    tok = _qwen_tokenizer()
+    config = t.Qwen3VLConfig(
+        vision_config=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2,
+                           patch_size=16, out_hidden_size=WIDTH, num_position_embeddings=16,
+                           deepstack_visual_indexes=[0]),
+        text_config=text(tok, "qwen3_vl_text", head_dim=32,
+                         rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
+                                          "mrope_section": [6, 5, 5], "mrope_interleaved": True}),
+        **_qwen_ids(tok))
+    images = t.Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=4 * 32 * 32)
+    return t.Qwen3VLForConditionalGeneration(config), t.Qwen3VLProcessor(
+        images, tok, t.Qwen3VLVideoProcessor(), chat_template=tok.chat_template)
+
+
+def smolvlm():
+    import transformers as t
+
+    tok = tokenizer(SMOL, "<image>", "<end_of_utterance>", extra=("<|im_start|>",),
+                    image_token="<image>", fake_image_token="<fake_token_around_image>",
+                    global_image_token="<global-img>", end_of_utterance_token="<end_of_utterance>")
+    config = t.SmolVLMConfig(
+        vision_config={**VISION, "image_size": SIDE, "patch_size": PATCH},
+        text_config=text(tok), image_token_id=tok.image_token_id, scale_factor=2)
+    images = t.SmolVLMImageProcessor(size={"longest_edge": SIDE},
+                                     max_image_size={"longest_edge": SIDE})
+    return t.SmolVLMForConditionalGeneration(config), t.SmolVLMProcessor(
+        images, tok, t.SmolVLMVideoProcessor(), image_seq_len=4, chat_template=tok.chat_template)
+
+
+FAMILIES = {
+    "llava-1.5-7b": llava, "deepseek-vl-1.3b": deepseek_vl, "deepseek-vl-7b": deepseek_vl_hybrid,
+    "internvl3.5-8b": internvl, "qwen2.5-vl-7b": qwen2_5_vl, "qwen3-vl-8b": qwen3_vl,
+    "smolvlm2-2.2b": smolvlm,
+}
+"""Name in the table of backbones -> builder of the family in miniature."""
+
+
+@functools.cache
+def folder(name: str) -> Path:
+    """A saved, untrained miniature of a backbone's family; made once per test run."""
+    import torch
+
+    place = Path(tempfile.mkdtemp(prefix="t4s-family-"))
+    torch.manual_seed(0)
+    model, processor = FAMILIES[name]()
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
+    return place
