@@ -46,7 +46,7 @@ def text_config(vocab_size: int, pad: int, bos: int, eos: int):
 
     return LlamaConfig(
         vocab_size=vocab_size, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096,
+        num_attention_heads=8, num_key_value_heads=8, attention_bias=True, max_position_embeddings=4096,
         rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True, pad_token_id=pad, bos_token_id=bos, eos_token_id=eos,
     )
@@ -70,6 +70,8 @@ def build_model(tokenizer, tower_state: dict | None = None):
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+    from .wiring import wire_copying
+
     config = LlavaConfig(
         vision_config=vision_config(),
         text_config=text_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id,
@@ -78,6 +80,7 @@ def build_model(tokenizer, tower_state: dict | None = None):
         vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
+    wire_copying(model.model.language_model)
     tower = model.model.vision_tower
     with torch.no_grad():
         merge_cells(tower.stages[-1].patch_embeddings.proj)
