@@ -18,9 +18,9 @@ from .prompts import messages
 IGNORE = -100
 """Label of a token on which no loss is taken (PyTorch's convention)."""
 
-PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
-"""What processors return for every token beside its id; text has 0. Without the first, the Qwen
-families silently place visual tokens as if they were text."""
+PER_TOKEN = ("mm_token_type_ids", "token_type_ids", "position_ids")
+"""What there may be for every token beside its id; 0 in the padding. Without the first, text being
+0, the Qwen families silently place visual tokens as if they were text."""
 
 
 class ConversationError(ValueError):
@@ -185,7 +185,9 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
-        with 0, and every image tensor concatenated along its first axis.
+        with 0, and every image tensor concatenated along its first axis. Where items have a
+        ``part`` per token, tokens see only those before them in their own part and in part 0, and
+        ``attention_mask`` says so: bool ``(B, 1, T, T)``.
     """
     import torch
 
@@ -199,13 +201,27 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
         labels[row, :n] = torch.as_tensor(item["labels"])
         attention[row, :n] = 1
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
-    names = {name for item in items for name in item} - set(batch)
+    if all("part" in item for item in items):
+        batch["attention_mask"] = _parts_mask([item["part"] for item in items], length)
+    names = {name for item in items for name in item} - {*batch, "part"}
     for name in sorted(names & set(PER_TOKEN)):
         rows = [list(item.get(name, ())) for item in items]
-        batch[name] = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        batch[name] = torch.tensor([[*map(int, row), *[0] * (length - len(row))] for row in rows])
     for name in sorted(names - set(PER_TOKEN)):
         batch[name] = torch.cat([torch.as_tensor(i[name]) for i in items if name in i])
     return batch
+
+
+def _parts_mask(parts, length: int):
+    """Who sees whom, bool ``(B, 1, T, T)``; padding is a part of its own."""
+    import torch
+
+    part = torch.full((len(parts), length), -1)
+    for row, own in enumerate(parts):
+        part[row, :len(own)] = torch.as_tensor(list(own))
+    query, key = part[:, :, None], part[:, None, :]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    return ((key == 0) | (key == query))[:, None] & earlier
 
 
 def _cpu_has_bf16() -> bool:
@@ -306,8 +322,8 @@ PAPER = dict(
 
 PAPER_BATCH = 128
 
-TINY = dict(learning_rate=1e-3)
-"""Where the embedded model deviates: five million parameters want a larger step."""
+TINY = dict(learning_rate=5e-4)
+"""Where the embedded model deviates: a few million parameters want a larger step."""
 
 
 class TrainingError(RuntimeError):
@@ -434,12 +450,16 @@ def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
 
 def scene_item(index: int, folder: str, mix: str = "all", n: int = 4, split: str = "train",
                seed: int = 0, **layout) -> dict:
-    """Training item ``index`` for the embedded model: one scene, up to ``n`` exchanges."""
+    """Training item ``index`` for the embedded model: one scene, up to ``n`` requests about it.
+
+    The requests stand side by side and do not see each other's answers.
+    """
     from .data.instructions import instruction
-    from .tiny_base.language import cached_encoder, packed
+    from .tiny_base.language import cached_encoder, packed, side_by_side
 
     scene, turns = instruction(index, mix, n, split, seed, **layout)
-    return packed(cached_encoder(folder)(turns, has_image=True), scene.image)
+    encode = cached_encoder(folder)
+    return packed(side_by_side(encode(turns, has_image=True), encode.tokenizer), scene.image)
 
 
 class SceneConversations:
@@ -505,6 +525,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=TINY["learning_rate"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="adapter folder to go on from")
     parser.add_argument("--export", type=Path, help="folder for the adapter as it ships")
@@ -518,7 +539,7 @@ def main() -> None:
                                   style=args.style)
     model = args.start and continued_adapter(backbone, args.start)
     fine_tune(backbone, dataset, collate, args.out, batch=args.batch, accumulate=args.accumulate,
-              seed=args.seed, model=model)
+              seed=args.seed, model=model, learning_rate=args.lr)
     if args.export:
         export_adapter(args.out / "adapter", args.export, backbone.spec.name)
 

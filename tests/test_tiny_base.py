@@ -216,3 +216,16 @@ def test_alignment_brings_pictures_to_their_words(tmp_path):
     first, last = (row["loss"] for row in read_log(tmp_path / "log.csv"))
     assert last < first and (place / "model.safetensors").exists()
     assert (place / "tokenizer.json").exists()
+
+
+def test_skills_are_scored_by_exact_answers():
+    from t4s_helpers.tiny_base import skills
+
+    backbone = tiny_model.backbone()
+    rows = skills.skill_scores(backbone, ("copy", "box", "ask color"), n=3, batch=2)
+    assert [row["skill"] for row in rows] == ["copy", "box", "ask color"]
+    assert all(0 <= row["exact"] <= row["tokens_right"] <= 1 for row in rows)
+    again = skills.exercise("ask color", 1)
+    assert again[0] == skills.exercise("ask color", 1)[0] and again[0].question.startswith("What c")
+    with pytest.raises(ValueError, match="copy"):
+        skills.exercise("sing", 0)

@@ -86,12 +86,37 @@ def test_templates_without_an_end_mark_still_teach_to_stop(encoder):
 
 def test_processor_items_equal_the_fast_ones(encoder):
     backbone = tiny_model.backbone()
-    data, collate = training.scene_data(backbone, 2, mix="all", n=2)
-    plain = training.SceneConversations(ConversationEncoder(encoder.processor), 2, "all", 2)
+    data, collate = training.scene_data(backbone, 2, mix="all", n=1)
+    plain = training.SceneConversations(ConversationEncoder(encoder.processor), 2, "all", 1)
     a, b = collate([data[k] for k in (0, 1)]), pad_batch([plain[k] for k in (0, 1)], 0)
-    assert set(a) == set(b)
-    for name in a:
+    assert set(a) - set(b) == {"position_ids"} and set(b) <= set(a)
+    for name in set(b) - {"attention_mask"}:
         assert np.allclose(a[name], b[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
+    import torch
+
+    from t4s_helpers.tiny_base.language import collate, packed, side_by_side
+
+    scene, turns = instruction(3, "all", 3, style="box")
+    image = scene.image if has_image else None
+    item = side_by_side(encoder(turns, has_image=has_image), encoder.tokenizer)
+    batch = collate([packed(item, image), packed(side_by_side(
+        encoder(turns[:1], has_image=has_image), encoder.tokenizer), image)], 0)
+    model = tiny_model.backbone().model
+    with torch.no_grad():
+        together = model(**batch).logits[0]
+        for part, one in enumerate(turns, 1):
+            alone = collate([packed(encoder([one], has_image=has_image), image)], 0)
+            here = torch.tensor(item["part"]) == part
+            n = int(here.sum())
+            assert alone["input_ids"][0, -n:].tolist() == batch["input_ids"][0][here].tolist()
+            assert alone["labels"][0, -n:].tolist() == batch["labels"][0][here].tolist()
+            want = model(**alone).logits[0, -n:]
+            assert torch.allclose(together[here], want, atol=1e-4)
+    assert part == len(turns) == max(item["part"])
 
 
 def test_padding_is_never_trained_nor_attended():

@@ -102,6 +102,30 @@ def word_targets(truth):
     return torch.cat([(said.sum(-1, keepdim=True) == 0).float(), said], -1)
 
 
+@torch.no_grad()
+def word_accuracy(model, tokenizer, n: int = 64, split: str = "val") -> dict[str, float]:
+    """How often a visual token's nearest word is right, over ``n`` scenes.
+
+    Returns:
+        ``nothing``: among the tokens that show no object, those nearest to "nothing";
+        ``category``, ``color``, ``size``: among the others, those whose nearest word of that kind
+        belongs to one of their cells.
+    """
+    aligned = Alignment(model, tokenizer).eval()
+    batch = collate([render_with_targets(index, split) for index in range(n)])
+    features = aligned.tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-1]
+    near = F.normalize(aligned.connector(features), dim=-1) @ aligned.words.T
+    said = word_targets(by_visual_token(batch["targets"])[:, :3])
+    empty = said[..., 0] > 0
+    scores, at = {"nothing": (near.argmax(-1) == 0)[empty].float().mean().item()}, 1
+    for name, words in zip(("category", "color", "size"), WORDS):
+        kind = slice(at, at + len(words))
+        first = near[..., kind].argmax(-1, keepdim=True)
+        scores[name] = said[..., kind].gather(-1, first)[..., 0][~empty].mean().item()
+        at = kind.stop
+    return scores
+
+
 def train(start: Path, out: Path, samples: int, batch: int = 32, lr: float = 1e-3,
           seed: int = 0) -> Path:
     """Align the connector of the model in ``start``; returns the folder of the result."""

@@ -28,7 +28,7 @@ from .architecture import N_VISUAL
 from .rendering import ChunkedItems
 
 BATCH = 8
-TEXT_EVERY = 3
+TEXT_EVERY = 4
 """One batch in so many holds exercises without pictures."""
 
 LENGTH = 176
@@ -128,10 +128,12 @@ def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
     encode = cached_encoder(folder)
     rng = np.random.default_rng([seed, index, 21])
     if diet == "text" or diet == "all" and (index // BATCH) % TEXT_EVERY == TEXT_EVERY - 1:
-        return packed(encode(until_long(encode, lambda: text_turn(rng))))
+        turns = until_long(encode, lambda: text_turn(rng))
+        return packed(side_by_side(encode(turns), encode.tokenizer))
     scene = make_scene(split, index)
     turns = until_long(encode, lambda: scene_turn(rng, scene, diet))
-    return packed(encode(turns, has_image=True), scene.image)
+    item = side_by_side(encode(turns, has_image=True), encode.tokenizer)
+    return packed(item, scene.image)
 
 
 def until_long(encode, draw) -> list[Turn]:
@@ -149,6 +151,37 @@ def until_long(encode, draw) -> list[Turn]:
         if length >= LENGTH:
             break
     return turns
+
+
+def side_by_side(item: dict, tokenizer) -> dict:
+    """Let the exchanges of an encoded conversation see the picture, but not each other.
+
+    Asked one after the other, about the same few objects, most answers could be copied from
+    earlier ones. Side by side, each is in the very place where it stands when asked alone, and one
+    pass over the picture still trains them all.
+
+    Args:
+        item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
+
+    Returns:
+        the item with ``position_ids`` and ``part`` (0: what all share, k: exchange k), without the
+        tokens that open the second and later exchanges. See `t4s_helpers.training.pad_batch`.
+    """
+    ids, labels = list(item["input_ids"]), list(item["labels"])
+    image, user = (tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<user>"))
+    shared = len(ids) - ids[::-1].index(image) if image in ids else 1
+    out = {"input_ids": ids[:shared], "labels": labels[:shared],
+           "position_ids": list(range(shared)), "part": [0] * shared}
+    part, position = 1, shared
+    for token, label in zip(ids[shared:], labels[shared:]):
+        opens = token == user and image in ids and position == shared
+        if not opens:
+            for name, value in zip(out, (token, label, position, part)):
+                out[name].append(value)
+            position += 1
+        if token == tokenizer.eos_token_id:
+            part, position = part + 1, shared
+    return out
 
 
 def packed(item: dict, image=None) -> dict:
