@@ -123,14 +123,32 @@ class Backbone:
         return ConversationEncoder(self.processor, self.spec.n_image_tokens)
 
 
+def multiplies_in_bf16() -> bool:
+    """Whether this machine's GPU, or else its processor, multiplies bfloat16 in hardware.
+
+    On a processor that does, training is 4-5 times faster with it; on one that does not, 3 times
+    slower.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def quantization(keep) -> Any:
-    """NF4 with double quantization and bfloat16 arithmetic (QLoRA), but for the parts ``keep``."""
+    """NF4 with double quantization (QLoRA), but for the parts ``keep``.
+
+    The arithmetic is bfloat16 where the hardware has it, else float16 on a GPU and float32 on a CPU.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
+    slow = torch.float16 if torch.cuda.is_available() else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=list(keep),
+        bnb_4bit_compute_dtype=torch.bfloat16 if multiplies_in_bf16() else slow,
+        llm_int8_skip_modules=list(keep),
     )
 
 
