@@ -40,10 +40,12 @@ class ConversationEncoder:
             goes through the tokenizer alone (fast), and images are prepared by the caller.
         max_length: longest sample in tokens; a longer one is refused, since a cut descriptor
             would teach the model to break the format.
+        dtype: of the processor's image tensors; not every model converts them itself.
     """
 
-    def __init__(self, processor, n_image_tokens: int | None = None, max_length: int = 4096):
-        self.processor, self.n_image_tokens = processor, n_image_tokens
+    def __init__(self, processor, n_image_tokens: int | None = None, max_length: int = 4096,
+                 dtype=None):
+        self.processor, self.n_image_tokens, self.dtype = processor, n_image_tokens, dtype
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self._pieces: dict[str, list[int]] = {}
         self._special = set(self.tokenizer.all_special_ids)
@@ -149,10 +151,11 @@ class ConversationEncoder:
         return {}, self.tokenizer(text, add_special_tokens=self.needs_bos(text))["input_ids"]
 
     def _process(self, text: str, image):
-        return self.processor(
+        out = self.processor(
             text=[text], images=None if image is None else [image], return_tensors="pt",
             add_special_tokens=self.needs_bos(text),
         )
+        return out if self.dtype is None else out.to(self.dtype)  # of pictures, not of ids
 
     def needs_bos(self, text: str) -> bool:
         """Whether the tokenizer must add its special tokens, the template having written none."""
