@@ -477,6 +477,55 @@ class SceneConversations:
         return self.encoder(turns, scene.image)
 
 
+class SampleConversations:
+    """Training items about any samples: item ``i`` asks about sample ``i`` modulo their number.
+
+    Args:
+        encoder: made without ``n_image_tokens``, so that the processor prepares the pictures.
+        samples: `t4s_helpers.data.sample.Sample` objects, read from disk when their turn comes.
+        n: number of items; every pass over the samples words the requests anew.
+        seed: of wordings and modes.
+        layout: ``size``, ``rule``, ``scheme`` and ``style``, see `t4s_helpers.prompts.turn`.
+    """
+
+    def __init__(self, encoder: ConversationEncoder, samples, n: int, seed: int = 0, **layout):
+        if not len(samples):
+            raise ConversationError("There are no samples to train on.")
+        self.encoder, self.samples, self.n = encoder, samples, n
+        self.seed, self.layout = seed, layout
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict:
+        import numpy as np
+
+        from .prompts import turn
+
+        sample = self.samples[index % len(self.samples)]
+        rng = np.random.default_rng([self.seed, index, 41])
+        return self.encoder([turn(sample, rng=rng, **self.layout)], sample.pixels())
+
+
+def sample_data(backbone, samples, n: int, seed: int = 0, **layout):
+    """Data set and collator of ``n`` requests about any samples, for `fine_tune`.
+
+    A user's own data goes this way: ``sample_data(backbone, load_own("my.csv"), 1000)``.
+
+    Args:
+        backbone: a `t4s_helpers.backbones.Backbone`.
+        samples, n, seed, layout: see `SampleConversations`.
+
+    Returns:
+        ``(dataset, collate)``.
+    """
+    from functools import partial
+
+    encoder = ConversationEncoder(backbone.processor, dtype=backbone.model.dtype)
+    return (SampleConversations(encoder, samples, n, seed, **layout),
+            partial(pad_batch, pad_id=backbone.processor.tokenizer.pad_token_id))
+
+
 def scene_data(backbone, samples: int, **options):
     """Data set and collator of ``samples`` conversations about scenes, for `fine_tune`.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import shared_data
 
-from t4s_helpers.data.own import load_csv
+from t4s_helpers.data.own import load_csv, load_own
 from t4s_helpers.data.sample import SampleError
 
 
@@ -56,3 +57,38 @@ def test_a_missing_file_or_column_is_named(folder):
         load_csv(folder / "nothing.csv")
     with pytest.raises(SampleError, match="no column mask"):
         load_csv(write(folder, "a.png,b", header="image,expression"))
+
+
+def test_either_form_is_read_by_one_name(folder, tmp_path):
+    assert load_own(write(folder, "a.png,the dog,m.png"))[0].labels == ("the dog",)
+    with pytest.raises(SampleError, match="instances.json"):
+        load_own(tmp_path / "coco")
+
+
+def test_a_coco_folder_is_trained_on():
+    """A pool of real photos, where it is there."""
+    import tiny_model
+
+    from t4s_helpers import training
+
+    samples = load_own(shared_data("coco_pool"))
+    data, collate = training.sample_data(tiny_model.backbone(), samples, 2, size=8)
+    batch = collate([data[0], data[1]])
+    assert len(samples) > 1 and (batch["labels"] != training.IGNORE).any(1).all()
+
+
+def test_own_data_becomes_training_items(folder):
+    import tiny_model
+
+    from t4s_helpers import training
+
+    backbone = tiny_model.backbone()
+    samples = load_csv(write(folder, "a.png,the dog,m.png", "a.png,the cat,"))
+    data, collate = training.sample_data(backbone, samples, 5, size=4)
+    batch = collate([data[k] for k in range(len(data))])
+    assert len(data) == 5 and batch["pixel_values"].shape == (5, 3, 128, 128)
+    tokenizer = backbone.processor.tokenizer
+    texts = [tokenizer.decode(row[row != training.IGNORE]) for row in batch["labels"]]
+    assert "the dog *" in texts[0] and "the cat" not in texts[1]
+    again, _ = training.sample_data(backbone, samples, 5, size=4)
+    assert again[3]["input_ids"] == data[3]["input_ids"]

@@ -1,7 +1,4 @@
-"""A user's own data from a CSV file: one line per request, with image, expression, mask file.
-
-For data in COCO's format see :func:`t4s_helpers.data.coco.load_coco`.
-"""
+"""A user's own data: a folder in COCO's format, or a CSV file of image, expression, mask file."""
 
 from __future__ import annotations
 
@@ -26,6 +23,28 @@ class MaskFile:
     def decode(self) -> np.ndarray:
         """bool ``(1, H, W)``."""
         return _read_mask(self.path)[None]
+
+
+def load_own(source: str | Path, split: str = "train") -> list[Sample]:
+    """Samples from a CSV file (see :func:`load_csv`) or from COCO annotations.
+
+    Parameters
+    ----------
+    source:
+        A file that ends in ``.csv``; or a folder or file for :func:`t4s_helpers.data.coco.load_coco`.
+    split:
+        Written into the samples.
+
+    Raises
+    ------
+    SampleError
+        From the reader of either form.
+    """
+    if Path(source).suffix.lower() == ".csv":
+        return load_csv(source, split=split)
+    from .coco import load_coco
+
+    return load_coco(source, split=split)
 
 
 def load_csv(path: str | Path, folder: str | Path | None = None, split: str = "train",
