@@ -30,7 +30,7 @@ help: ## this list
 
 workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
 	@$(RUN) -m t4s_helpers.weights mobile_sam
-	@$(RUN) -m t4s_helpers.run --profile $(PROFILE) $(ARGS)
+	@$(RUN) -m t4s_helpers.run --appendix --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP) ## run the tests; ARGS="-k codec"
 	@$(RUN) -m pytest -q $(ARGS)
