@@ -231,7 +231,7 @@ def test_make_workbook_fetches_and_runs(make):
     assert status == 0, output
     assert done[-2:] == [
         "ran -m t4s_helpers.weights mobile_sam",
-        "ran -m t4s_helpers.run --profile gpu --only 04",
+        "ran -m t4s_helpers.run --appendix --profile gpu --only 04",
     ]
 
 
