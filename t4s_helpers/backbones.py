@@ -120,7 +120,7 @@ class Backbone:
         """The `t4s_helpers.training.ConversationEncoder` that fits this backbone."""
         from .training import ConversationEncoder
 
-        return ConversationEncoder(self.processor, self.spec.n_image_tokens, dtype=self.model.dtype)
+        return ConversationEncoder(self.processor, self.spec.n_image_tokens, dtype=getattr(self.model, "dtype", None))
 
 
 def multiplies_in_bf16() -> bool:
