@@ -120,7 +120,8 @@ class Backbone:
         """The `t4s_helpers.training.ConversationEncoder` that fits this backbone."""
         from .training import ConversationEncoder
 
-        return ConversationEncoder(self.processor, self.spec.n_image_tokens, dtype=getattr(self.model, "dtype", None))
+        return ConversationEncoder(self.processor, self.spec.n_image_tokens,
+                                   dtype=getattr(self.model, "dtype", None))
 
 
 def multiplies_in_bf16() -> bool:
@@ -197,12 +198,10 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
     if torch.cuda.is_available():
         options["device_map"] = "cuda"
     place = str(source or spec.source)
-    if source is None and name != "embedded":
-        options["revision"] = spec.revision
-    try:
-        processor = AutoProcessor.from_pretrained(
-            place, **{key: options[key] for key in ("revision",) if key in options})
-        model = AutoModelForImageTextToText.from_pretrained(place, **options)
+    try:  # a folder has no revisions, and transformers then ignores the name
+        processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
+        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision,
+                                                            **options)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"The weights of {name!r} could not be loaded from {place}: {str(error)[:200]} "

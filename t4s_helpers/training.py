@@ -48,6 +48,7 @@ class ConversationEncoder:
         self.processor, self.n_image_tokens, self.dtype = processor, n_image_tokens, dtype
         self.tokenizer, self.max_length = processor.tokenizer, max_length
         self._pieces: dict[str, list[int]] = {}
+        self._surpluses: dict[bool, str] = {}
         self._special = set(self.tokenizer.all_special_ids)
 
     def piece_ids(self, piece: str) -> list[int]:
@@ -136,9 +137,12 @@ class ConversationEncoder:
 
         LLaVA-1.5's does. Trained with it, a model would be asked in a way that it never saw.
         """
-        asked = self.prompt_text(turns[:1], has_image)
-        more = before.removeprefix(asked)
-        return more if before.startswith(asked) and more.isspace() else ""
+        if has_image not in self._surpluses:  # the template's, so found once and not per sample
+            asked = self.prompt_text(turns[:1], has_image)
+            more = before.removeprefix(asked)
+            fits = before.startswith(asked) and more.isspace()
+            self._surpluses[has_image] = more if fits else ""
+        return self._surpluses[has_image]
 
     def _first_ids(self, text: str, image, has_image: bool) -> tuple[dict, list[int]]:
         if has_image and self.n_image_tokens is None:

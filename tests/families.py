@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 WIDTH = 64
+"""NF4's block: a narrower layer is refused by bitsandbytes' bfloat16 kernels for processors."""
 PATCH = 14
 SIDE = 56
 
-TEXT = dict(hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+TEXT = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=2, max_position_embeddings=2048)
-VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+VISION = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=2)
 
 PARTS = ("{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}"
          "{% endif %}{% endfor %}")
@@ -62,7 +63,7 @@ def llava():
     tok = tokenizer(USER, "<image>\n", "</s>", image_token="<image>")
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH,
-                                         projection_dim=32).to_dict(),
+                                         projection_dim=WIDTH).to_dict(),
         text_config=text(tok), image_token_index=tok.image_token_id, vision_feature_layer=-2)
     images = t.CLIPImageProcessor(size={"shortest_edge": SIDE},
                                   crop_size={"height": SIDE, "width": SIDE})
@@ -93,7 +94,7 @@ def deepseek_vl_hybrid():
                        "patch_size": 8, "vision_use_head": False},
         high_res_vision_config={"model_type": "sam_vision_model", "hidden_size": 16,
                                 "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 24,
-                                "output_channels": 4, "image_size": 128, "patch_size": 32,
+                                "output_channels": 16, "image_size": 128, "patch_size": 32,
                                 "window_size": 2, "global_attn_indexes": [1]},
         text_config=text(tok), image_token_id=tok.image_token_id)
     images = t.DeepseekVLHybridImageProcessor(size={"height": 32, "width": 32},
@@ -136,7 +137,7 @@ def qwen2_5_vl():
 
     tok = _qwen_tokenizer()
     config = t.Qwen2_5_VLConfig(
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2,
+        vision_config=dict(depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=2,
                            patch_size=PATCH, out_hidden_size=WIDTH, fullatt_block_indexes=[1]),
         text_config=text(tok, "qwen2_5_vl_text",
                          rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
@@ -152,7 +153,7 @@ def qwen3_vl():
 
     tok = _qwen_tokenizer()
     config = t.Qwen3VLConfig(
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2,
+        vision_config=dict(depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=2,
                            patch_size=16, out_hidden_size=WIDTH, num_position_embeddings=16,
                            deepstack_visual_indexes=[0]),
         text_config=text(tok, "qwen3_vl_text", head_dim=32,

@@ -24,7 +24,7 @@ from ..data.scenes import CATEGORIES, COLORS, SIZES
 from .dense import GRID, HEADS, render_with_targets
 from .language import freeze_tower
 from .rendering import ChunkedItems
-from .tower import WEIGHTS, _head_loss, collate, last_checkpoint
+from .tower import WEIGHTS, collate, head_loss, last_checkpoint
 
 NOTHING = "nothing"
 WORDS = (CATEGORIES, tuple(COLORS), tuple(SIZES))
@@ -70,7 +70,7 @@ class Alignment(nn.Module):
     def _probe_loss(self, visual, truth):
         logits = self.probes(visual).float().unflatten(-1, (4, -1)).flatten(1, 2)
         parts = logits.split(list(HEADS.values()), -1)
-        return sum(WEIGHTS.get(name, 1.0) * _head_loss(part, truth[:, k].flatten(1))
+        return sum(WEIGHTS.get(name, 1.0) * head_loss(part, truth[:, k].flatten(1))
                    for k, (name, part) in enumerate(zip(HEADS, parts)))
 
 

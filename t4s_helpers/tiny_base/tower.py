@@ -45,11 +45,11 @@ class DenseTower(nn.Module):
         loss = 0.0
         for k, (name, part) in enumerate(zip(HEADS, logits.float().split(list(HEADS.values()), -1))):
             truth = targets[:, k].flatten(1)
-            loss = loss + WEIGHTS.get(name, 1.0) * _head_loss(part, truth)
+            loss = loss + WEIGHTS.get(name, 1.0) * head_loss(part, truth)
         return {"loss": loss, "logits": logits}
 
 
-def _head_loss(logits, truth):
+def head_loss(logits, truth):
     """Cross entropy; empty cells weigh a fifth so that they do not drown the objects."""
     weight = torch.where(truth == IGNORE, 0.0, torch.where(truth == 0, 0.2, 1.0))
     each = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=IGNORE,
