@@ -1,13 +1,18 @@
 """Training on `transformers.Trainer`: label-masked encoding, logs, and the QLoRA recipe.
 
-``python -m t4s_helpers.training --help`` fine-tunes the embedded model on scenes; notebook 04 and
-``accelerate launch`` call the same `fine_tune`.
+``python -m t4s_helpers.training --help`` fine-tunes a backbone; notebook 04 calls the same
+`fine_tune`. On several GPUs, with the configurations in ``t4s_helpers/launch``::
+
+    accelerate launch --config_file t4s_helpers/launch/zero2.yaml -m t4s_helpers.training \
+        --backbone llava-1.5-7b --data my.csv --batch 4 --accumulate 16
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -258,10 +263,22 @@ def resumable_trainer(**options):
     ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them). The
     stock trainer reads them back by the new names, finds none, warns, and goes on from random
     weights. Here the model's own ``from_pretrained`` reads them, and every tensor must fit.
+
+    With ``train_sampling_strategy="group_by_length"`` and a data set that has ``lengths()``, items
+    of a like length share a batch, in an order that seed and epoch alone decide.
     """
     from transformers import PreTrainedModel, Trainer
 
     class ResumableTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset=None):
+            data = self.train_dataset if train_dataset is None else train_dataset
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(data)
+            # as many as one step holds, over all processes, sorted within themselves
+            together = (self.args.train_batch_size * self.args.gradient_accumulation_steps
+                        * self.args.world_size)
+            return length_sampler(data.lengths(), together, self.args.seed)
+
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
             model = model or self.model
             if not isinstance(model, PreTrainedModel):  # peft and plain modules keep their names
@@ -270,6 +287,52 @@ def resumable_trainer(**options):
             model.load_state_dict(saved.state_dict())
 
     return ResumableTrainer(**options)
+
+
+def length_sampler(lengths: list[int], together: int, seed: int):
+    """Order in which items of a like length stand together, the same after every resume.
+
+    transformers' ``LengthGroupedSampler``, whose order depends on the state of the global generator,
+    with a generator of its own: ``set_epoch`` (the trainer calls it) and ``seed`` decide.
+
+    Args:
+        lengths: of every item.
+        together: how many items are sorted by length among themselves.
+    """
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class SeededSampler(LengthGroupedSampler):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self):
+            self.generator = torch.Generator().manual_seed(1_000_003 * seed + self.epoch)
+            return super().__iter__()
+
+    return SeededSampler(together, lengths=lengths)
+
+
+def last_checkpoint(out: Path | str) -> str | None:
+    """The newest complete checkpoint in a folder, or ``None``.
+
+    The trainer writes ``trainer_state.json`` last, so a checkpoint without one that can be read was
+    cut off while it was saved, and the one before it is taken.
+    """
+    def step(folder: Path) -> int:
+        return int(folder.name.rpartition("-")[2])
+
+    found = [p for p in Path(out).glob("checkpoint-*") if p.name[11:].isdigit() and p.is_dir()]
+    for folder in sorted(found, key=step, reverse=True):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if state.get("global_step") == step(folder):
+            return str(folder)
+    return None
 
 
 class CsvLog(TrainerCallback):
@@ -286,6 +349,8 @@ class CsvLog(TrainerCallback):
         self._start, self._before = time.time(), 0.0
 
     def on_train_begin(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
         kept = [row for row in read_log(self.path) if row["step"] <= state.global_step]
         self._before, self._start = (kept[-1]["seconds"] if kept else 0.0), time.time()
         with open(self.path, "w", newline="") as file:
@@ -294,7 +359,7 @@ class CsvLog(TrainerCallback):
             writer.writerows(kept)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         row = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
         row["step"] = state.global_step
@@ -379,71 +444,74 @@ def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
               **changes):
     """Fine-tune LoRA matrices on conversations with the paper's recipe.
 
-    The same call serves a notebook, ``python -m t4s_helpers.training`` and ``accelerate launch``.
+    The same call serves a notebook, ``python -m t4s_helpers.training``, ``accelerate launch`` and
+    ``torchrun``; with several processes each takes every so-manieth batch.
 
     Args:
         backbone: a `t4s_helpers.backbones.Backbone`, loaded with ``quantize="nf4"`` for QLoRA.
-        dataset: map-style, items for ``collate``.
+        dataset: map-style, items for ``collate``. If it has ``lengths()``, items of a like length
+            share a batch (``train_sampling_strategy="sequential"`` keeps the data's own order).
         collate: list of items -> batch with ``labels`` (see `pad_batch`).
         out: folder for checkpoints, ``log.csv`` and, at the end, ``adapter/``.
-        batch: conversations in one forward pass.
+        batch: conversations in one forward pass of one process.
         accumulate: passes per step; by default as many as make the paper's global batch of 128.
-        resume: go on from the last checkpoint in ``out``, if there is one.
+        resume: go on from the last complete checkpoint in ``out``, if there is one.
         model: a peft model that is already prepared; by default `add_adapter` makes one.
         callbacks: further `TrainerCallback` objects.
-        changes: anything of `TrainingArguments`, over `PAPER`.
+        changes: anything of `TrainingArguments`, over `PAPER`; ``optim="paged_adamw_8bit"`` keeps
+            the optimizer's state in 8 bits and lets it overflow to the host's memory (CUDA).
 
     Returns:
         the trained peft model; its adapter is saved in ``out/adapter``.
 
     Raises:
-        TrainingError: the loss is not a number.
+        TrainingError: the loss is not a number, or the GPU's memory is too small.
     """
-    from transformers.trainer_utils import get_last_checkpoint
+    import torch
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     settings = {**PAPER, **(TINY if backbone.spec.name == "embedded" else {}), **changes}
+    if hasattr(dataset, "lengths"):
+        settings.setdefault("train_sampling_strategy", "group_by_length")
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
+    passes = accumulate or max(1, PAPER_BATCH // (batch * n_processes()))
     trainer = resumable_trainer(
         model=model, train_dataset=dataset, data_collator=collate,
         args=arguments(
             out, per_device_train_batch_size=batch, label_names=["labels"],
-            gradient_accumulation_steps=accumulate or max(1, PAPER_BATCH // batch),
+            gradient_accumulation_steps=passes,
             **{"logging_steps": 10, "save_steps": 100, **settings},
         ),
         callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(_memory_advice(backbone.spec, batch, passes, out)) from error
     # Training wraps the forward pass in autocast; without unwrapping, the model in memory would
     # answer in lower precision than the same adapter loaded from disk.
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    model.save_pretrained(out / "adapter")
+    trainer.save_model(str(out / "adapter"))  # by the main process, gathered where it is sharded
+    trainer.accelerator.wait_for_everyone()
     return model
 
 
-def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
-    """Copy an adapter in the form in which it ships: bfloat16, the base by name, nothing else.
+def n_processes() -> int:
+    """Processes that train together, as ``accelerate launch`` and ``torchrun`` announce them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
-    Args:
-        adapter: a folder that peft saved, for example ``out/adapter`` or a checkpoint.
-        out: the new folder.
-        base: name of the backbone that it belongs to; replaces the path on this machine.
-    """
-    import json
 
+def _memory_advice(spec, batch: int, passes: int, out: Path) -> str:
     import torch
-    from safetensors.torch import load_file, save_file
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = base
-    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
-    save_file({name: t.to(torch.bfloat16).contiguous() for name, t in tensors.items()},
-              out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return out
+    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
+    smaller = max(1, batch // 2)
+    return (f"The GPU's memory ran out: {total:.0f} GB in all, {free:.1f} GB free now; "
+            f"{spec.name!r} wants about {spec.memory_gb} GB at batch 4. Set batch={smaller}, "
+            f"accumulate={passes * batch // smaller} (the same global batch), "
+            "optim='paged_adamw_8bit', a smaller grid or fewer exchanges in a conversation. "
+            f"Checkpoints are in {out}; the same call goes on from the last.")
 
 
 # --- conversations about scenes -------------------------------------------------------------------
@@ -480,6 +548,12 @@ class SceneConversations:
         scene, turns = instruction(index, **self.options)
         return self.encoder(turns, scene.image)
 
+    def lengths(self) -> list[int]:
+        """Tokens of every item but for its picture's."""
+        from .data.instructions import instruction
+
+        return _text_lengths(self, lambda index: instruction(index, **self.options)[1])
+
 
 class SampleConversations:
     """Training items about any samples: item ``i`` asks about sample ``i`` modulo their number.
@@ -502,13 +576,27 @@ class SampleConversations:
         return self.n
 
     def __getitem__(self, index: int) -> dict:
+        return self.encoder(self.turns(index), self.samples[index % len(self.samples)].pixels())
+
+    def turns(self, index: int) -> list:
+        """The exchanges of item ``index``, without reading its picture."""
         import numpy as np
 
         from .prompts import turn
 
-        sample = self.samples[index % len(self.samples)]
         rng = np.random.default_rng([self.seed, index, 41])
-        return self.encoder([turn(sample, rng=rng, **self.layout)], sample.pixels())
+        return [turn(self.samples[index % len(self.samples)], rng=rng, **self.layout)]
+
+    def lengths(self) -> list[int]:
+        """Tokens of every item but for its picture's."""
+        return _text_lengths(self, self.turns)
+
+
+def _text_lengths(dataset, turns) -> list[int]:
+    from tqdm.auto import tqdm
+
+    return [len(dataset.encoder(turns(index))["input_ids"])
+            for index in tqdm(range(len(dataset)), "lengths", disable=len(dataset) < 1000)]
 
 
 def sample_data(backbone, samples, n: int, seed: int = 0, **layout):
@@ -559,38 +647,51 @@ def scene_data(backbone, samples: int, **options):
 def main() -> None:
     import argparse
 
-    from .backbones import EMBEDDED, load_backbone
+    from .adapters import export_adapter
+    from .backbones import BACKBONES, load_backbone
     from .data.instructions import MIXES
+    from .data.own import load_own
     from .prompts import SENTENCES
     from .rle import SCHEMES
 
-    parser = argparse.ArgumentParser(description="Fine-tune the embedded model with QLoRA.")
-    parser.add_argument("--base", type=Path, default=EMBEDDED)
+    parser = argparse.ArgumentParser(description="Fine-tune a backbone with QLoRA.")
+    parser.add_argument("--backbone", choices=BACKBONES, default="embedded")
+    parser.add_argument("--base", type=Path, help="folder to load the backbone from, if not its own")
+    parser.add_argument("--data", help="COCO folder or CSV file of your own; rendered scenes else")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/adapter"))
     parser.add_argument("--samples", type=int, default=32_000, help="conversations")
-    parser.add_argument("--turns", type=int, default=4, help="exchanges in a conversation")
-    parser.add_argument("--mix", choices=MIXES, default="all")
+    parser.add_argument("--turns", type=int, default=4, help="exchanges in a scene's conversation")
+    parser.add_argument("--mix", choices=MIXES, default="all", help="of requests about scenes")
     parser.add_argument("--style", choices=SENTENCES, default="box")
     parser.add_argument("--scheme", choices=SCHEMES, default="rrle")
     parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=32, help="conversations in a pass")
+    parser.add_argument("--accumulate", type=int, default=1, help="passes in a step")
     parser.add_argument("--lr", type=float, default=TINY["learning_rate"])
+    parser.add_argument("--optim", default="adamw_torch",
+                        help="'paged_adamw_8bit' saves memory on a GPU")
+    parser.add_argument("--log-every", type=int, default=10, help="steps between lines of log.csv")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=64, help="of the LoRA matrices; alpha is twice it")
+    parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA matrices' input")
     parser.add_argument("--start", type=Path, help="adapter folder to go on from")
     parser.add_argument("--export", type=Path, help="folder for the adapter as it ships")
     parser.add_argument("--quantize", choices=("nf4", "none"), default="nf4",
                         help="'none' trains LoRA on the unquantized base: five times faster on a CPU")
     args = parser.parse_args()
-    backbone = load_backbone("embedded", None if args.quantize == "none" else "nf4",
+    backbone = load_backbone(args.backbone, None if args.quantize == "none" else "nf4",
                              source=args.base)
-    dataset, collate = scene_data(backbone, args.samples, mix=args.mix, n=args.turns,
-                                  seed=args.seed, size=args.size, scheme=args.scheme,
-                                  style=args.style)
-    model = args.start and continued_adapter(backbone, args.start)
+    layout = dict(seed=args.seed, size=args.size, scheme=args.scheme, style=args.style)
+    if args.data:
+        dataset, collate = sample_data(backbone, load_own(args.data), args.samples, **layout)
+    else:
+        dataset, collate = scene_data(backbone, args.samples, mix=args.mix, n=args.turns, **layout)
+    model = continued_adapter(backbone, args.start) if args.start else add_adapter(
+        backbone, args.rank, 2 * args.rank, args.dropout, args.seed)
     fine_tune(backbone, dataset, collate, args.out, batch=args.batch, accumulate=args.accumulate,
-              seed=args.seed, model=model, learning_rate=args.lr)
-    if args.export:
+              seed=args.seed, model=model, learning_rate=args.lr, optim=args.optim,
+              logging_steps=args.log_every)
+    if args.export and int(os.environ.get("RANK", 0)) == 0:
         export_adapter(args.out / "adapter", args.export, backbone.spec.name)
 
 

@@ -182,12 +182,17 @@ def test_the_log_keeps_one_curve_over_a_resume(tmp_path):
 
     args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=1,
                            world_size=1)
+
+    def at(step, first=True):
+        return SimpleNamespace(global_step=step, is_world_process_zero=first)
+
     log = training.CsvLog(tmp_path / "log.csv")
-    log.on_train_begin(args, SimpleNamespace(global_step=0), None)
+    log.on_train_begin(args, at(0), None)
     for step in (1, 2, 3):
-        log.on_log(args, SimpleNamespace(global_step=step), None, {"loss": 3.0 - step})
-    log.on_train_begin(args, SimpleNamespace(global_step=2), None)  # killed after step 2's save
-    log.on_log(args, SimpleNamespace(global_step=3), None, {"loss": 0.5})
+        log.on_log(args, at(step), None, {"loss": 3.0 - step})
+        training.CsvLog(log.path).on_log(args, at(step, first=False), None, {"loss": 9.0})
+    log.on_train_begin(args, at(2), None)  # killed after step 2's save
+    log.on_log(args, at(3), None, {"loss": 0.5})
     rows = training.read_log(tmp_path / "log.csv")
     assert [(r["step"], r["samples"], r["loss"]) for r in rows] == [(1, 2, 2), (2, 4, 1), (3, 6, .5)]
 
@@ -215,3 +220,99 @@ def test_resume_restores_every_tensor_although_names_change_on_disk(tmp_path):
     trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
     for (name, a), b in zip(model.named_parameters(), other.parameters()):
         assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_cut_off_while_it_was_saved_is_passed_over(tmp_path):
+    import json
+
+    assert training.last_checkpoint(tmp_path / "none") is None
+    for step, state in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (30, '{"glo')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-40").mkdir()
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-30" / "trainer_state.json").write_text(json.dumps({"global_step": 30}))
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-30")
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_killed_at_any_step_goes_on_along_the_same_curve(tmp_path):
+    """Killed while checkpoint 6 is being written: it resumes at 3, and the curve is the same."""
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            if state.global_step == 6:
+                (tmp_path / "b" / "checkpoint-6" / "trainer_state.json").write_text("{")
+                raise Killed
+
+    def run(out, callbacks=()):
+        backbone = tiny_model.backbone(quantize="nf4")
+        model = training.add_adapter(backbone, rank=4, alpha=8, dropout=0.1)
+        data = training.SceneConversations(ConversationEncoder(backbone.processor), 32, "res", 1,
+                                           size=6)
+        training.fine_tune(backbone, data, lambda items: pad_batch(items, 0), out, batch=2,
+                           accumulate=2, model=model, learning_rate=1e-2, logging_steps=1,
+                           save_steps=3, callbacks=callbacks)
+        return [(row["step"], row["loss"]) for row in training.read_log(out / "log.csv")]
+
+    want = run(tmp_path / "a")
+    with pytest.raises(Killed):
+        run(tmp_path / "b", [Kill()])
+    assert run(tmp_path / "b") == want and len(want) == 8
+
+
+def test_batches_hold_items_of_a_like_length_in_an_order_that_seed_and_epoch_decide():
+    lengths = list(np.random.default_rng(0).integers(10, 500, 256))
+    orders = []
+    for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        sampler = training.length_sampler(lengths, 16, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(256))
+    assert orders[0] != orders[2] and orders[0] != orders[3]
+
+    def padding(order):
+        rows = np.asarray(lengths)[np.asarray(order)].reshape(-1, 16)
+        return (rows.max(1, keepdims=True) - rows).sum()
+
+    assert padding(orders[0]) < 0.35 * padding(range(256))
+
+
+def test_lengths_are_those_of_the_text(encoder):
+    from t4s_helpers.data.photos import load_photos
+
+    data = training.SampleConversations(ConversationEncoder(encoder.processor), load_photos()[:3],
+                                        5, size=4)
+    full = [len(data[k]["input_ids"]) for k in range(5)]
+    assert [n - m for n, m in zip(full, data.lengths())] == [64] * 5
+
+
+def test_too_little_gpu_memory_names_what_to_change(monkeypatch, tmp_path):
+    import torch
+    from transformers import Trainer
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 24 * 2**30))
+    monkeypatch.setattr(Trainer, "train", out_of_memory)
+    backbone = tiny_model.backbone()
+    with pytest.raises(training.TrainingError, match="batch=4, accumulate=8.*go(es)? on"):
+        training.fine_tune(backbone, [0], list, tmp_path, batch=8, accumulate=4)
+
+
+def test_an_optimizer_of_bitsandbytes_trains_too(tmp_path):
+    """`paged_adamw_8bit` needs CUDA's paging; its 8-bit step is the same without."""
+    backbone = tiny_model.backbone(quantize="nf4")
+    model = training.add_adapter(backbone, rank=4, alpha=8, dropout=0.0)
+    data, collate = training.scene_data(backbone, 4, mix="res", n=1, size=6)
+    training.fine_tune(backbone, [data[k] for k in range(4)] * 3, collate, tmp_path, batch=4,
+                       accumulate=1, model=model, learning_rate=1e-2, logging_steps=1,
+                       optim="adamw_8bit")
+    rows = training.read_log(tmp_path / "log.csv")
+    assert rows[-1]["loss"] < rows[0]["loss"]

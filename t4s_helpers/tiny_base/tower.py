@@ -84,7 +84,7 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
     """Train on the first ``samples`` training scenes, each seen once; returns val accuracies."""
     from transformers import set_seed
 
-    from ..training import CsvLog, arguments, resumable_trainer
+    from ..training import CsvLog, arguments, last_checkpoint, resumable_trainer
 
     set_seed(seed)
     model = DenseTower()
@@ -120,12 +120,6 @@ def load_tower(folder: Path) -> dict:
     state = AutoModelForImageTextToText.from_pretrained(folder).model.vision_tower.state_dict()
     return {f"tower.{name}": tensor.float() for name, tensor in state.items()
             if not name.startswith("stages.3.")}
-
-
-def last_checkpoint(out: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(out)) if Path(out).is_dir() else None
 
 
 def main() -> None:
