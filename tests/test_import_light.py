@@ -9,7 +9,8 @@ from pathlib import Path
 
 MODULES = ["t4s_helpers", *(
     f"t4s_helpers.{name}"
-    for name in ("descriptors", "rle", "parsing", "bench_codec", "metrics", "prompts")
+    for name in ("descriptors", "rle", "parsing", "bench_codec", "metrics", "prompts",
+                 "grammar", "drafting", "decoding")
 )]
 
 PROGRAM = """

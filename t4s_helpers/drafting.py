@@ -1,0 +1,171 @@
+"""Guesses at the rest of a descriptor, cheap enough to be wrong.
+
+A drafted token costs next to nothing: the model reads the whole draft in one pass, and what it would
+have written itself stays. Objects change little from row to row, so the guess for a row is the row
+above, and where the current row has already left it, the row above from its next edge on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .grammar import Grammar, Position, State
+
+FIRST_WIDTH = 0.1
+"""Guessed width of an object where it first appears, of the grid's width."""
+
+Run = tuple[int, int]
+"""``(label, end)``, the end exclusive."""
+
+
+def row_runs(row) -> list[Run]:
+    """The runs of a row of labels.
+
+    >>> row_runs([0, 0, 1, 0])
+    [(0, 2), (1, 3), (0, 4)]
+    """
+    row = np.asarray(row)
+    ends = [*(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
+    return [(int(row[end - 1]), end) for end in ends]
+
+
+def rest_of_row(above: list[Run], col: int, last: int, first: int | None = None,
+                appears: int = 1) -> list[Run]:
+    """Guess the runs of a row from a cell on.
+
+    Args:
+        above: the runs of the row above, the last one ending with the row.
+        col: the first cell to guess.
+        last: label of the run that ends there, -1 at the start of the row.
+        first: label of the first guessed run, if that is known already.
+        appears: label of an object that the row above does not have.
+
+    Returns:
+        runs that end with the row; neighbours differ, the first one from ``last``.
+
+    >>> above = [(0, 3), (1, 8), (0, 16)]
+    >>> rest_of_row(above, 2, 0)  # the object begins a cell earlier
+    [(1, 8), (0, 16)]
+    >>> rest_of_row(above, 3, 0), rest_of_row(above, 5, 0)
+    ([(1, 8), (0, 16)], [(1, 8), (0, 16)])
+    """
+    cols = above[-1][1]
+    at = next(k for k, (_, end) in enumerate(above) if end > col)
+    if first is None and above[at][0] != last:
+        return _proper(above[at:], col, last)
+    if first is None:  # the run above goes on, this one has ended
+        rest = above[at + 1:]
+    else:
+        rest = next((above[k:] for k in range(at, len(above)) if above[k][0] == first), [])
+        if first == 0 and rest and rest[0][1] == cols and at < len(above) - 1:
+            rest = [(0, col + 1), *above[at:]]  # the object has left the border a little
+    if not rest:
+        label = first if first is not None else (0 if last else appears)
+        rest = [(label, cols if label == 0 else col + max(1, round(FIRST_WIDTH * cols)))]
+    return _proper([*rest, (0, cols)], col, last)
+
+
+def _proper(runs: list[Run], col: int, last: int) -> list[Run]:
+    """Without empty runs and repeated labels, to the end of the row."""
+    cols, out = runs[-1][1], []
+    for label, end in runs:
+        end = min(end, cols)
+        if end <= (out[-1][1] if out else col):
+            continue
+        if out and out[-1][0] == label:
+            out[-1] = (label, end)
+        elif out or label != last:
+            out.append((label, end))
+    return out
+
+
+class Draft:
+    """What is settled of a descriptor, and guesses at the rest of it.
+
+    Args:
+        grammar: of the request; scheme ``rrle`` has rows to learn from, in the others every ``width``
+            cells count as one.
+        width: columns of the grid.
+    """
+
+    def __init__(self, grammar: Grammar, width: int):
+        self.grammar, self.width = grammar, width
+        self.cells = np.zeros(grammar.rows * grammar.cols, np.int32)
+        self.seen = 1
+
+    def settle(self, at: Position, label: int, length: int) -> None:
+        """Take note of a run that has been decided."""
+        start = at.row * self.grammar.cols + at.col
+        self.cells[start:start + length] = label
+        self.seen = label or self.seen
+
+    def tokens(self, state: State, ahead: int) -> list[int]:
+        """Guessed token ids from a place in the descriptor on.
+
+        Args:
+            ahead: rows to guess after the current one.
+        """
+        begun = None if self.grammar.done(state) else self._finish_run(state)
+        if begun is None:
+            return []
+        ids, (label, length) = list(begun[0]), begun[1]
+        cells, start = self.cells.copy(), self._flat(state.at)
+        cells[start:start + length] = label
+        at = self.grammar.move(state.at, label, length)
+        if start + length < len(cells):
+            for label, length in self._runs(at, self._guess(cells, at, ahead)):
+                ids += self.grammar.tokens(at, label, length)
+                at = self.grammar.move(at, label, length)
+        return ids
+
+    def _flat(self, at: Position) -> int:
+        return at.row * self.grammar.cols + at.col
+
+    def _finish_run(self, state: State):
+        """Tokens that finish the run begun, and the run: the guessed one, or the nearest possible."""
+        most = 1 if self.grammar.scheme == "full" else self.grammar.cols - state.at.col
+        for first in (None, *range(len(self.grammar.words))):
+            if first is not None and first == state.at.last and self.grammar.scheme != "full":
+                continue
+            label, guessed = self._runs(state.at, self._guess(self.cells, state.at, 1, first))[0]
+            for length in sorted(range(1, most + 1), key=lambda n: abs(n - guessed)):
+                ids = self.grammar.complete(state, label, length)
+                if ids is not None:
+                    return ids, (label, length)
+        return None
+
+    def _guess(self, cells, at: Position, ahead: int, first: int | None = None) -> np.ndarray:
+        """Guessed labels of the cells from a position on, to the end of a row.
+
+        Args:
+            cells: all labels, right up to the position.
+            ahead: rows after the current one.
+            first: label of the first run, if that is known.
+        """
+        row, col = divmod(self._flat(at), self.width)
+        lines = cells.reshape(-1, self.width)
+        above, line = lines[row - 1] if row else np.zeros_like(lines[0]), lines[row].copy()
+        last, start = -1 if self.grammar.scheme == "full" else at.last, col
+        for label, end in rest_of_row(row_runs(above), col, last, first, self.seen):
+            line[start:end] = label
+            start = end
+        return np.concatenate([line[col:], *[line] * min(ahead, len(lines) - row - 1)])
+
+    def _runs(self, at: Position, cells: np.ndarray) -> list[Run]:
+        """Cells as the grammar's runs ``(label, length)``; one that may go on is left out."""
+        cols, scheme = self.grammar.cols, self.grammar.scheme
+        if scheme == "full":
+            return [(int(label), 1) for label in cells]
+        out, col, k = [], at.col, 0
+        while k < len(cells):
+            end = k + 1
+            while end < len(cells) and cells[end] == cells[k] and col + end - k < cols:
+                end += 1
+            closed = end < len(cells) or col + end - k == cols
+            if closed or not out:
+                out.append((int(cells[k]), end - k))
+            col = (col + end - k) % cols
+            k = end
+        return out

@@ -1,0 +1,160 @@
+"""Held to the grammar, nothing malformed comes out; with drafts, the very same tokens do."""
+
+from __future__ import annotations
+
+import families
+import numpy as np
+import pytest
+import tiny_model
+
+from t4s_helpers import backbones, decoding
+from t4s_helpers.constrained import ConstraintError, Writer
+from t4s_helpers.data.expressions import scene_samples
+from t4s_helpers.data.photos import load_photos
+from t4s_helpers.decoding import DecodingError, answer_samples
+from t4s_helpers.parsing import parse
+from t4s_helpers.prompts import ask
+from t4s_helpers.rle import SEG_CLOSE, SEG_OPEN
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return backbones.load_backbone("embedded", adapter="scenes")
+
+
+def both(backbone, samples, size, scheme="rrle", batches=(1,)):
+    """Answers of ``constrained``, and of ``fast`` in batches of every size asked for."""
+    def answers(mode, batch):
+        return answer_samples(backbone, samples, size, scheme, mode=mode, batch=batch,
+                              progress=False, max_new_tokens=1500)
+
+    return answers("constrained", 16), [answers("fast", batch) for batch in batches]
+
+
+def check(slow, fasts, samples, size, scheme="rrle"):
+    for fast in fasts:
+        for (a, read), (b, _), sample in zip(slow, fast, samples, strict=True):
+            assert a.text == b.text and a.n_tokens == b.n_tokens, (sample.id, size, scheme)
+            assert a.trace.sources == b.trace.sources
+            assert read.report.ok, (a.text, read.report.summary())
+            assert a.text.count(SEG_OPEN) >= 1 and SEG_CLOSE in a.text
+            assert b.trace.passes <= a.trace.passes
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_family_writes_the_same_fast_and_slow(name):
+    backbone = backbones.load_backbone(name, source=families.folder(name))
+    backbone.model.float()
+    photos = load_photos()[:3]
+    for size, scheme in ((4, "rrle"), ((2, 7), "irle"), (2, "full")):
+        slow, fasts = both(backbone, photos, size, scheme, (1, 3))
+        check(slow, fasts, photos, size, scheme)
+
+
+SIZES = [(8, 48), (16, 32), (24, 2), (32, 1), (1, 4), ((5, 11), 8)]
+
+
+@pytest.mark.parametrize(("size", "n"), SIZES)
+def test_the_embedded_model_writes_the_same_fast_and_slow(shipped, size, n):
+    """With and without targets, in batches whose rows go on at different paces."""
+    samples = scene_samples("test", n, "gres", start=30_000)
+    slow, fasts = both(shipped, samples, size, batches=(16,))
+    check(slow, fasts, samples, size)
+    if size in (16, 24, 32):
+        [fast] = fasts
+        passes, tokens = (np.mean(values) for values in zip(
+            *((a.trace.passes, a.n_tokens) for a, _ in fast)))
+        assert passes < tokens / 4
+
+
+@pytest.mark.parametrize("scheme", ["irle", "full"])
+def test_other_schemes_too(shipped, scheme):
+    samples = scene_samples("test", 6, "gres", start=31_000)
+    check(*both(shipped, samples, 6, scheme, (4,)), samples, 6, scheme)
+
+
+def test_an_untrained_model_cannot_break_the_format():
+    samples = scene_samples("test", 4, "semantic", start=10)
+    for temperature in (0.0, 2.0):
+        said = answer_samples(tiny_model.backbone(), samples, 6, mode="constrained", progress=False,
+                              temperature=temperature, seed=1)
+        assert all(reading.report.ok and a.finished for a, reading in said)
+
+
+def test_sampling_follows_its_seed(shipped):
+    samples = scene_samples("test", 3, "res", start=40)
+
+    def said(seed):
+        return [a.text for a, _ in answer_samples(shipped, samples, 6, mode="constrained",
+                                                  temperature=1.5, seed=seed, progress=False)]
+
+    assert said(1) == said(1) != said(2)
+
+
+def test_questions_are_answered_freely_and_as_plain_decoding_does(shipped):
+    questions = scene_samples("test", 6, "vqa", start=60)
+    answers = {mode: [a.text for a, _ in answer_samples(
+        shipped, questions, mode=mode, progress=False, batch=4, max_new_tokens=12)]
+        for mode in decoding.MODES}
+    assert answers["plain"] == answers["constrained"] == answers["fast"]
+
+
+def test_the_sentence_before_the_tag_is_the_models_own(shipped):
+    samples = scene_samples("test", 8, "res", start=70)
+    plain = answer_samples(shipped, samples, 16, progress=False)
+    fast = answer_samples(shipped, samples, 16, mode="fast", progress=False)
+    for (a, _), (b, _) in zip(plain, fast):
+        if SEG_OPEN in a.text:
+            assert a.text.split(SEG_OPEN)[0] == b.text.split(SEG_OPEN)[0]
+
+
+def test_the_trace_tells_what_was_free(shipped):
+    samples = scene_samples("test", 4, "res", start=80)
+    for answer, _ in answer_samples(shipped, samples, 16, mode="fast", progress=False):
+        trace = answer.trace
+        assert len(trace.sources) == len(trace.at_pass) == len(trace.drafted) == answer.n_tokens
+        assert set(trace.sources) == {"free", "chosen", "forced"}
+        assert trace.at_pass == sorted(trace.at_pass) and trace.at_pass[-1] <= trace.passes
+
+
+def test_logits_that_are_no_numbers_are_named():
+    import torch
+
+    backbone = tiny_model.backbone()
+    with torch.no_grad():
+        backbone.model.lm_head.weight.fill_(float("nan"))
+    for mode in ("constrained", "fast"):
+        with pytest.raises(DecodingError, match="not numbers"):
+            answer_samples(backbone, scene_samples("test", 1, "res"), 4, mode=mode)
+
+
+def test_bad_requests_are_named(shipped):
+    sample = scene_samples("test", 1, "res")[0]
+    ask_for = [sample.pixels()], [ask(sample).question]
+    with pytest.raises(DecodingError, match="Unknown decoding mode 'quick'"):
+        decoding.generate(shipped, *ask_for, mode="quick")
+    with pytest.raises(DecodingError, match="greedy"):
+        decoding.generate(shipped, *ask_for, sample.labels, mode="fast", temperature=1.0)
+    with pytest.raises(DecodingError, match="1 questions came with 2 lists"):
+        decoding.generate(shipped, *ask_for, [["a"], ["b"]], mode="fast")
+
+
+def test_a_model_that_only_chats_is_brought_to_the_tag():
+    """Free text has a limit: then the tag is forced, and the answer still is a descriptor."""
+    import torch
+
+    backbone = tiny_model.backbone()
+    writer = Writer(backbone.encoder, ["star"], 2)
+    chat = torch.zeros(len(backbone.encoder.tokenizer))
+    chat[300], chat[writer.end] = 1, 2
+    for _ in range(400):
+        if writer.finished:
+            break
+        writer.push(writer.choose(chat))
+        chat[writer.end] = 2
+    text = backbone.encoder.tokenizer.decode(writer.ids, skip_special_tokens=True)
+    assert parse(text, ["star"], 2)[1].ok
+    with pytest.raises(ConstraintError, match="not numbers"):
+        Writer(backbone.encoder, ["star"], 2).choose(chat * float("nan"))

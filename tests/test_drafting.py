@@ -1,0 +1,100 @@
+"""Drafts never change what is written, and on real masks they are worth most of the passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shared_data import shared_data, shared_tokenizer
+from test_grammar import LABELS, PATTERNS, Toy, requests, written
+
+from t4s_helpers.drafting import Draft, rest_of_row, row_runs
+from t4s_helpers.grammar import START, Grammar
+
+rows = st.lists(st.integers(0, 3), min_size=1, max_size=20)
+
+
+@given(rows, st.data())
+def test_the_rest_of_a_row_ends_with_it_and_neighbours_differ(above, data):
+    col = data.draw(st.integers(0, len(above) - 1))
+    last = data.draw(st.integers(-1 if col == 0 else 0, 3))
+    first = data.draw(st.none() | st.integers(0, 3).filter(lambda k: k != last))
+    runs = rest_of_row(row_runs(above), col, last, first)
+    labels, ends = zip(*runs)
+    assert ends[-1] == len(above) and ends[0] > col and list(ends) == sorted(set(ends))
+    assert all(a != b for a, b in zip((last, *labels), labels))
+    assert first is None or labels[0] == first
+
+
+def test_a_row_without_news_repeats_the_one_above():
+    above = [(0, 3), (1, 8), (0, 16)]
+    assert rest_of_row(above, 0, -1) == above
+
+
+def replay(grammar: Grammar, draft: Draft, ids, ahead: int = 99) -> int:
+    """Passes in which a model that wants to write ``ids`` does so, the prompt's not counted."""
+    state, n, passes = START, 0, 0
+
+    def push(token):
+        nonlocal state
+        before, state = state, grammar.walk(state, [token])
+        if state.at != before.at:
+            draft.settle(before.at, *grammar.finished_run(before, token))
+
+    def force():
+        nonlocal n
+        for token in grammar.forced(state)[0]:
+            assert ids[n] == token
+            push(token)
+            n += 1
+
+    force()
+    while n < len(ids):
+        passes += 1
+        guess = draft.tokens(state, ahead)
+        for token in guess:
+            if n == len(ids) or ids[n] != token:
+                break
+            push(token)
+            n += 1
+        if n < len(ids):
+            push(ids[n])
+            n += 1
+        force()
+    return passes
+
+
+@given(requests, st.sampled_from((0, 2, 99)))
+def test_any_descriptor_is_written_through_drafts(request, ahead):
+    rows, cols, n, scheme, cut, seed = request
+    toy, rng = Toy(PATTERNS[cut]), np.random.default_rng(seed)
+    grid = np.repeat(rng.integers(0, n + 1, (-(-rows // 2), cols)), 2, 0)[:rows]
+    grammar = Grammar(toy.ids, LABELS[:n], (rows, cols), scheme)
+    draft, ids = Draft(grammar, cols), written(toy, grid, LABELS[:n], scheme)
+    assert replay(grammar, draft, ids, ahead) <= len(ids)
+    assert np.array_equal(draft.cells.reshape(rows, cols), grid)
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 10), (24, 15.5), (32, 19.5)])
+def test_real_masks_take_few_passes(size, most):
+    from t4s_helpers.data.refer import load_refer
+    from t4s_helpers.descriptors import masks_to_grid
+
+    samples = load_refer(shared_data("refcoco_mini"))
+    ids_of = shared_tokenizer("internlm2")
+    masks = {sample.masks.tobytes(): sample for sample in samples}.values()
+    assert len(masks) == 33
+    passes = []
+    for sample in masks:
+        grid = masks_to_grid(sample.masks, size, "nearest")
+        ids = [i for piece in pieces_and_close(grid, sample.labels) for i in ids_of(piece)]
+        grammar = Grammar(ids_of, sample.labels, size)
+        passes.append(replay(grammar, Draft(grammar, size), ids))
+    assert np.mean(passes) <= most
+
+
+def pieces_and_close(grid, labels):
+    from t4s_helpers.rle import SEG_CLOSE, pieces
+
+    return [*pieces(grid, labels), SEG_CLOSE]
