@@ -16,7 +16,7 @@ from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 MIXES = {
     "res": {"res": 1.0},
     "gres": {"res": 0.4, "gres": 0.6},
-    "all": {"res": 0.45, "gres": 0.3, "semantic": 0.1, "vqa": 0.15},
+    "all": {"res": 0.35, "gres": 0.4, "semantic": 0.1, "vqa": 0.15},
 }
 """Share of each task among the questions of a training mix."""
 

@@ -24,7 +24,7 @@ from ..data.scenes import CATEGORIES, COLORS, SIZES
 from .dense import GRID, HEADS, render_with_targets
 from .language import freeze_tower
 from .rendering import ChunkedItems
-from .tower import WEIGHTS, collate, head_loss, last_checkpoint
+from .tower import WEIGHTS, collate, head_loss
 
 NOTHING = "nothing"
 WORDS = (CATEGORIES, tuple(COLORS), tuple(SIZES))
@@ -131,7 +131,7 @@ def train(start: Path, out: Path, samples: int, batch: int = 32, lr: float = 1e-
     """Align the connector of the model in ``start``; returns the folder of the result."""
     from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-    from ..training import CsvLog, arguments, resumable_trainer
+    from ..training import CsvLog, arguments, last_checkpoint, resumable_trainer
 
     set_seed(seed)
     processor = AutoProcessor.from_pretrained(start)
