@@ -81,6 +81,34 @@ def score_rows(rows: Sequence[dict]) -> dict[str, float]:
             "seconds": float(np.mean([row["seconds"] for row in rows]))}
 
 
+def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[dict]:
+    """Scores of the rows that agree in one fact, a row of a table for each group.
+
+    Args:
+        rows: from `evaluate`; those without the fact are left out.
+        by: name of the fact (``kind``, ``n_objects``, ``size``, ``novel``).
+        order: groups in the order wanted; the others follow, sorted.
+
+    Returns:
+        ``by``, ``group``, ``n``, ``ciou``, ``giou``.
+
+    >>> count = {"task": "res", "malformed": False, "predicted": 2, "true_box": None, "tokens": 1,
+    ...          "seconds": 0.1, "target": 2}
+    >>> rows = [{**count, "size": "small", "intersection": 1}, {**count, "intersection": 2}]
+    >>> [(row["group"], row["n"], round(row["giou"], 2)) for row in score_groups(rows, "size")]
+    [('small', 1, 0.33)]
+    """
+    found = {row[by] for row in rows if by in row}
+    names = [name for name in order if name in found]
+    out = []
+    for name in [*names, *sorted(found - set(names))]:
+        chosen = [row for row in rows if row.get(by) == name]
+        scores = score_rows(chosen)
+        out.append({"by": by, "group": name, "n": len(chosen),
+                    **{key: scores[key] for key in ("ciou", "giou")}})
+    return out
+
+
 def oracle_scores(samples: Sequence, size=16, rule: str = "area") -> dict[str, float]:
     """What a perfect model would reach without a refiner: true mask -> grid -> mask."""
     masks, boxes = SegmentationMetric(), BoxMetric()

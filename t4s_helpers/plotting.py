@@ -1000,6 +1000,37 @@ def show_tokens(
     return set_title(ax, title, "left")
 
 
+def show_trace(ax: Axes, tokens: Sequence[str], trace: Any, title: str | None = None) -> Axes:
+    """The tokens of an answer in reading order, coloured by what each one cost.
+
+    Args:
+        ax: where to draw.
+        tokens: the text of each token.
+        trace: the answer's `t4s_helpers.constrained.Trace`.
+        title: over it, wrapped.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    if len(tokens) != len(trace.sources):
+        raise ValueError(f"There are {len(tokens)} tokens but {len(trace.sources)} in the trace.")
+    kinds = ["forced" if source == "forced" else "drafted" if drafted else "asked"
+             for source, drafted in zip(trace.sources, trace.drafted)]
+    colours = {"asked": mix(PALETTE[0], "white", 0.35), "drafted": mix(PALETTE[1], "white", 0.62),
+               "forced": "#e3e3e3"}
+    lines = [_Line("", [])]
+    for token, kind in zip(tokens, kinds):
+        ink = INK if kind != "forced" else "#5a5a5a"
+        lines[-1].atoms.append((_Span(_visible(token), ink, colours[kind], boxed=True),))
+        if "\n" in token:
+            lines.append(_Line("", []))
+    _fit(ax, "text", _MonoBlock(ax, [line for line in lines if line.atoms]).fit)
+    texts = [f"{name}: {kinds.count(kind)}" for kind, name in (
+        ("asked", "a pass each"), ("drafted", "guessed, confirmed"), ("forced", "forced"))]
+    legend_below(ax, texts, list(colours.values()))
+    return set_title(ax, title, "left")
+
+
 def _visible(token: str) -> str:
     token = token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
     if not token.strip(" "):
