@@ -58,7 +58,7 @@ class Processor:
     def __call__(self, text, images, return_tensors, padding, add_special_tokens):
         import torch
 
-        self.shown += [(text[0], images[0].shape)]
+        self.shown += [(text[0], images[0][0].shape)]
         return Inputs(input_ids=torch.tensor([[ord(c) for c in text[0]]]))
 
 
