@@ -7,8 +7,6 @@ above, and where the current row has already left it, the row above from its nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from .grammar import Grammar, Position, State
@@ -97,7 +95,7 @@ class Draft:
 
     def settle(self, at: Position, label: int, length: int) -> None:
         """Take note of a run that has been decided."""
-        start = at.row * self.grammar.cols + at.col
+        start = self._flat(at)
         self.cells[start:start + length] = label
         self.seen = label or self.seen
 
