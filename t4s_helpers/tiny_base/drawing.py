@@ -1,0 +1,496 @@
+"""Keeping one's place, wired into a base: which row is being written, and what the picture shows there.
+
+To write a mask row by row a model must know which row it is at, which object it draws, and where
+that object begins and ends in this row. The first is counting, the second comparing, the third
+looking at one row of the picture; large models can do all three, and ours learned none of them in
+an hour. `add_drawing` gives a base that already has `.matching` what it takes:
+
+- the connector is fitted anew, so that each visual token also carries, in directions that words
+  hardly use, what the tower knows and the old connector had lost: its row, the box of what it shows,
+  and where that begins and ends in its two rows of cells;
+- a head of the first layer counts line breaks since ``<seg>``: looking evenly at both, its share of
+  ``<seg>`` is a / (a + breaks), which the layer's MLP turns into a code of the row; another head
+  gathers the numbers of a box that was stated;
+- a head of the second layer hands on the box of what matches the words;
+- a new third layer looks for visual tokens of this row whose box is the stated or the matching one,
+  and hands on where the object begins and ends in it.
+
+Nothing of it is trained on descriptors, and what is read where decides nothing yet: which label
+stands for an object, how beginnings become counts, and when to end is left to the layers above.
+
+``python -m t4s_helpers.tiny_base.drawing --start checkpoints/matched3/final --out checkpoints/drawing``
+writes the grown model to ``<out>/final``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from ..prompts import BOX_BINS
+from .dense import GRID, HEADS, IGNORE
+from .matching import WORDS, _fit, _normed
+
+SIDE = GRID // 2
+"""Visual tokens in a row of them; each shows two rows and two columns of cells."""
+
+RUN_DIMS, BOX_DIMS = 8, 6
+"""Dimensions in which a cell's column, and a coordinate of a box, are coded."""
+
+PERIODS = (64, 32, 16)
+"""Periods, in bins of a box, of the waves of which a box's fingerprint consists."""
+
+COUNT = 16.0
+"""``<seg>`` weighs as much as so many line breaks where these are counted."""
+
+DISTANCE = 150
+"""Tokens between a visual token and the place in a descriptor that looks for it, about."""
+
+FIRST_PAIR = 10
+"""Rotary pairs from here on turn slowly enough to match over a whole descriptor."""
+
+SAME_BOX, SAME_ROW = 40.0, 36.0
+"""Attention logits, about, of a box's fingerprint against itself, and of agreeing rows (twice that).
+One row off must cost more than the right box gains, or rows without the object would borrow it."""
+
+LOUD = 2.0
+"""Size of what a visual token carries besides its words, where its own length is 16."""
+
+WRITE = 0.45
+"""Size of what is written for the layers above, where a word embedding has about length 0.9."""
+
+READ = 8.0
+"""What the norm before the first MLP multiplies the text's directions with, about: 16 over the length
+that the residual stream has there."""
+
+READ_ROW, READ_STATED, READ_FOUND = 10.4, 5.9, 2.5
+"""The same before the third layer, times how far a part exceeds or misses `WRITE`. What matches the
+words is weak: the look-up also looks elsewhere."""
+
+
+def hat_code(values, n: int, top: float):
+    """Numbers in 0..``top`` as ``n`` neighbouring weights that sum to 1.
+
+    >>> hat_code(torch.tensor([0.0, 5.0]), 3, 10.0)
+    tensor([[1., 0., 0.],
+            [0., 1., 0.]])
+    """
+    centres = torch.linspace(0, top, n)
+    return (1 - (values[..., None] - centres).abs() * (n - 1) / top).clamp(min=0)
+
+
+def fingerprint(numbers):
+    """Mean of waves over some numbers, in no order: ``(..., k)`` -> ``(..., 6)``."""
+    angles = numbers[..., None] * (2 * math.pi / torch.tensor(PERIODS))
+    return torch.cat([angles.cos(), angles.sin()], -1).mean(-2)
+
+
+def row_code(row):
+    """Rows of visual tokens, 0..7, on two circles: ``(...,)`` -> ``(..., 4)``.
+
+    The circles are small, so that neighbouring rows agree little.
+    """
+    angle = torch.as_tensor(row).float() * 2 * math.pi / SIDE
+    return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin()], -1)
+
+
+def written_row_code(row):
+    """What the text side knows of the row that it writes, ``(..., 14)``: `row_code` of the visual
+    tokens that show it, the upper or the lower of their two rows (1 or -1), whether a mask is being
+    written, and waves of the row itself."""
+    row = torch.as_tensor(row)
+    waves = torch.cat([row.float()[..., None] * 2 * math.pi / p for p in (32, 16, 8, 4)], -1)
+    return torch.cat([row_code(row // 2), 1 - 2.0 * (row % 2)[..., None], torch.ones_like(waves[..., :1]),
+                      waves.cos(), waves.sin()], -1)
+
+
+# --- what visual tokens carry -----------------------------------------------------------------------
+
+VISUAL = {"row": 4, "runs": 4 * RUN_DIMS, "boxes": 4 * BOX_DIMS, "print": 2 * len(PERIODS), "square": 1}
+"""What a visual token carries -> dimensions. ``runs``: first and last column of the upper, then of
+the lower row of cells; ``print``: the box's `fingerprint`, ``square`` its squared length."""
+
+MATTERS = {"row": 4.0, "runs": 1.0, "boxes": 1.0, "print": 3.0, "square": 1.0}
+"""Weights of their errors: what is compared must be more exact than what is read."""
+
+
+def visual_codes(targets):
+    """What every visual token is to carry.
+
+    Args:
+        targets: int64 ``(B, n_heads, 64, 4)``, see `.alignment.by_visual_token`.
+
+    Returns:
+        float ``(B, 64, sum of VISUAL)``; 0 where a token shows no object, but for the row.
+    """
+    names = list(HEADS)
+    part = {name: targets[:, names.index(name)] for name in names}
+    rows = row_code(torch.arange(SIDE**2) // SIDE).expand(len(targets), -1, -1)
+    runs = [_mean(hat_code(part[name][..., cells].float(), RUN_DIMS, GRID - 1.0),
+                  (part[name] != IGNORE)[..., cells] & (part["inside"][..., cells] == 1))
+            for cells in (slice(0, 2), slice(2, 4)) for name in ("run0", "run1")]
+    corners = torch.stack([part[name] for name in ("x0", "y0", "x1", "y1")], -1).float()
+    shown = part["x0"] != IGNORE
+    boxes = _mean(hat_code(corners, BOX_DIMS, BOX_BINS - 1.0).flatten(-2), shown)
+    prints = _mean(fingerprint(corners), shown)
+    return torch.cat([rows, *runs, boxes, prints, prints.square().sum(-1, keepdim=True)], -1)
+
+
+def _mean(codes, use):
+    """Mean over the cells in use: ``(B, 64, cells, n)`` -> ``(B, 64, n)``, 0 where there is none."""
+    return (codes * use[..., None]).sum(-2) / use.sum(-1).clamp(min=1)[..., None]
+
+
+def refit_connector(connector, features, codes, room, steps: int = 1500, seed: int = 0) -> float:
+    """Let the connector also write ``codes`` into ``room``, and the rest as before.
+
+    Args:
+        connector: the two-layer connector, changed in place.
+        features: float ``(N, 64, 768)``, the tower's.
+        codes: float ``(N, 64, n)``.
+        room: orthonormal ``(width, n)``.
+
+    Returns:
+        share of the variance of ``codes`` that it does not write.
+    """
+    from tqdm.auto import tqdm
+
+    from ..backbones import multiplies_in_bf16
+
+    noise = torch.Generator().manual_seed(seed)
+    features, codes = features.flatten(0, 1), codes.flatten(0, 1)
+    with torch.no_grad():
+        before = connector(features)
+        length = before.norm(dim=-1, keepdim=True)
+        wanted = before - before @ room @ room.T + codes @ room.T * LOUD * length / 16
+    descent = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
+    spread = codes.var(0).sum() * LOUD**2 / 256
+    weight = torch.cat([torch.full((n,), MATTERS[name]) for name, n in VISUAL.items()])
+    with torch.enable_grad():
+        for parameter in connector.parameters():
+            parameter.requires_grad_(True)
+        for _ in tqdm(range(steps), "connector"):
+            at = torch.randint(len(features), (2048,), generator=noise)
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16()):
+                said = connector(features[at])
+            error = (said.float() - wanted[at]) / length[at]
+            missed = (error @ room).square() / spread
+            loss = error.square().sum(-1).mean() + (missed * weight).sum(-1).mean()
+            descent.zero_grad()
+            loss.backward()
+            descent.step()
+            schedule.step()
+    return missed.sum(-1).mean().item()
+
+
+# --- layers -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Room:
+    """Orthonormal directions of the residual stream, each ``(width, n)``, by what they hold."""
+
+    visual: torch.Tensor
+    counter: torch.Tensor
+    row: torch.Tensor
+    stated: torch.Tensor
+    found: torch.Tensor
+    runs: torch.Tensor
+    here: torch.Tensor
+
+    @classmethod
+    def choose(cls, table, visual, taken):
+        """The quietest directions of word embeddings and visual tokens, apart from those ``taken``."""
+        both = torch.cat([table / table.norm(dim=-1).median(), _normed(visual)[::8] / 16])
+        away = torch.eye(len(taken)) - taken @ taken.T
+        directions = torch.linalg.eigh(away @ both.T @ both @ away)[1][:, taken.shape[1]:]
+        sizes = [2, 14, 2 * len(PERIODS), 4 * BOX_DIMS + 2 * len(PERIODS), 4 * RUN_DIMS, 2 * RUN_DIMS]
+        counter, visual, *rest = directions.split(
+            [sizes[0], sum(VISUAL.values()), *sizes[1:], directions.shape[1] - sum(sizes)
+             - sum(VISUAL.values())], -1)
+        return cls(visual, counter, *rest[:-1])
+
+    @property
+    def all(self):
+        """Every direction that is used, ``(width, n)``."""
+        return torch.cat(list(vars(self).values()), 1)
+
+    def of(self, name: str):
+        """The directions of a part of `VISUAL`."""
+        at = list(VISUAL).index(name)
+        start = sum(list(VISUAL.values())[:at])
+        return self.visual[:, start:start + VISUAL[name]]
+
+
+def insert_layer(model, at: int):
+    """The model with a layer before layer ``at`` of its language model that adds nothing yet."""
+    from copy import deepcopy
+
+    from transformers import LlavaForConditionalGeneration
+
+    def moved(name: str) -> str:
+        before, mark, after = name.partition("language_model.layers.")
+        number, _, rest = after.partition(".")
+        up = bool(mark) and int(number) >= at
+        return f"{before}{mark}{int(number) + up}.{rest}" if mark else name
+
+    config = deepcopy(model.config)
+    config.text_config.num_hidden_layers += 1
+    grown = LlavaForConditionalGeneration(config).float()
+    state = {moved(name): weight.float() for name, weight in model.state_dict().items()}
+    missing = grown.load_state_dict(state, strict=False).missing_keys
+    assert all(f".layers.{at}." in name for name in missing), missing
+    layer = grown.model.language_model.layers[at]
+    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        torch.nn.init.zeros_(projection.weight)
+    return grown.eval()
+
+
+def add_drawing(model, tokenizer, images, targets):
+    """A copy of a base with `.matching` that also keeps its place.
+
+    Args:
+        model: the embedded ``LlavaForConditionalGeneration``.
+        images: float ``(N, 3, 128, 128)``, pixel values of training scenes.
+        targets: int64 ``(N, n_heads, 16, 16)``, their `.dense.dense_targets`.
+
+    Returns:
+        the grown model, float32, and the share of the codes that visual tokens do not carry.
+    """
+    from .alignment import by_visual_token
+
+    grown = insert_layer(model, 2)
+    language = grown.model.language_model
+    layers, table = language.layers, language.embed_tokens.weight
+    with torch.no_grad():
+        features = torch.cat([
+            grown.model.vision_tower(part, output_hidden_states=True).hidden_states[-1]
+            for part in images.split(50)])
+        old = grown.model.multi_modal_projector(features[:300]).flatten(0, 1)
+        taken = F.normalize(layers[0].self_attn.o_proj.weight[:, :len(WORDS)], dim=0)
+        taken = torch.linalg.qr(taken)[0]
+        room = Room.choose(table, old, taken)
+    lost = refit_connector(grown.model.multi_modal_projector, features,
+                           visual_codes(by_visual_token(targets)), room.visual)
+    with torch.no_grad():
+        table -= table @ room.all @ room.all.T
+        seen = _normed(grown.model.multi_modal_projector(features[:300]).flatten(0, 1))
+        text = _normed(table)
+        _wire_counter(layers[0], tokenizer, text, seen, room)
+        _wire_numbers(layers[0], tokenizer, text, seen, room)
+        _wire_row_code(layers[0].mlp, room)
+        _wire_found(layers[1], room)
+        _wire_rows(layers[2], tokenizer, text, seen, room)
+        _wire_halves(layers[2].mlp, room)
+    return grown, lost
+
+
+def _head(attention, head: int) -> slice:
+    """The head's rows of the projections, its queries, keys and values set to nothing."""
+    at = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        projection.weight[at] = 0
+        projection.bias[at] = 0
+    attention.o_proj.weight[:, at] = 0
+    return at
+
+
+RIDGE = 1e-5
+"""Of the least squares, against the mean square of an input: weights must not grow on directions
+that words hardly use, where rounding would speak."""
+
+
+def _key(text, seen, wanted: dict[int, float]):
+    """A direction with the given values at some tokens and about 0 at everything else."""
+    some = seen[::16]
+    values = torch.zeros(len(text) + len(some), 1)
+    weights = torch.ones(len(values))
+    for token, value in wanted.items():
+        values[token], weights[token] = value, 1e4
+    return _fit(torch.cat([text, some]), values, weights, RIDGE)[:, 0]
+
+
+def _constant_query(attention, at: slice, key, logit: float) -> None:
+    """Every place looks at ``key`` alike, however far: in the pair that turns most slowly."""
+    last = at.start + attention.head_dim // 2 - 1
+    size = (logit * attention.head_dim**0.5) ** 0.5
+    attention.q_proj.bias[last] = size
+    attention.k_proj.weight[last] = size * key
+
+
+def _wire_counter(layer, tokenizer, text, seen, room) -> None:
+    """Head 1 writes the share of ``<seg>`` among line breaks and ``<seg>``, beside a constant."""
+    attention, logit = layer.self_attn, 16.0
+    at = _head(attention, 1)
+    seg, line = tokenizer.convert_tokens_to_ids(["<seg>", tokenizer.tokenize("\n")[0]])
+    key = _key(text, seen, {seg: 1 + math.log(COUNT) / logit, line: 1.0})
+    _constant_query(attention, at, key, logit)
+    attention.v_proj.weight[at.start] = _key(text, seen, {seg: 1.0, line: 0.0})
+    attention.v_proj.bias[at.start + 1] = 1.0
+    attention.o_proj.weight[:, at.start:at.start + 2] = room.counter
+
+
+def _numbers(tokenizer) -> dict[int, int]:
+    """Token -> number, for the numbers of a box as they stand in a text."""
+    ids = {n: tokenizer(f" {n}", add_special_tokens=False)["input_ids"] for n in range(BOX_BINS)}
+    return {i[0]: n for n, i in ids.items() if len(i) == 1}
+
+
+def _wire_numbers(layer, tokenizer, text, seen, room) -> None:
+    """Head 2 writes the `fingerprint` of the numbers so far; without any it looks at the start."""
+    attention, numbers = layer.self_attn, _numbers(tokenizer)
+    at = _head(attention, 2)
+    key = _key(text, seen, {**dict.fromkeys(numbers, 1.0), tokenizer.bos_token_id: 0.5})
+    _constant_query(attention, at, key, 16.0)
+    wanted = torch.zeros(len(text), 2 * len(PERIODS))
+    weights = torch.ones(len(text))
+    for token, number in numbers.items():
+        wanted[token] = fingerprint(torch.tensor([float(number)]))
+        weights[token] = 1e4
+    weights[tokenizer.bos_token_id] = 1e4
+    n = wanted.shape[1]
+    attention.v_proj.weight[at.start:at.start + n] = _fit(text, wanted, weights, RIDGE).T
+    attention.o_proj.weight[:, at.start:at.start + n] = WRITE * room.stated
+
+
+ROWS = GRID
+GATE = 0.25
+"""Half width of the counter's steps, as a share of the distance between two counts."""
+
+
+def _wire_row_code(mlp, room) -> None:
+    """The counter's share of ``<seg>``, compared with that of every row, becomes `written_row_code`.
+
+    A line break stands before ``<seg>`` too, so row r is written after r + 1 of them. Share and
+    thresholds are multiples of the same constant, because the norm before the MLP scales both.
+    """
+    share, one = room.counter.T
+    codes = written_row_code(torch.arange(ROWS))
+    steps = codes - torch.cat([codes[1:], torch.zeros_like(codes[:1])])
+    mlp.gate_proj.weight.zero_()
+    mlp.up_proj.weight.zero_()
+    mlp.down_proj.weight.zero_()
+    for row, step in enumerate(steps):
+        here, after = COUNT / (COUNT + row + 1), COUNT / (COUNT + row + 2)
+        middle, half = (here + after) / 2, GATE * (here - after)
+        gain = 1.0 / half  # so that the gate's bend is short against the step
+        for k, (side, sign) in enumerate(((half, 1), (-half, -1))):
+            unit = 2 * row + k
+            mlp.gate_proj.weight[unit] = gain * (share - (middle - side) * one)
+            mlp.up_proj.weight[unit] = one
+            size = WRITE / (2 * gain * half * READ**2)
+            mlp.down_proj.weight[:, unit] = sign * size * room.row @ step
+
+
+def _wire_found(layer, room) -> None:
+    """The last head of the look-up hands on box and fingerprint of what matches the words."""
+    attention = layer.self_attn
+    start = attention.q_proj.out_features - attention.head_dim
+    at = slice(start, start + attention.head_dim)
+    read = torch.cat([room.of("boxes"), room.of("print")], 1)
+    n = read.shape[1]
+    attention.v_proj.weight[at] = 0
+    attention.v_proj.bias[at] = 0
+    attention.v_proj.weight[at.start:at.start + n] = read.T / LOUD
+    attention.o_proj.weight[:, at] = 0
+    attention.o_proj.weight[:, at.start:at.start + n] = WRITE * room.found
+
+
+def _wire_rows(layer, tokenizer, text, seen, room) -> None:
+    """Two heads look at visual tokens of this row with the matching and with the stated box, and hand
+    on their runs; the others look at the stated box in all rows and hand on a part of what they see."""
+    attention = layer.self_attn
+    heads = attention.q_proj.out_features // attention.head_dim
+    bos = _key(text, seen, {tokenizer.bos_token_id: 1.0})
+    noise = torch.Generator().manual_seed(2)
+    width = attention.q_proj.in_features
+    read, write = (torch.linalg.qr(torch.randn(width, width, generator=noise))[0] for _ in range(2))
+    found = room.found[:, 4 * BOX_DIMS:]
+    for head in range(heads):
+        at = _head(attention, head)
+        asked = found / READ_FOUND if head == 0 else room.stated / READ_STATED
+        _same_place(attention, at, asked / WRITE, room, bos, rows=head < 2)
+        if head < 2:
+            n = 4 * RUN_DIMS
+            attention.v_proj.weight[at.start:at.start + n] = room.of("runs").T / LOUD
+            attention.o_proj.weight[:, at.start:at.start + n] = WRITE * (1 + head) / 2 * room.runs
+        else:
+            attention.v_proj.weight[at] = read[at]
+            attention.o_proj.weight[:, at] = 0.3 * width**-0.5 * write[:, at]
+
+
+def _same_place(attention, at: slice, box, room, bos, rows: bool) -> None:
+    """Logits: minus `SAME_BOX` times about the squared distance of fingerprints, plus `SAME_ROW` times the
+    agreement of rows; the start of the text is a little worse than an agreeing row with nothing in it."""
+    dim, half = attention.head_dim, attention.head_dim // 2
+    theta = attention.config.rope_parameters["rope_theta"]
+    unit = dim**0.25
+    query = [*(2 * SAME_BOX) ** 0.5 * box.T]
+    key = [*(2 * SAME_BOX) ** 0.5 * room.of("print").T / LOUD]
+    order = [0, 3, 1, 4, 2, 5]  # cosine and sine of one wave in one pair
+    query, key = [query[i] for i in order], [key[i] for i in order]
+    none = torch.zeros_like(bos)
+    row = room.row.T / (WRITE * READ_ROW) if rows else none.expand(6, -1)
+    query += [SAME_ROW**0.5 * part for part in row[:4]]
+    key += [SAME_ROW**0.5 * part for part in room.of("row").T / LOUD]
+    for k, pair in enumerate(range(FIRST_PAIR, half - 1)):
+        angle = torch.tensor(DISTANCE * theta ** (-pair / half))
+        first, second = query[2 * k], query[2 * k + 1]
+        i, j = at.start + pair, at.start + half + pair
+        attention.q_proj.weight[i] = unit * (angle.cos() * first + angle.sin() * second)
+        attention.q_proj.weight[j] = unit * (angle.cos() * second - angle.sin() * first)
+        attention.k_proj.weight[i], attention.k_proj.weight[j] = unit * key[2 * k], unit * key[2 * k + 1]
+    i, j = at.start + half - 1, at.start + dim - 1
+    attention.q_proj.weight[i] = unit * 1.3 * SAME_ROW * row[5]
+    attention.k_proj.weight[i] = unit * bos
+    attention.q_proj.bias[j] = unit * SAME_BOX / 2  # half: both sides of the product read a little low
+    attention.k_proj.weight[j] = -unit * room.of("square")[:, 0] / LOUD
+
+
+def _wire_halves(mlp, room) -> None:
+    """Of both rows of cells that a visual token shows, the MLP hands on the one being written."""
+    parity = room.row[:, 4]
+    half = 2 * RUN_DIMS
+    mlp.gate_proj.weight.zero_()
+    mlp.up_proj.weight.zero_()
+    mlp.down_proj.weight.zero_()
+    for k in range(2 * half):
+        mlp.gate_proj.weight[k] = 4 * parity * (1 if k < half else -1)
+        mlp.up_proj.weight[k] = room.runs[:, k]
+        mlp.down_proj.weight[:, k] = room.here[:, k % half] / (4 * READ**2 * WRITE)
+
+
+def grow(start: Path, out: Path, n: int = 1000) -> float:
+    """Add drawing to the base in ``start`` with ``n`` training scenes; see `add_drawing`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+
+    from .dense import render_with_targets
+    from .rendering import render_many
+    from .tower import collate
+
+    set_seed(0)
+    processor = AutoProcessor.from_pretrained(start)
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
+    batch = collate(render_many(render_with_targets, list(range(n))))
+    grown, lost = add_drawing(model, processor.tokenizer, batch["pixel_values"], batch["targets"])
+    grown.to(torch.bfloat16).save_pretrained(out / "final")
+    processor.save_pretrained(out / "final")
+    return lost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--start", type=Path, required=True, help="a base with matching")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/drawing"))
+    args = parser.parse_args()
+    print(f"share of the codes that visual tokens do not carry: {grow(args.start, args.out):.3f}")
+
+
+if __name__ == "__main__":
+    main()
