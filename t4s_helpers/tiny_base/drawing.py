@@ -262,9 +262,16 @@ def add_drawing(model, tokenizer, images, targets):
 
     Returns:
         the grown model, float32, and the share of the codes that visual tokens do not carry.
+
+    Raises:
+        ValueError: the model's lowest layer is not one of `.matching`.
     """
     from .alignment import by_visual_token
 
+    lowest = model.model.language_model.layers[0].mlp.down_proj.weight
+    if lowest.abs().max() > 0:
+        raise ValueError("The model's lowest layer is not a fresh one of tiny_base.matching, whose idle "
+                         "heads and MLP drawing takes: run tiny_base.matching on the base first.")
     grown = insert_layer(model, 2)
     language = grown.model.language_model
     layers, table = language.layers, language.embed_tokens.weight
@@ -464,6 +471,66 @@ def _wire_halves(mlp, room) -> None:
         mlp.gate_proj.weight[k] = 4 * parity * (1 if k < half else -1)
         mlp.up_proj.weight[k] = room.runs[:, k]
         mlp.down_proj.weight[:, k] = room.here[:, k % half] / (4 * READ**2 * WRITE)
+
+
+@torch.no_grad()
+def looks_at_rows(backbone, n: int = 48, split: str = "val") -> list[dict]:
+    """Where the row heads of the third layer look while a true answer is written, row by row.
+
+    Args:
+        backbone: the embedded `t4s_helpers.backbones.Backbone`; an adapter changes nothing below
+            the fourth layer.
+        n: scenes, one request for a single object in each.
+
+    Returns:
+        one row per head (``"matching"``: the box of what fits the words, ``"stated"``: the box that
+        the answer stated), over the grid's rows that show the object: ``n`` such rows, and mean
+        shares of attention: ``here`` (the object's visual tokens that show this row), ``rows`` (the
+        object's others), ``elsewhere``; and ``right``, how often ``here`` is more than ``rows``.
+    """
+    from ..data.expressions import scene_samples
+
+    model = backbone.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only one that hands out its weights
+    samples = scene_samples(split, n, "res", start=6000, kinds=("attribute", "position"))
+    looks = torch.cat([_look_at_rows(backbone, sample) for sample in samples])
+    model.set_attn_implementation(before)
+    return [{"head": head, "n": len(looks), **dict(zip(("here", "rows", "elsewhere"),
+                                                       looks[:, k].mean(0).tolist())),
+             "right": (looks[:, k, 0] > looks[:, k, 1]).float().mean().item()}
+            for k, head in enumerate(("matching", "stated"))]
+
+
+def _look_at_rows(backbone, sample):
+    """Attention at the start of every row that shows the object, ``(rows, 2 heads, 3 places)``."""
+    import numpy as np
+
+    from ..descriptors import masks_to_grid
+    from ..prompts import turn
+    from .language import collate, packed
+
+    tokenizer = backbone.processor.tokenizer
+    item = packed(backbone.encoder([turn(sample, style="box")], has_image=True), sample.pixels())
+    batch = collate([item], tokenizer.pad_token_id)
+    ids = batch["input_ids"][0]
+    batch.pop("labels")
+    batch = {name: part.to(backbone.model.device) for name, part in batch.items()}
+    out = backbone.model(**batch, output_attentions=True)
+    pictured = (ids == backbone.processor.image_token_id).nonzero()[:, 0]
+    start = (ids == tokenizer.convert_tokens_to_ids("<seg>")).nonzero()[0, 0].item()
+    line = tokenizer(" a\n")["input_ids"][-1]
+    starts = [start, *(start + (ids[start:] == line).nonzero()[:, 0]).tolist()]
+    grid = masks_to_grid(sample.masks, GRID) > 0
+    shows = torch.as_tensor(grid.reshape(SIDE, 2, SIDE, 2).any((1, 3)))
+    rows = torch.arange(SIDE)[:, None].expand(SIDE, SIDE)
+    found = []
+    for row in np.flatnonzero(grid.any(1)):
+        seen = out.attentions[2][0, :2, starts[row]][:, pictured].reshape(2, SIDE, SIDE).float().cpu()
+        here = (seen * (shows & (rows == row // 2))).sum((1, 2))
+        own = (seen * shows).sum((1, 2))
+        found.append(torch.stack([here, own - here, 1 - own], -1))
+    return torch.stack(found)
 
 
 def grow(start: Path, out: Path, n: int = 1000) -> float:
