@@ -241,11 +241,16 @@ def _covered(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
     """Area of each cell under each mask, int64 ``(L, rows * cols)``; a whole cell is ``H * W``."""
     covered = np.zeros((len(stack), rows * cols), np.int64)
     for i, mask in enumerate(stack):
+        box = mask_to_box(mask)  # outside of it there is nothing to add up
+        if box is None:
+            continue
+        x0, y0, x1, y1 = box
         height, width = mask.shape
         # Whole numbers up to H in the first product, H * W in the second: float32 holds the
         # former exactly, float64 the latter.
-        strips = (_overlap(rows, height) @ mask.astype(np.float32)).astype(np.float64)
-        covered[i] = (strips @ _overlap(cols, width).T.astype(np.float64)).ravel()
+        strips = _overlap(rows, height)[:, y0:y1] @ mask[y0:y1, x0:x1].astype(np.float32)
+        across = _overlap(cols, width)[:, x0:x1].T.astype(np.float64)
+        covered[i] = (strips.astype(np.float64) @ across).ravel()
     return covered
 
 
@@ -274,7 +279,8 @@ def _area_holder(
                   for k in range(len(labels))]
         winner = _largest(_covered(unions, rows, cols), [np.count_nonzero(u) for u in unions])
         best = np.where(member[:, None] == winner, covered, -1)
-    foreground = 2 * _covered([_union(stack)], rows, cols)[0] >= stack[0].size
+    anything = covered[0] if len(stack) == 1 else _covered([_union(stack)], rows, cols)[0]
+    foreground = 2 * anything >= stack[0].size
     holder = np.where(foreground, _largest(best, [np.count_nonzero(m) for m in stack]), -1)
     _seat_everyone(holder, covered)
     return holder
