@@ -58,7 +58,10 @@ def root(tmp_path):
     def build(refs=REFS, instances=INSTANCES, dataset="refcoco", split_by="unc", photo=(W, H)):
         (tmp_path / dataset).mkdir(exist_ok=True)
         data = refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2)
-        (tmp_path / dataset / f"refs({split_by}).p").write_bytes(data)
+        if DATASETS[dataset].any_number:
+            (tmp_path / dataset / f"grefs({split_by}).json").write_text(json.dumps(refs))
+        else:
+            (tmp_path / dataset / f"refs({split_by}).p").write_bytes(data)
         (tmp_path / dataset / "instances.json").write_text(json.dumps(instances))
         photos = tmp_path / DATASETS[dataset].photos
         photos.mkdir(parents=True, exist_ok=True)

@@ -61,9 +61,15 @@ class Dataset(Sequence):
     classes:
         The class list of a semantic data set (``classes[k-1]`` is value ``k`` of a class map), else
         an empty tuple.
+    background, ignore_index:
+        Of a semantic data set: what value 0 of its class maps means to `metrics.MeanIoU`, and the
+        value of pixels that are never scored; else None.
     excluded:
         What is left out, as :class:`Excluded`; ``len(dataset)`` does not count it.
     """
+
+    background: str | None = None
+    ignore_index: int | None = None
 
     def __init__(self, name: str, split: str, task: str, classes: tuple[str, ...] = (),
                  excluded: Sequence[Excluded] = ()):
@@ -134,6 +140,7 @@ class Subset(Dataset):
         if len(indices) and not -len(whole) <= indices.min() <= indices.max() < len(whole):
             raise IndexError(f"Samples {indices.min()} to {indices.max()} of {whole}")
         super().__init__(whole.name, whole.split, whole.task, whole.classes, whole.excluded)
+        self.background, self.ignore_index = whole.background, whole.ignore_index
         self.whole, self.indices = whole, indices % max(1, len(whole))
 
     def __len__(self) -> int:
@@ -147,12 +154,6 @@ class Subset(Dataset):
 
     def sample(self, index: int) -> Sample:
         return self.whole.sample(int(self.indices[index]))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("class_map", "class_list"):  # of semantic data sets
-            found = getattr(self.whole, name)
-            return found if name == "class_list" else lambda i: found(int(self.indices[i]))
-        raise AttributeError(name)
 
 
 class Guard:

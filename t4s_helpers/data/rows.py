@@ -75,7 +75,8 @@ class Rows(Sequence):
         """Rows of values that are in memory, written as compact JSON."""
         blob, sizes = bytearray(), array("i")
         for value in values:
-            text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            text = text.encode("utf-8", "surrogatepass")
             blob += text
             sizes.append(len(text))
         ends = np.cumsum(np.asarray(sizes, np.int64))

@@ -211,6 +211,8 @@ class Sample:
             raise SampleError(f"Sample '{self.id}': {error}") from error
 
     def _checked_masks(self, masks: Any) -> Any:
+        if isinstance(masks, NoMasks) and not self.labels:
+            return masks  # its size is that of the image, which is not opened for it now
         if not isinstance(masks, MaskSource):
             masks = self._as_bool(np.asarray(masks))
         shape = tuple(masks.shape)
@@ -297,6 +299,51 @@ def read_image(path: str | Path) -> np.ndarray:
             "image: fetch or export it again."
         ) from error
     return _to_rgb(image, path)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """``(H, W)`` of what :func:`read_image` returns, from the file's header alone.
+
+    Raises
+    ------
+    SampleError
+        When the file is missing or is no image; the message names it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if not Path(path).is_file():
+            raise SampleError(
+                f"Image file {path} does not exist; check the path or the image folder."
+            ) from error
+        raise SampleError(
+            f"Image file {path} cannot be read ({_one_line(error)}); it may be cut short or be no "
+            "image: fetch or export it again."
+        ) from error
+    return (width, height) if turned else (height, width)
+
+
+_ORIENTATION = 0x0112  # of EXIF; from 5 on, rows and columns change places
+
+
+@dataclass(frozen=True)
+class NoMasks:
+    """The masks of a sample without labels (``vqa``): none, of the image's size (a MaskSource)."""
+
+    image: Path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(0, H, W)``, from the image's header."""
+        return (0, *image_size(self.image))
+
+    def decode(self) -> np.ndarray:
+        """bool ``(0, H, W)``"""
+        return np.zeros(self.shape, bool)
 
 
 def _to_rgb(image: Any, path: Path) -> np.ndarray:
