@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ class Entry:
     metric: str
     """How it is scored, in the words of `t4s_helpers.metrics`."""
     note: str = ""
-    folder: str = field(default="")
+    folder: str = ""
     """Folder below ``T4S_DATA`` where the layout starts, if no ``root`` is given."""
+    reported: str = ""
+    """The split that papers report first, where it is not the validation split."""
 
     @property
     def default_split(self) -> str:
         """The split that papers report first."""
-        return next(name for name in ("val", "validation", "testdev", "test", *self.splits)
-                    if name in self.splits)
+        names = list(self.splits)
+        return self.reported or next((n for n in names if n.startswith("val")), names[-1])
 
 
 def load(name: str, split: str | None = None, root: str | Path | None = None, *,
@@ -165,9 +167,9 @@ def _semantic(name: str, reader: str, splits, layout: str, source: str, licence:
 
 
 def _vqa(name: str, reader: str, splits, layout: str, source: str, licence: str, rule: str,
-         note: str = "", **options) -> Entry:
+         note: str = "", reported: str = "", **options) -> Entry:
     return Entry(name, "vqa", splits, f"vqa:{reader}", options, layout, source, licence,
-                 f"VQA accuracy, rule '{rule}'", note, name.partition("-")[0])
+                 f"VQA accuracy, rule '{rule}'", note, name.partition("-")[0], reported)
 
 
 _LIST = [
@@ -189,11 +191,11 @@ _LIST = [
     _refer("grefcoco", "grefcoco", "unc", "gres",
            {"train": 209_344, "val": 16_870, "testA": 18_712, "testB": 14_933},
            "https://github.com/henghuiding/gRefCOCO", "several targets or none"),
-    Entry("reasonseg", "res", {"train": None, "val": 200, "test": 779}, "reason:ReasonSeg", {},
+    Entry("reasonseg", "res", {"train": 239, "val": 200, "test": 779}, "reason:ReasonSeg", {},
           "train/*.jpg with *.json of the same name, val/..., test/...",
           "https://github.com/dvlab-research/LISA#dataset", "research use as its authors state",
           "cIoU, gIoU, without the pixels of meta['ignore']",
-          "one sample per instruction; a training image has several", "ReasonSeg"),
+          "counted in images; a training image has several instructions", "ReasonSeg"),
     _semantic("cocostuff", "CocoStuff", {"train2017": 118_287, "val2017": 5_000},
               "images/{train2017,val2017}/*.jpg, annotations/{train2017,val2017}/*.png "
               "(stuffthingmaps; or *_labelTrainIds.png)",
@@ -230,7 +232,7 @@ _LIST = [
     _vqa("gqa", "Gqa", {"train": 943_000, "val": 132_062, "testdev": 12_578},
          "questions1.2/{split}_balanced_questions.json, images/*.jpg",
          "https://cs.stanford.edu/people/dorarad/gqa/download.html",
-         "annotations CC BY 4.0; images of Visual Genome", "exact"),
+         "annotations CC BY 4.0; images of Visual Genome", "exact", reported="testdev"),
     _vqa("vizwiz", "VizWiz", {"train": 20_523, "val": 4_319, "test": 8_000},
          "Annotations/{train,val,test}.json, {train,val,test}/*.jpg",
          "https://vizwiz.org/tasks-and-datasets/vqa", "CC BY 4.0", "vqav2",
@@ -238,7 +240,7 @@ _LIST = [
     _vqa("scienceqa", "ScienceQa", {"train": 12_726, "val": 4_241, "test": 4_241},
          "problems.json, pid_splits.json, images/{train,val,test}/{id}/image.png",
          "https://github.com/lupantech/ScienceQA", "CC BY-NC-SA 4.0", "exact",
-         "questions without a picture are excluded and counted"),
+         "questions without a picture are excluded and counted", reported="test"),
     _vqa("textvqa", "TextVqa", {"train": 34_602, "val": 5_000, "test": 5_734},
          "TextVQA_0.5.1_{split}.json, train_images/*.jpg (train and val), test_images/*.jpg",
          "https://textvqa.org/dataset", "CC BY 4.0; photos of Open Images", "vqav2",

@@ -21,6 +21,7 @@ from .sample import SampleError
 _PIECE = 1 << 22
 _BAR_FROM = 64 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
+_DELIMITERS = " \t\n\r,:]}"
 _DECODER = json.JSONDecoder()
 
 OnRow = Callable[[str, Any], None]
@@ -184,6 +185,33 @@ def read_rows(path: str | Path, columns: Mapping[str, Sequence[str]] | None = No
         ) from error
 
 
+def read_lines(path: str | Path, what: str = "Annotation file") -> Rows:
+    """The rows of a file with one JSON object a line; empty lines are passed over.
+
+    Raises
+    ------
+    SampleError
+        When the file is missing or a line is no JSON object; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SampleError(f"{what} {path} does not exist; check the path.")
+    pack, start = _Packer(()), 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    fine = isinstance(json.loads(line), dict)
+                except ValueError:
+                    fine = False
+                if not fine:
+                    raise SampleError(f"Line {number} of {path} is no JSON object; it may be cut "
+                                      "short: fetch the file again.")
+                pack.add({}, start, start + len(line))
+            start += len(line)
+    return pack.rows(path)
+
+
 class _Reader:
     """One pass through a file; a character of the text is a byte of the file (Latin-1)."""
 
@@ -234,7 +262,10 @@ class _Reader:
                 if self.done or not self._cut(error):
                     raise ValueError(f"{error.msg} at byte {self.base + error.pos}") from error
             else:
-                if end < len(self.text) or self.done:  # else a number could go on
+                after = self.text[end:end + 1]
+                # A number that the piece's end cuts ("12.", "3e") is not to be taken for its start.
+                open_ended = isinstance(found, (int, float)) and after not in _DELIMITERS
+                if after and not open_ended or self.done:
                     start, self.at = self.base + self.at, end
                     return found, start, self.base + end
             self.more()
