@@ -439,8 +439,9 @@ def _draw_polygons(polygons: list[list[float]], size: tuple[int, int]) -> np.nda
     from pycocotools import mask as coco_mask
 
     code = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-    mask = _unpacked(_own_runs(code["counts"]), size)
-    if not mask.any():
+    runs = _own_runs(code["counts"])
+    mask = _unpacked(runs, size)
+    if not runs[1::2].any():
         mask[_middle_pixel(polygons, size)] = True
     return mask
 

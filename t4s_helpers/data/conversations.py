@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .sample import MaskSource, Sample, SampleError, read_image
+from .sample import MaskSource, Sample, SampleError, is_source, read_image
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class RandomCrops:
             return Sample(image=sample.image[y0:y1, x0:x1], masks=masks[list(keep), y0:y1, x0:x1],
                           **given)
         source = sample.__dict__["_masks"]
-        cropped = (CroppedMasks(source, keep, box) if isinstance(source, MaskSource)
+        cropped = (CroppedMasks(source, keep, box) if is_source(source)
                    else masks[list(keep), y0:y1, x0:x1])
         return CroppedSample(image=sample.image, masks=cropped, **given)
 
