@@ -96,7 +96,7 @@ def _write_outlines(path: Path, n: int, photos: int, seed: int) -> None:
                   for k in range(photos))
         file.writelines(_listed(images, '{"images": [', '], "annotations": ['))
         for k in _bar(range(n), "outlines"):
-            file.write(f'{"," if k else ""}{{"id": {k}, "image_id": {k % photos}, "category_id": 1, '
+            file.write(f'{"," if k else ""}{{"id": {k}, "image_id": {k * photos // n}, "category_id": 1, '
                        f'"area": 1.0, "bbox": [1.0, 1.0, 2.0, 2.0], "iscrowd": 0, '
                        f'"segmentation": {shapes[k % _SHAPES]}}}')
         file.write('], "categories": [{"id": 1, "name": "thing", "supercategory": "all"}]}')
@@ -130,14 +130,15 @@ def _references(outlines: int, photos: int, seed: int) -> Iterator[dict[str, Any
     number = 0
     for k in _bar(range(refs), "references"):
         annotation = k * outlines // refs
+        image = annotation * photos // outlines
         sentences = []
         for _ in range((k + 1) * SENTENCES // REFS - k * SENTENCES // REFS):
             tokens = [words[i] for i in rng.integers(0, len(words), 4)] + [str(number)]
             sentences.append({"sent_id": number, "sent": " ".join(tokens), "tokens": tokens,
                               "raw": " ".join(tokens)})
             number += 1
-        yield {"ref_id": k, "ann_id": annotation, "image_id": annotation % photos, "split": "train",
-               "category_id": 1, "file_name": _photo(annotation % photos), "sentences": sentences,
+        yield {"ref_id": k, "ann_id": annotation, "image_id": image, "split": "train",
+               "category_id": 1, "file_name": _photo(image), "sentences": sentences,
                "sent_ids": [s["sent_id"] for s in sentences]}
 
 
@@ -163,18 +164,21 @@ def read_samples(dataset, indices: Sequence[int], photos: bool, bar: str = "") -
 
 
 def growth_per_access(dataset, n: int = 1000, warm_up: int = 500) -> float:
-    """Bytes that stay allocated for each sample read, after some have filled the fixed caches."""
+    """Bytes that stay allocated for each sample read, after some have filled the fixed caches.
+
+    The least of three spans of ``n`` samples: what grows, grows in each of them.
+    """
     order = np.random.default_rng(0).permutation(len(dataset))
-    read_samples(dataset, order[:warm_up], photos=False)
-    tracemalloc.start()
+    tracemalloc.start()  # first, so that what the caches let go of later is known too
     try:
-        read_samples(dataset, order[:20], photos=False)
-        before = tracemalloc.get_traced_memory()[0]
-        read_samples(dataset, order[warm_up:warm_up + n], photos=False)
-        after = tracemalloc.get_traced_memory()[0]
+        read_samples(dataset, order[:warm_up], photos=False)
+        held = [tracemalloc.get_traced_memory()[0]]
+        for k in range(3):
+            read_samples(dataset, order[warm_up + k * n:warm_up + (k + 1) * n], photos=False)
+            held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    return (after - before) / len(order[warm_up:warm_up + n])
+    return float(np.diff(held).min()) / n
 
 
 def measure(folder: str, form: str, n_read: int, n_photos: int) -> dict[str, float]:

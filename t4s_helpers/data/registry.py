@@ -96,8 +96,8 @@ def load(name: str, split: str | None = None, root: str | Path | None = None, *,
       in the class map (``dataset.classes[k-1]``), ``class_map`` the map itself, read by its
       ``.read()``: int32 ``(H, W)``, 0 background, 255 ignored. ``dataset.background`` and
       ``dataset.ignore_index`` are what `t4s_helpers.metrics.MeanIoU` wants to know.
-    - ``vqa``: ``question`` ends with how to answer; ``answers``, all true answers; ``rule``, the
-      rule of `t4s_helpers.metrics.VQAAccuracy`. Without public answers ``answer`` is None.
+    - ``vqa``: ``question`` ends with how to answer; ``answers``, all true answers; ``rule``, how
+      they are compared (``exact``, ``vqav2``, ``yes-no``). Without public answers ``answer`` is None.
 
     Raises
     ------
@@ -168,8 +168,9 @@ def _semantic(name: str, reader: str, splits, layout: str, source: str, licence:
 
 def _vqa(name: str, reader: str, splits, layout: str, source: str, licence: str, rule: str,
          note: str = "", reported: str = "", **options) -> Entry:
-    return Entry(name, "vqa", splits, f"vqa:{reader}", options, layout, source, licence,
-                 f"VQA accuracy, rule '{rule}'", note, name.partition("-")[0], reported)
+    metric = "accuracy and F1 of 'yes'" if rule == "yes-no" else f"VQA accuracy, rule '{rule}'"
+    return Entry(name, "vqa", splits, f"vqa:{reader}", options, layout, source, licence, metric,
+                 note, name.partition("-")[0], reported)
 
 
 _LIST = [
@@ -246,7 +247,7 @@ _LIST = [
          "https://textvqa.org/dataset", "CC BY 4.0; photos of Open Images", "vqav2",
          "test answers are not public"),
     *(_vqa(f"pope-{kind}", "Pope", {"test": published},
-           f"coco_pope_{kind}.json, val2014/*.jpg", _POPE, "MIT; " + _COCO_TERMS, "exact",
+           f"coco_pope_{kind}.json, val2014/*.jpg", _POPE, "MIT; " + _COCO_TERMS, "yes-no",
            kind=kind)
       for kind, published in (("random", (2_910, 3_000)), ("popular", 3_000),
                               ("adversarial", 3_000))),

@@ -2,7 +2,8 @@
 
 A sample has the task ``vqa``, no labels, and a ``question`` that ends with how to answer (our own
 wording, an argument of each reader). ``answer`` is the one to train on; ``meta["answers"]`` holds all
-true ones, as `t4s_helpers.metrics.VQAAccuracy` wants them under ``meta["rule"]``. Splits without
+true ones, and ``meta["rule"]`` says how they are compared: ``exact`` or ``vqav2``, the rules of
+`t4s_helpers.metrics.VQAAccuracy`, or ``yes-no`` (accuracy and F1 of "yes", POPE). Splits without
 public answers have ``answer=None`` and no answers: they can be asked, not scored.
 
 Each class says where its files come from and how they lie below ``root``.
@@ -55,7 +56,7 @@ class VqaDataset(Dataset):
     read:
         Makes an :class:`Item` of a row, or raises :class:`~t4s_helpers.data.dataset.BadRow`.
     rule:
-        Of `t4s_helpers.metrics.VQAAccuracy`.
+        Handed on as ``meta["rule"]``, see the module.
     instruction:
         Ends every question, on a line of its own; empty for none.
     published, counts, bad, verify:
@@ -312,7 +313,7 @@ class Pope(VqaDataset):
         path = self.root / f"coco_pope_{kind}.json"
         if not path.is_file() and (self.root / "coco" / path.name).is_file():
             path = self.root / "coco" / path.name
-        super().__init__(f"pope-{kind}", split, read_lines(path), self._read_row, "exact",
+        super().__init__(f"pope-{kind}", split, read_lines(path), self._read_row, "yes-no",
                          instruction, **options)
 
     def _read_row(self, row: Mapping[str, Any]) -> Item:
