@@ -12,7 +12,7 @@ from test_vqa import MAKERS
 
 from t4s_helpers.data import Sample, SampleError, load
 from t4s_helpers.data.conversations import (
-    Conversations, CroppedMasks, RandomCrops, mix_plan,
+    Conversations, CroppedMasks, RandomCrops, mix_plan, training_data,
 )
 from t4s_helpers.prompts import Turn
 
@@ -109,6 +109,36 @@ def test_the_plan_goes_through_a_data_set_before_it_repeats():
 def test_mixes_that_make_no_sense(lengths, weights):
     with pytest.raises(SampleError):
         mix_plan(lengths, weights=weights)
+
+
+# training
+
+
+def test_a_model_trains_on_a_mix_of_everything(sources, tmp_path):
+    """Masks, words, several turns and no picture at all, through the real processor and trainer."""
+    import families
+
+    from t4s_helpers import training
+    from t4s_helpers.backbones import load_backbone
+
+    name = "llava-1.5-7b"
+    backbone = load_backbone(name, source=families.folder(name))
+    dataset, collate = training_data(backbone, sources, n=24, size=4, distractors=2)
+    kinds = {dataset.source(n).image is None for n in range(24)}
+    assert kinds == {True, False}, "with and without a picture"
+    model = training.add_adapter(backbone, rank=4, alpha=8, dropout=0.0)
+    training.fine_tune(backbone, dataset, collate, tmp_path / "out", batch=4, accumulate=1,
+                       model=model, learning_rate=1e-2, logging_steps=1)
+    losses = [row["loss"] for row in training.read_log(tmp_path / "out" / "log.csv")]
+    assert len(losses) == 6 and min(losses[3:]) < losses[0]
+
+
+def test_data_sets_are_samples_to_training_too(sources):
+    """`SampleConversations` takes any sequence of samples."""
+    from t4s_helpers.training import SampleConversations
+
+    data = SampleConversations(Encoder(), sources[3], 3, size=4)
+    assert len(data) == 3 and len(data.lengths()) == 3 and data[2]["image"].shape == (12, 16, 3)
 
 
 # random crops

@@ -103,6 +103,28 @@ class Conversations:
         return [absent[k] for k in rng.choice(len(absent), self.distractors, replace=False)]
 
 
+def training_data(backbone, datasets: Sequence, **options):
+    """Data set and collator for `t4s_helpers.training.fine_tune`: the paper's mixes, by name::
+
+        refseg = [load(name, "train") for name in ("refclef", "refcoco", "refcoco+", "refcocog")]
+        dataset, collate = training_data(backbone, refseg, weights=[2] * 4)   # 800k samples
+
+    Parameters
+    ----------
+    backbone:
+        A `t4s_helpers.backbones.Backbone`.
+    datasets, options:
+        See :class:`Conversations`.
+    """
+    from functools import partial
+
+    from ..training import ConversationEncoder, pad_batch
+
+    encoder = ConversationEncoder(backbone.processor, dtype=backbone.model.dtype)
+    return (Conversations(encoder, datasets, **options),
+            partial(pad_batch, pad_id=backbone.processor.tokenizer.pad_token_id))
+
+
 def mix_plan(lengths: Sequence[int], n: int | None = None, weights: Sequence[float] | None = None,
              seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Which sample of which data set stands where in a training mix.
