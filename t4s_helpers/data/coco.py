@@ -327,10 +327,7 @@ def _check_outline(segmentation: Any, size: tuple[int, int], where: str) -> None
 
 def _check_polygons(polygons: Sequence[Any], size: tuple[int, int], where: str) -> None:
     for polygon in polygons:
-        numbers = isinstance(polygon, Sequence) and all(
-            isinstance(number, (int, float)) and math.isfinite(number) for number in polygon
-        )
-        if not numbers or len(polygon) % 2:
+        if not _are_numbers(polygon) or len(polygon) % 2:
             raise BadRow(
                 "unusable outline",
                 f"{where} has a polygon that is no list of pairs x, y of numbers; mend it."
@@ -342,22 +339,34 @@ def _check_polygons(polygons: Sequence[Any], size: tuple[int, int], where: str) 
     _check_extent(usable, size, where)
 
 
+def _are_numbers(polygon: Any) -> bool:
+    """Whether this is a sequence of finite numbers."""
+    if not isinstance(polygon, Sequence):
+        return False
+    if not _NUMBERS.issuperset(map(type, polygon)):  # a subclass, if it is any number at all
+        return all(isinstance(n, (int, float)) and math.isfinite(n) for n in polygon)
+    return all(map(math.isfinite, polygon))
+
+
+_NUMBERS = frozenset((int, float))
+
+
 def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> None:
     """Refuse coordinates in another unit, which would be drawn as nothing or as something else."""
     height, width = size
-    xs = [x for polygon in polygons for x in polygon[0::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    if min(height, width) > 8 and 0 <= min(xs + ys) and max(xs + ys) <= 1:
+    x0, x1 = min(min(p[0::2]) for p in polygons), max(max(p[0::2]) for p in polygons)
+    y0, y1 = min(min(p[1::2]) for p in polygons), max(max(p[1::2]) for p in polygons)
+    if min(height, width) > 8 and 0 <= min(x0, y0) and max(x1, y1) <= 1:
         raise BadRow(
             "unusable outline",
             f"{where} has coordinates between 0 and 1 only; multiply them by width and height: "
             "COCO counts in pixels."
         )
     slack = 0.05 * max(height, width) + 2
-    if min(xs + ys) < -slack or max(xs) > width + slack or max(ys) > height + slack:
+    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
         raise BadRow(
             "unusable outline",
-            f"{where} reaches from ({min(xs):g}, {min(ys):g}) to ({max(xs):g}, {max(ys):g}), "
+            f"{where} reaches from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), "
             f"outside its image of {width} x {height} pixels; correct the outline or the size."
         )
 
