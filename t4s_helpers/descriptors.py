@@ -176,11 +176,22 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"a mask has two axes (H, W), got {mask.ndim}")
-    ys = np.flatnonzero(mask.any(axis=1))
-    xs = np.flatnonzero(mask.any(axis=0))
-    if ys.size == 0:
-        return None
-    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+    # Along memory first, then across what is left: several times as fast as twice the whole mask.
+    if mask.flags.f_contiguous:
+        xs, ys = _extent(mask.T)
+    else:
+        ys, xs = _extent(mask)
+    return None if ys is None else (xs[0], ys[0], xs[1], ys[1])
+
+
+def _extent(mask: np.ndarray) -> tuple:
+    """First and last row (exclusive) that holds anything, and the same of columns; or two Nones."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None, None
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    cols = np.flatnonzero(mask[first:last].any(axis=0))
+    return (first, last), (int(cols[0]), int(cols[-1]) + 1)
 
 
 def _as_stack(masks: Masks) -> list[np.ndarray]:
@@ -241,11 +252,16 @@ def _covered(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
     """Area of each cell under each mask, int64 ``(L, rows * cols)``; a whole cell is ``H * W``."""
     covered = np.zeros((len(stack), rows * cols), np.int64)
     for i, mask in enumerate(stack):
+        box = mask_to_box(mask)  # outside of it there is nothing to add up
+        if box is None:
+            continue
+        x0, y0, x1, y1 = box
         height, width = mask.shape
         # Whole numbers up to H in the first product, H * W in the second: float32 holds the
         # former exactly, float64 the latter.
-        strips = (_overlap(rows, height) @ mask.astype(np.float32)).astype(np.float64)
-        covered[i] = (strips @ _overlap(cols, width).T.astype(np.float64)).ravel()
+        strips = _overlap(rows, height)[:, y0:y1] @ mask[y0:y1, x0:x1].astype(np.float32)
+        across = _overlap(cols, width)[:, x0:x1].T.astype(np.float64)
+        covered[i] = (strips.astype(np.float64) @ across).ravel()
     return covered
 
 
@@ -266,6 +282,10 @@ def _area_holder(
 ) -> np.ndarray:
     """Index of the mask that owns each cell under the area rule, -1 for none; ``(cells,)``."""
     covered = _covered(stack, rows, cols)
+    if len(stack) == 1:
+        holder = np.where(2 * covered[0] >= stack[0].size, 0, -1)
+        _seat_everyone(holder, covered)
+        return holder
     labels, member = np.unique(label_of, return_inverse=True)
     best = covered
     if len(labels) < len(stack):

@@ -191,7 +191,8 @@ def turn(sample, size=16, rule: str = "area", scheme: str = "rrle", style: str =
     if sample.task == "vqa":
         return Turn(asked.question, (sample.answer,))
     grid = masks_to_grid(asked.masks, size, rule)
-    return Turn(asked.question, answer(grid, asked.labels, scheme, style, asked.masks.any(0)))
+    everything = asked.masks.any(0) if style == "box" else None
+    return Turn(asked.question, answer(grid, asked.labels, scheme, style, everything))
 
 
 def _draw_mode(rng) -> str:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from shared_data import shared_data
 
-from t4s_helpers.data import SampleError
+from t4s_helpers.data import SampleError, coco
 from t4s_helpers.data.coco import (
     AnnotationMasks,
     _runs,
@@ -294,3 +294,25 @@ def test_real_photos_agree_with_pycocotools():
             assert sample.labels[owner] == reference.cats[annotation["category_id"]]["name"]
         assert sample.has_target.all()
     assert samples[0].pixels().shape[:2] == samples[0].size
+
+
+# speed without another result
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(st.tuples(st.floats(-2, 40), st.floats(-2, 30)), min_size=3, max_size=9),
+                min_size=1, max_size=3))
+def test_fast_reading_of_own_codes_equals_the_careful_one(shapes):
+    polygons = [[number for point in shape for number in point] for shape in shapes]
+    code = coco_mask.merge(coco_mask.frPyObjects(polygons, 28, 38))
+    assert coco._own_runs(code["counts"]).tolist() == coco._runs(code["counts"])
+    drawn = coco_mask.decode(code).astype(bool)
+    mask = coco.draw_outline(polygons, (28, 38))
+    assert np.array_equal(mask, drawn) or (not drawn.any() and mask.sum() == 1)
+
+
+def test_numbers_of_other_kinds_are_numbers_too():
+    """Annotations made in Python may hold NumPy's."""
+    square = [np.float64(n) for n in (1, 1, 3, 1, 3, 3, 1, 3)]
+    assert coco._are_numbers(square) and not coco._are_numbers([*square, float("nan")])
+    assert not coco._are_numbers(["1", "2"]) and not coco._are_numbers(7)

@@ -284,3 +284,18 @@ def test_usable_sizes(size):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 4))
+def test_the_order_in_memory_does_not_matter(seed, height, width, n):
+    """Outlines are drawn column by column; grids and boxes are those of the same mask by rows."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((n, height, width)) < rng.choice([0.02, 0.5])
+    columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
+    for size in (16, (3, 7)):
+        assert np.array_equal(masks_to_grid(masks, size), masks_to_grid(columns, size))
+        assert np.array_equal(cell_coverage(masks, size), cell_coverage(columns, size))
+    for mask, column in zip(masks, columns):
+        ys, xs = np.nonzero(mask)
+        box = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else None
+        assert mask_to_box(mask) == mask_to_box(column) == box

@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from shared_data import shared_data
 
-from t4s_helpers.data import SampleError
-from t4s_helpers.data.refer import DATASETS, load_refer
+from t4s_helpers.data import SampleError, load
+from t4s_helpers.data.refer import DATASETS, ReferDataset, load_refer
 from t4s_helpers.descriptors import mask_to_box
 
 H, W = 24, 32
@@ -58,7 +58,10 @@ def root(tmp_path):
     def build(refs=REFS, instances=INSTANCES, dataset="refcoco", split_by="unc", photo=(W, H)):
         (tmp_path / dataset).mkdir(exist_ok=True)
         data = refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2)
-        (tmp_path / dataset / f"refs({split_by}).p").write_bytes(data)
+        if DATASETS[dataset].any_number:
+            (tmp_path / dataset / f"grefs({split_by}).json").write_text(json.dumps(refs))
+        else:
+            (tmp_path / dataset / f"refs({split_by}).p").write_bytes(data)
         (tmp_path / dataset / "instances.json").write_text(json.dumps(instances))
         photos = tmp_path / DATASETS[dataset].photos
         photos.mkdir(parents=True, exist_ok=True)
@@ -282,6 +285,219 @@ def test_good_files_give_no_warning(root):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_refer(root())
+
+
+# gRefCOCO: any number of targets
+
+
+def gref(number, ann_id, no_target=None, split="val", text="both kites"):
+    ref = {"ref_id": number, "ann_id": ann_id, "image_id": 42, "split": split,
+           "file_name": PHOTO, "category_id": [2 if n != -1 else -1 for n in ann_id],
+           "sent_ids": [number], "sentences": [{**sentence(number, text), "exist": True}]}
+    return ref if no_target is None else {**ref, "no_target": no_target}
+
+
+GREFS = [gref(0, [500], False, text="man"), gref(1, [500, 501], False, text="both"),
+         gref(2, [-1], True, text="a giraffe"), gref(3, [], True, text="a zebra"),
+         gref(4, [501, 501], text="the kite")]
+
+
+def opened(where, dataset="grefcoco", **options):
+    return ReferDataset(where, dataset, **{"counts": "off", **options})
+
+
+def test_any_number_of_targets(root):
+    one, both, none, empty, twice = opened(root(GREFS, dataset="grefcoco"))
+    assert {s.task for s in (one, both, none)} == {"gres"}
+    assert [s.meta["ann_ids"] for s in (one, both, none, empty, twice)] == [
+        (500,), (500, 501), (), (), (501,)]
+    assert [s.has_target.tolist() for s in (one, both, none, empty)] == [
+        [True], [True], [False], [False]]
+    assert none.masks.shape == (1, H, W)
+    assert np.array_equal(both.masks[0], one.masks[0] | twice.masks[0])
+    objects, owners = both.instances()
+    assert objects.shape == (2, H, W) and owners.tolist() == [0, 0]
+    assert both.meta["category"] == "person, kite" and none.meta["category"] == ""
+
+
+def test_gref_as_a_pickle(root):
+    where = root(GREFS, dataset="grefcoco")
+    path = where / "grefcoco" / "grefs(unc).json"
+    expected = [s.id for s in opened(where)]
+    path.with_suffix(".p").write_bytes(pickle.dumps(GREFS))
+    path.unlink()
+    assert [s.id for s in opened(where)] == expected
+
+
+def test_refs_as_json(root):
+    where = root()
+    path = where / "refcoco" / "refs(unc).p"
+    expected = [(s.id, s.labels, s.meta) for s in load_refer(where)]
+    path.with_suffix(".json").write_text(json.dumps(REFS))
+    path.unlink()
+    assert [(s.id, s.labels, s.meta) for s in load_refer(where)] == expected
+
+
+@pytest.mark.parametrize(("ann_id", "no_target"), [([-1], False), ([], False), ([500], True),
+                                                   ([500, -1], False), ([500, -1], None)])
+def test_contradictions_never_hide_as_no_target(root, ann_id, no_target):
+    where = root([*GREFS, gref(9, ann_id, no_target)], dataset="grefcoco")
+    with pytest.raises(SampleError, match="Reference 9 .* not taken for a request without target"):
+        opened(where)
+    data = opened(where, bad="exclude")
+    assert len(data) == 5 and data.excluded[0].id == "grefcoco(unc)/9/9"
+
+
+# counts and exclusions
+
+
+def test_counts_are_checked(root):
+    where = root()
+    with pytest.raises(SampleError, match=r"'testA' of .*refs\(unc\)\.p holds 1 samples instead of "
+                                          r"the 5,657"):
+        load("refcoco", "testA", where)
+    with pytest.warns(UserWarning, match="5,657"):
+        assert len(load("refcoco", "testA", where, counts="warn")) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load("refcoco", "testA", where, counts="off")) == 1
+
+
+def test_the_published_number_passes(root):
+    """1,500 sentences would be wrong, as many as published are right."""
+    many = [{**REFS[1], "ref_id": n, "sentences": [sentence(n, f"kite {n}")]} for n in range(5657)]
+    assert len(load("refcoco", "testA", root(many))) == 5657
+    many.append({**many[0], "ref_id": 9999})
+    with pytest.raises(SampleError, match="5,658 samples"):
+        load("refcoco", "testA", root(many))
+
+
+def test_excluded_sentences_still_count_as_listed(root):
+    """Leaving some out does not make the file another one."""
+    many = [{**REFS[1], "ref_id": n, "sentences": [sentence(n, f"kite {n}")]} for n in range(5657)]
+    many[7] = {**many[7], "ann_id": 777}
+    data = load("refcoco", "testA", root(many), bad="exclude")
+    assert len(data) == 5656
+    assert data.exclusions() == [
+        {"reason": "unknown annotation", "n": 1, "first": "refcoco(unc)/7/7"}]
+
+
+BAD = {
+    "unknown annotation": lambda refs, _: refs[1].update(ann_id=777),
+    "target in another image": lambda refs, _: refs[1].update(image_id=43),
+    "incomplete reference": lambda refs, _: refs[1].pop("image_id"),
+    "sentence without text": lambda refs, _: refs[1].update(sentences=[{"sent_id": 12}]),
+    "duplicated id": lambda refs, _: refs[1].update(
+        ref_id=0, sentences=[sentence(10, "again")]),
+    "unusable outline": lambda _, coco: coco["annotations"][1].update(segmentation=[[1, 2]]),
+    "unknown category": lambda _, coco: coco["annotations"][1].update(category_id=99),
+    "unknown image": lambda refs, coco: (
+        refs[1].update(image_id=7), coco["annotations"][1].update(image_id=7)),
+    "missing image": lambda refs, coco: (
+        refs[1].update(image_id=7), coco["annotations"][1].update(image_id=7),
+        coco["images"].append({"id": 7, "file_name": "gone.jpg", "height": H, "width": W})),
+    "image of another size": lambda refs, coco: (
+        refs[1].update(image_id=7),
+        coco["annotations"][1].update(image_id=7, segmentation=[box(1, 1, 5, 5)]),
+        coco["images"].append({"id": 7, "file_name": PHOTO, "height": H, "width": W + 1})),
+}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_rows_are_refused_or_listed(root, reason, as_json):
+    refs, instances = copy.deepcopy(REFS), copy.deepcopy(INSTANCES)
+    BAD[reason](refs, instances)
+    where = root(refs, instances)
+    if as_json:
+        path = where / "refcoco" / "refs(unc).p"
+        path.unlink()
+        path.with_suffix(".json").write_text(json.dumps(refs))
+    with pytest.raises(SampleError, match="\\w"):
+        opened(where, "refcoco")
+    data = opened(where, "refcoco", bad="exclude")
+    assert [one.reason for one in data.excluded] == [reason]
+    assert [s.labels[0] for s in data] == ["man in red", "left guy"]
+    assert data.excluded[0].id and data.excluded[0].detail.count("\n") == 0
+
+
+def test_photos_are_verified_before_anything_is_scored(root):
+    where = root(photo=(W + 1, H))
+    with pytest.raises(SampleError, match=f"{PHOTO} is 33 x 24 pixels .* says 32 x 24"):
+        opened(where, "refcoco")
+    assert len(opened(where, "refcoco", verify=False)) == 3
+
+
+def test_two_annotations_of_one_id_are_refused(root):
+    instances = changed(INSTANCES, 500, "annotations", 1, "id")
+    for bad in ("refuse", "exclude"):
+        with pytest.raises(SampleError, match="'annotations' whose id, 500, .* occurs twice"):
+            opened(root(instances=instances), "refcoco", bad=bad)
+
+
+# a data set made on access
+
+
+def test_parts_and_order(root):
+    data = opened(root(), "refcoco")
+    assert [s.id for s in data[1:]] == list(data.ids())[1:]
+    assert data[-1].id == data.id(2) and data[:2][1].id == data.id(1)
+    assert data.by_image() == [[0, 1, 2]] and data.image(0) == data[0].image
+    assert sorted(data.shuffled(1).ids()) == sorted(data.ids())
+    assert list(data.shuffled(1).ids()) == list(data.shuffled(1).ids())
+    assert len({tuple(data.shuffled(seed).ids()) for seed in range(20)}) > 1
+    for wrong in (3, -4):
+        with pytest.raises(IndexError):
+            data[wrong]
+    with pytest.raises(SampleError, match="'toss'"):
+        opened(root(), "refcoco", bad="toss")
+    with pytest.raises(SampleError, match="'lax'"):
+        opened(root(), "refcoco", counts="lax")
+
+
+def test_data_sets_travel_to_other_processes(root):
+    data = opened(root(GREFS, dataset="grefcoco"))
+    data[0]
+    again = pickle.loads(pickle.dumps(data.shuffled(3)))
+    assert [s.id for s in again] == [s.id for s in data.shuffled(3)]
+    assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
+
+
+def test_a_file_that_changes_underneath_is_noticed(root):
+    where = root(GREFS, dataset="grefcoco")
+    data = pickle.loads(pickle.dumps(opened(where)))
+    path = where / "grefcoco" / "grefs(unc).json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(SampleError, match="was changed"):
+        data[0]
+
+
+# outlines
+
+
+def test_crowds_and_compressed_codes(root):
+    mask = np.zeros((H, W), np.uint8, order="F")
+    mask[3:9, 4:20] = 1
+    packed = {"size": [H, W], "counts": coco_mask.encode(mask)["counts"].decode()}
+    for code in (packed, {"size": [H, W], "counts": coco_runs(mask)}):
+        instances = changed(INSTANCES, code, "annotations", 1, "segmentation")
+        kite = opened(root(instances=instances), "refcoco")[2]
+        assert np.array_equal(kite.masks[0], mask.astype(bool))
+
+
+def coco_runs(mask):
+    """Uncompressed run lengths down the columns, background first."""
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    return runs if not flat[0] else [0, *runs]
+
+
+def test_many_overlapping_polygons_never_wrap(root):
+    """256 equal outlines would add up to nothing in eight bits."""
+    instances = changed(INSTANCES, [box(2, 2, 12, 12)] * 256, "annotations", 0, "segmentation")
+    man = opened(root(instances=instances), "refcoco")[0]
+    assert man.masks[0, 2:12, 2:12].all() and man.masks.sum() == 100
 
 
 # real data

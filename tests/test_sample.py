@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from t4s_helpers.data import Sample, SampleError, read_image
+from t4s_helpers.data.sample import MaskSource, NoMasks, image_size, is_source
 from t4s_helpers.descriptors import masks_to_grid
 
 RED, GREEN = (200, 10, 20), (10, 190, 30)
@@ -307,3 +308,40 @@ def test_refuses_what_is_no_image(tmp_path, content):
 def test_refuses_a_folder(tmp_path):
     with pytest.raises(SampleError, match="does not exist"):
         read_image(tmp_path)
+
+
+# sizes without pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_picture_as_it_is_seen(tmp_path, orientation):
+    path = tmp_path / "photo.jpg"
+    image = Image.new("RGB", (8, 6), "olive")
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+def test_the_size_of_what_is_no_picture(tmp_path):
+    path = tmp_path / "photo.jpg"
+    with pytest.raises(SampleError, match="photo.jpg does not exist"):
+        image_size(path)
+    path.write_bytes(b"no picture")
+    with pytest.raises(SampleError, match="photo.jpg cannot be read"):
+        image_size(path)
+
+
+def test_questions_take_their_size_from_the_picture_when_they_are_asked(tmp_path):
+    path = tmp_path / "photo.png"
+    one = Sample("q", path, (), NoMasks(path), "vqa", question="What?", answer="A bus.")
+    Image.fromarray(picture()).save(path)  # only now: making the sample opened nothing
+    assert one.size == (6, 8) and one.masks.shape == (0, 6, 8)
+    assert np.array_equal(one.pixels(), picture())
+
+
+def test_sources_are_told_from_arrays():
+    assert is_source(Recorder(left_right())) and isinstance(Recorder(left_right()), MaskSource)
+    assert is_source(NoMasks("no such file")), "which is not opened to be told"
+    for other in (left_right(), [left_right()], None, "text", b"bytes", object()):
+        assert not is_source(other)

@@ -1,11 +1,14 @@
-"""Where samples come from: rendered scenes, bundled photos, RefCOCO-family files, COCO folders.
+"""Where samples come from: rendered scenes, bundled photos, and every data set of the paper.
 
-Every reader returns a list of :class:`~t4s_helpers.data.sample.Sample`. Importing this package
-imports none of the readers, so NumPy alone is enough for it.
+:func:`load` opens a public data set by name and ``python -m t4s_helpers.data`` lists them. Importing
+this package imports none of the readers, so NumPy alone is enough for it.
 """
 
 from __future__ import annotations
 
+from .dataset import Dataset, Excluded
+from .registry import ENTRIES, load
 from .sample import TASKS, Sample, SampleError, read_image
 
-__all__ = ["TASKS", "Sample", "SampleError", "read_image"]
+__all__ = ["ENTRIES", "TASKS", "Dataset", "Excluded", "Sample", "SampleError", "load",
+           "read_image"]

@@ -1,0 +1,242 @@
+"""Training conversations made on the fly from data sets: any mix, grid, encoding and wording.
+
+Nothing is written out beforehand: item ``i`` of :class:`Conversations` reads its annotation, words its
+request and encodes its masks when it is asked for. Which samples stand where, and how each is worded,
+depends on the seed alone, not on the process, the order of access or what was read before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .sample import MaskSource, Sample, SampleError, is_source, read_image
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Questions and answers about one picture, or about none; ``turns`` are pairs of texts."""
+
+    id: str
+    image: Path | None
+    turns: tuple[tuple[str, str], ...]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def pixels(self) -> np.ndarray | None:
+        """uint8 RGB ``(H, W, 3)``, read anew at each call; None without a picture."""
+        return None if self.image is None else read_image(self.image)
+
+
+class Conversations:
+    """A training set for `t4s_helpers.training.fine_tune`, encoded by a backbone's processor.
+
+    Parameters
+    ----------
+    encoder:
+        A `t4s_helpers.training.ConversationEncoder`.
+    datasets:
+        Data sets of samples or of conversations; each is gone through as often as its weight says.
+    n:
+        Number of items; by default the sum of the data sets' lengths times their weights.
+    weights:
+        Passes over each data set, by default 1 (the paper goes twice over the RES sets). Where ``n``
+        is given, only their ratio matters.
+    seed:
+        Decides the order of the items and the wording of each.
+    distractors:
+        For semantic data sets: how many names of absent classes a conditioned request lists beside
+        the present ones; None for the whole class list.
+    layout:
+        ``size``, ``rule``, ``scheme`` and ``style``, see `t4s_helpers.prompts.turn`.
+
+    A sample with ``task="vqa"`` needs an answer; a data set without public answers is refused.
+    """
+
+    def __init__(self, encoder, datasets: Sequence, n: int | None = None,
+                 weights: Sequence[float] | None = None, seed: int = 0,
+                 distractors: int | None = None, **layout):
+        self.encoder, self.datasets, self.seed, self.layout = encoder, list(datasets), seed, layout
+        self.distractors = distractors
+        self.plan = mix_plan([len(data) for data in self.datasets], n, weights, seed)
+
+    def __len__(self) -> int:
+        return len(self.plan[0])
+
+    def __getitem__(self, index: int) -> dict:
+        source = self.source(index)
+        return self.encoder(self._turns(source, index), source.pixels())
+
+    def source(self, index: int) -> Sample | Conversation:
+        """The sample or conversation of item ``index``."""
+        return self.datasets[int(self.plan[0][index])][int(self.plan[1][index])]
+
+    def turns(self, index: int) -> list:
+        """The exchanges of item ``index``, `t4s_helpers.prompts.Turn`; its picture is not read."""
+        return self._turns(self.source(index), index)
+
+    def lengths(self) -> list[int]:
+        """Tokens of every item but for its picture's; makes every item once."""
+        from tqdm.auto import tqdm
+
+        return [len(self.encoder(self.turns(index))["input_ids"])
+                for index in tqdm(range(len(self)), "lengths", disable=len(self) < 1000)]
+
+    def _turns(self, source: Sample | Conversation, index: int) -> list:
+        from ..prompts import Turn, turn
+
+        if isinstance(source, Conversation):
+            return [Turn(asked, (answered,)) for asked, answered in source.turns]
+        if source.task == "vqa" and source.answer is None:
+            raise SampleError(f"{source!r} has no answer to train on; its split keeps them secret.")
+        rng = np.random.default_rng([self.seed, index, 43])
+        data = self.datasets[int(self.plan[0][index])]
+        return [turn(source, rng=rng, distractors=self._absent(source, data, rng), **self.layout)]
+
+    def _absent(self, sample: Sample, data, rng) -> list[str]:
+        absent = [name for name in getattr(data, "classes", ()) if name not in sample.labels]
+        if self.distractors is None or self.distractors >= len(absent):
+            return absent
+        return [absent[k] for k in rng.choice(len(absent), self.distractors, replace=False)]
+
+
+def training_data(backbone, datasets: Sequence, **options):
+    """Data set and collator for `t4s_helpers.training.fine_tune`: the paper's mixes, by name::
+
+        refseg = [load(name, "train") for name in ("refclef", "refcoco", "refcoco+", "refcocog")]
+        dataset, collate = training_data(backbone, refseg, weights=[2] * 4)   # 800k samples
+
+    Parameters
+    ----------
+    backbone:
+        A `t4s_helpers.backbones.Backbone`.
+    datasets, options:
+        See :class:`Conversations`.
+    """
+    from functools import partial
+
+    from ..training import ConversationEncoder, pad_batch
+
+    encoder = ConversationEncoder(backbone.processor, dtype=backbone.model.dtype)
+    return (Conversations(encoder, datasets, **options),
+            partial(pad_batch, pad_id=backbone.processor.tokenizer.pad_token_id))
+
+
+def mix_plan(lengths: Sequence[int], n: int | None = None, weights: Sequence[float] | None = None,
+             seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Which sample of which data set stands where in a training mix.
+
+    Every data set is shuffled and gone through completely before any of its samples comes again.
+
+    Returns
+    -------
+    uint8 and int32 ``(n,)``: the data set and the sample in it; five bytes an item.
+
+    Raises
+    ------
+    SampleError
+        No data set, an empty one with a weight, or weights that do not fit.
+
+    >>> source, index = mix_plan([3, 2], weights=[1, 2])
+    >>> np.bincount(source).tolist(), sorted(index[source == 1].tolist())
+    ([3, 4], [0, 0, 1, 1])
+    """
+    weights = [1.0] * len(lengths) if weights is None else list(weights)
+    if not lengths or len(weights) != len(lengths) or min(weights) < 0 or sum(weights) == 0:
+        raise SampleError(f"A mix of {len(lengths)} data sets with the weights {weights}: give at "
+                          "least one data set, and one weight of 0 or more for each.")
+    if any(w and not length for w, length in zip(weights, lengths)):
+        raise SampleError("A data set of the mix is empty: there are no samples to train on.")
+    shares = np.array([w * length for w, length in zip(weights, lengths)], float)
+    total = round(shares.sum()) if n is None else n
+    ends = np.round(np.cumsum(shares) * total / shares.sum()).astype(np.int64)
+    counts = np.diff(ends, prepend=0)
+    source = np.repeat(np.arange(len(lengths), dtype=np.uint8), counts)
+    index = np.concatenate([_passes(length, int(count), [seed, k, 47])
+                            for k, (length, count) in enumerate(zip(lengths, counts))])
+    order = np.random.default_rng([seed, 53]).permutation(total)
+    return source[order], index[order]
+
+
+def _passes(length: int, count: int, seed: list[int]) -> np.ndarray:
+    """``count`` numbers below ``length``, int32: one shuffled pass after the other."""
+    rng = np.random.default_rng(seed)
+    whole = [rng.permutation(length).astype(np.int32) for _ in range(-(-count // max(1, length)))]
+    return np.concatenate([np.zeros(0, np.int32), *whole])[:count]
+
+
+@dataclass(frozen=True)
+class CroppedMasks:
+    """A part of other masks (a ``MaskSource``): ``keep`` of its labels, within ``box``."""
+
+    source: MaskSource
+    keep: tuple[int, ...]
+    box: tuple[int, int, int, int]
+    """``(y0, x0, y1, x1)`` in pixels, ends exclusive."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(L, H, W)``"""
+        y0, x0, y1, x1 = self.box
+        return len(self.keep), y1 - y0, x1 - x0
+
+    def decode(self) -> np.ndarray:
+        """bool ``(L, H, W)``"""
+        y0, x0, y1, x1 = self.box
+        return self.source.decode()[list(self.keep), y0:y1, x0:x1]
+
+
+class RandomCrops:
+    """Samples of a semantic data set, each cut to a random part (paper, appendix B).
+
+    Labels that the part does not show go; if it shows none, the sample stays whole. ``times`` goes
+    over the data set so often, with other parts (the paper: 10). The part depends on seed and index
+    alone. ``share``: least and greatest length of the part's sides, as a share of the image's.
+    """
+
+    def __init__(self, whole, times: int = 1, seed: int = 0, share: tuple[float, float] = (0.5, 1.0)):
+        self.whole, self.times, self.seed, self.share = whole, times, seed, share
+        self.classes = whole.classes
+
+    def __len__(self) -> int:
+        return self.times * len(self.whole)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Sample {index} of {len(self)}")
+        sample = self.whole[index % len(self.whole)]
+        masks = sample.masks
+        box = self._box(index, sample.size)
+        y0, x0, y1, x1 = box
+        keep = tuple(np.flatnonzero(masks[:, y0:y1, x0:x1].any((1, 2))).tolist())
+        if not keep:
+            return sample
+        given = {"id": f"{sample.id}/crop{index}", "labels": tuple(sample.labels[k] for k in keep),
+                 "task": sample.task, "split": sample.split, "meta": {"box": box}}
+        if isinstance(sample.image, np.ndarray):
+            return Sample(image=sample.image[y0:y1, x0:x1], masks=masks[list(keep), y0:y1, x0:x1],
+                          **given)
+        source = sample.__dict__["_masks"]
+        cropped = (CroppedMasks(source, keep, box) if is_source(source)
+                   else masks[list(keep), y0:y1, x0:x1])
+        return CroppedSample(image=sample.image, masks=cropped, **given)
+
+    def _box(self, index: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        rng = np.random.default_rng([self.seed, index, 59])
+        sides = [max(1, round(n * rng.uniform(*self.share))) for n in size]
+        y, x = (int(rng.integers(0, n - side + 1)) for n, side in zip(size, sides))
+        return y, x, y + sides[0], x + sides[1]
+
+
+class CroppedSample(Sample):
+    """A sample whose picture is the part ``meta["box"]`` of its file."""
+
+    def pixels(self) -> np.ndarray:
+        """uint8 RGB ``(H, W, 3)`` of the part, read anew at each call."""
+        y0, x0, y1, x1 = self.meta["box"]
+        part = read_image(self.image)[y0:y1, x0:x1]
+        self._check_pixels(part, f"the part {self.meta['box']} of {self.image}")
+        return part

@@ -1,0 +1,176 @@
+"""ReasonSeg: segmentation asked for by reasoning (Lai et al., "LISA", CVPR 2024)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..rle import DescriptorError, check_labels
+from .dataset import BadRow, Dataset, Guard, check_count
+from .sample import Sample, SampleError, image_size
+
+_TARGET, _IGNORED = 1, 255
+
+
+@dataclass(frozen=True)
+class ReasonMask:
+    """Target or ignored pixels of an annotation file (a ``MaskSource``); ``shape`` is (1, H, W)."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    value: int = _TARGET
+
+    def decode(self) -> np.ndarray:
+        """bool ``(1, H, W)``"""
+        return (_drawn(self.path, self.shape[1:]) == self.value)[None]
+
+
+class ReasonSeg(Dataset):
+    """Instructions that need reasoning, with one mask each.
+
+    Layout: ``<split>/NAME.jpg`` and ``<split>/NAME.json`` for ``train``, ``val``, ``test``, from
+    https://github.com/dvlab-research/LISA#dataset. A JSON file holds ``text`` (instructions),
+    ``is_sentence`` and ``shapes``, polygons labelled "target" or "ignore".
+
+    One sample per image with its first instruction, as the benchmark is scored; in ``train`` one
+    for each instruction. ``meta["ignore"]`` is a mask source of pixels that are not scored. The rules
+    of the release hold: corners in whole pixels, outlines included, and where polygons overlap the
+    smaller one counts. ``published`` counts images; the other parameters are those of
+    :func:`t4s_helpers.data.load`.
+    """
+
+    def __init__(self, root: str | Path, split: str = "val", published: int | None = None,
+                 counts: str = "strict", bad: str = "refuse", verify: bool = True):
+        super().__init__("reasonseg", split, "res")
+        folder = Path(root) / split
+        if not folder.is_dir():
+            raise SampleError(f"There is no folder {folder}; unpack ReasonSeg's {split}.zip there.")
+        stems = sorted({p.stem for p in folder.iterdir() if p.suffix in (".json", ".jpg")})
+        self._items: list[tuple[Path, int]] = []
+        guard = Guard(bad)
+        for stem in stems:
+            self._add(folder / f"{stem}.json", guard, verify)
+        self.excluded = tuple(guard.excluded)
+        check_count(len(stems), published, f"{folder}", counts)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def id(self, index: int) -> str:
+        return self._name(*self._items[index])
+
+    def image(self, index: int) -> Path:
+        return self._items[index][0].with_suffix(".jpg")
+
+    def sample(self, index: int) -> Sample:
+        path, k = self._items[index]
+        texts, is_sentence, _ = _read(path)
+        shape = (1, *image_size(path.with_suffix(".jpg")))
+        return Sample(
+            self._name(path, k), path.with_suffix(".jpg"), (_label(texts[k]),),
+            ReasonMask(path, shape), "res", self.split,
+            meta={"ignore": ReasonMask(path, shape, _IGNORED), "is_sentence": is_sentence,
+                  "dataset": self.name},
+        )
+
+    def _name(self, path: Path, k: int) -> str:
+        return f"reasonseg/{self.split}/{path.stem}/{k}"
+
+    def _add(self, path: Path, guard: Guard, verify: bool) -> None:
+        try:
+            texts, _, shapes = _read(path)
+            image = path.with_suffix(".jpg")
+            if not image.is_file():
+                raise BadRow("missing image", f"The photo {image} of {path} does not exist; unpack "
+                             "ReasonSeg again.")
+            if verify:
+                _check_shapes(path, shapes, image_size(image))
+        except BadRow as fault:
+            guard.report(self._name(path, 0), fault)
+            return
+        for k, text in enumerate(texts if self.split == "train" else texts[:1]):
+            try:
+                check_labels((_label(text),))
+            except DescriptorError as error:
+                guard.report(self._name(path, k), BadRow("expression that cannot be a label",
+                                                         f"{path}: {error}"), always_exclude=True)
+            else:
+                self._items.append((path, k))
+
+
+def _label(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read(path: Path) -> tuple[list[str], bool, list[dict[str, Any]]]:
+    """Instructions, whether they are sentences, and polygons of an annotation file."""
+    if not path.is_file():
+        raise BadRow("missing annotation", f"Annotation file {path} does not exist; unpack "
+                     "ReasonSeg again.")
+    try:
+        data = path.read_bytes()
+        try:
+            found = json.loads(data)
+        except UnicodeDecodeError:  # some files of the release were written on Windows
+            found = json.loads(data.decode("cp1252"))
+        texts, shapes = found["text"], found["shapes"]
+        texts = [texts] if isinstance(texts, str) else texts
+        fine = all(isinstance(t, str) for t in texts) and all("points" in s for s in shapes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadRow("unreadable annotation", f"Annotation file {path} cannot be read ({error}); "
+                     "unpack ReasonSeg again.") from error
+    if not texts or not fine:
+        raise BadRow("unreadable annotation", f"Annotation file {path} has no instruction or a shape "
+                     "without points; unpack ReasonSeg again.")
+    return texts, bool(found.get("is_sentence")), shapes
+
+
+def _check_shapes(path: Path, shapes: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    height, width = size
+    for shape in shapes:
+        points = np.asarray(shape["points"], float)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise BadRow("unusable outline", f"A shape of {path} is no list of pairs x, y; mend it.")
+        slack = 0.05 * max(size) + 2
+        if points.min() < -slack or (points.max(0) > (width + slack, height + slack)).any():
+            raise BadRow("image of another size",
+                         f"A shape of {path} lies outside its photo of {width} x {height} pixels "
+                         "(width x height); use the photos that were annotated.")
+    if not (_drawn(path, size) == _TARGET).any():
+        raise BadRow("no target outline", f"{path} has no target that shows; it is not taken for a "
+                     "request without target: mend or remove it.")
+
+
+@lru_cache(maxsize=4)
+def _drawn(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """uint8 ``(H, W)``: 0, target or ignored; larger polygons first, so that smaller ones stay."""
+    drawn = []
+    for shape in _read(path)[2]:
+        label = str(shape.get("label", "")).lower()
+        if label != "flag":  # withdrawn by the annotators
+            drawn.append((_polygon(shape["points"], size), _IGNORED if "ignore" in label else
+                          _TARGET))
+    values = np.zeros(size, np.uint8)
+    for mask, value in sorted(drawn, key=lambda one: -np.count_nonzero(one[0])):
+        values[mask] = value
+    values.setflags(write=False)
+    return values
+
+
+def _polygon(points: list[list[float]], size: tuple[int, int]) -> np.ndarray:
+    """bool ``(H, W)``: the polygon with its outline, corners cut to whole pixels."""
+    from PIL import Image, ImageDraw
+
+    corners = [(int(x), int(y)) for x, y in points]
+    image = Image.new("1", size[::-1])
+    draw = ImageDraw.Draw(image)
+    if len(corners) > 2:
+        draw.polygon(corners, fill=1, outline=1)
+    else:
+        draw.line(corners, fill=1) if len(corners) == 2 else draw.point(corners, fill=1)
+    return np.array(image)
