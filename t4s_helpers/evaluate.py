@@ -37,7 +37,7 @@ __all__ = ["distinct_targets", "evaluate", "hardest", "load_samples", "oracle_sc
 
 
 def evaluate(backbone, samples: Sequence, size=16, scheme: str = "rrle", refiner=None, *,
-             folder: Path | str | None = None, batch: int = 16, seed: int = 0,
+             folder: Path | str | None = None, data: str = "", batch: int = 16, seed: int = 0,
              semantic: str = "conditioned", classes: Sequence[str] = (),
              background: str | None = None, absent: str | None = None, vqa: str = "",
              suffix: str = "", restart: bool = False, progress: bool = True,
@@ -51,10 +51,12 @@ def evaluate(backbone, samples: Sequence, size=16, scheme: str = "rrle", refiner
         refiner: from `t4s_helpers.refine.load_refiner`, or ``None`` for the coarse mask.
         folder: where rows are kept (`t4s_helpers.ledger`); a run that was stopped goes on. Without
             one they are returned and forgotten, and there is one process.
+        data: name of the data set, for the record; a `Dataset` knows its own.
         batch: requests answered together; those about one picture stay together, and its features are
             computed once.
         seed: of the refiner's points, and with the batch's number of sampling.
-        semantic, classes, vqa, suffix: see `t4s_helpers.tasks.Protocol`. Without ``classes`` a data
+        semantic, classes, vqa, suffix: see `t4s_helpers.tasks.Protocol`. POPE's questions are scored
+            by ``yes-no`` unless ``vqa`` says otherwise. Without ``classes`` a data
             set's own list is taken, else every label that the samples have.
         background, absent: conventions of mIoU, see `t4s_helpers.metrics.MeanIoU`; needed for
             ``semantic`` samples. A data set knows its own ``background``.
@@ -72,8 +74,9 @@ def evaluate(backbone, samples: Sequence, size=16, scheme: str = "rrle", refiner
         ScoringError: semantic samples without conventions; before any answer.
         LedgerError: ``folder`` is another run's or in use.
     """
-    items = Items(samples)
+    items, data = Items(samples), getattr(samples, "name", data)
     tasks = _tasks(items)
+    vqa = vqa or "yes-no" * data.startswith("pope")
     protocol = Protocol(size, scheme, semantic, _classes(items, tasks, classes), vqa, suffix)
     conventions = {"background": background or getattr(samples, "background", None),
                    "absent": absent}
@@ -85,8 +88,14 @@ def evaluate(backbone, samples: Sequence, size=16, scheme: str = "rrle", refiner
     if folder is None:
         rows = run.in_memory(batches, progress)
     else:
-        rows = _on_disk(run, batches, batch, folder, restart, progress, conventions)
+        about = {"data": {"name": data, "split": _split(items)},
+                 "conventions": conventions}
+        rows = _on_disk(run, batches, batch, folder, restart, progress, about)
     return rows, _scores(rows, {**conventions, "classes": protocol.classes or None})
+
+
+def _split(items: Items) -> str:
+    return items.samples.split if items.lazy else items.dialogue(0).picture.split
 
 
 def _tasks(items: Items) -> set[str]:
@@ -276,13 +285,13 @@ def _identity(backbone) -> dict:
 
 
 def _on_disk(run: _Run, batches, batch: int, folder, restart: bool, progress: bool,
-             conventions: dict) -> list[dict]:
+             about: dict) -> list[dict]:
     left_out = [{"id": one.id, "reason": one.reason, "detail": one.detail}
                 for one in getattr(run.items.samples, "excluded", ())]
     processes = Processes()
     ledger = Ledger(folder, run.settings(batch), [run.ids(numbers) for numbers in batches],
                     order=run.ids(range(len(run.items))), restart=restart, processes=processes,
-                    about={"conventions": conventions, "excluded": left_out, **_made_with(processes)})
+                    about={**about, "excluded": left_out, **_made_with(processes)})
     try:
         for k in _bar(ledger.todo(), progress and processes.rank == 0):
             ledger.write(k, run.rows(batches[k], k))
@@ -597,7 +606,7 @@ def _run_command(args) -> None:
     backbone = load_backbone(args.backbone, args.quantize, args.adapter, args.source)
     refiner = None if args.refiner == "none" else load_refiner(args.refiner)
     evaluate(backbone, samples, args.size, args.scheme, refiner, folder=args.out, batch=args.batch,
-             seed=args.seed, semantic=args.semantic, background=args.background, absent=args.absent,
+             data=args.data, seed=args.seed, semantic=args.semantic, background=args.background, absent=args.absent,
              vqa=args.vqa, suffix=args.suffix, restart=args.restart, mode=args.mode,
              max_new_tokens=args.max_new_tokens)
 

@@ -334,3 +334,9 @@ def from_rle(rle: dict) -> np.ndarray:
     from pycocotools import mask as coco
 
     return coco.decode({**rle, "counts": rle["counts"].encode("ascii")}).astype(bool)
+
+
+def row_masks(row: dict, size: tuple[int, int]) -> np.ndarray:
+    """The predicted masks of a row, bool ``(L, H, W)`` in the order of ``row["rle"]``; L may be 0."""
+    masks = [from_rle(rle) for rle in row.get("rle", {}).values()]
+    return np.array(masks, bool).reshape(-1, *size)
