@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from .data.sample import SampleError
-from .decoding import generate, read_answer
-from .descriptors import grid_to_masks, masks_to_grid, parse_size
+from .decoding import answer_samples, generate, read_answer
+from .descriptors import grid_to_masks, mask_to_box, masks_to_grid, parse_size
 from .ledger import RUN_FILE, Ledger, LedgerError, Processes, read_run
 from .metrics import BoxMetric, SegmentationMetric, overlap
 from .prompts import Turn
@@ -34,6 +34,10 @@ from .tasks import Items, Protocol, TaskError, picture_key, question_of, row_of
 __all__ = ["distinct_targets", "evaluate", "hardest", "load_samples", "oracle_scores",
            "oracle_summary", "oracle_table", "plan_batches", "read_run", "run_tables",
            "score_groups", "score_rows", "table_rows", "through_text"]
+
+
+EXPECTED = "expected_iou"
+"""The mode of `t4s_helpers.decoding.answer_samples` that `generate` itself does not have."""
 
 
 def evaluate(backbone, samples: Sequence, size=16, scheme: str = "rrle", refiner=None, *,
@@ -240,13 +244,26 @@ class _Run:
             asked = [question_of(talks[k].turns[turn], self.protocol) for k in going]
             questions = [AskedAfter(one.text, [Turn(q.text, (a.text,)) for a, q in said[k]])
                          for k, one in zip(going, asked)]
-            answers = generate(backbone, [pictures[k] for k in going], questions,
-                               [one.labels for one in asked], self.protocol.size, len(going),
-                               scheme=self.protocol.scheme, seed=self.seed + batch, progress=False,
-                               **self.options)
+            if self.options.get("mode") == EXPECTED:
+                answers = self._best([talks[k].turns[turn] for k in going], turn, batch)
+            else:
+                answers = generate(backbone, [pictures[k] for k in going], questions,
+                                   [one.labels for one in asked], self.protocol.size, len(going),
+                                   scheme=self.protocol.scheme, seed=self.seed + batch,
+                                   progress=False, **self.options)
             for k, answer, one in zip(going, answers, asked):
                 said[k].append((answer, one))
         return said
+
+    def _best(self, samples, turn: int, batch: int) -> list:
+        """Answers of the mode that weighs several grids, which words its questions itself."""
+        if turn or any(sample.task == "semantic" for sample in samples):
+            raise TaskError(f"Mode '{EXPECTED}' answers single requests with their own labels: decode "
+                            "class lists and conversations with mode='fast'.")
+        said = answer_samples(self.backbone, samples, self.protocol.size, self.protocol.scheme,
+                              batch=len(samples), seed=self.seed + batch, progress=False,
+                              **self.options)
+        return [answer for answer, _ in said]
 
     def _row(self, sample, said, asked) -> dict:
         reading = None if not asked.labels else read_answer(
@@ -412,8 +429,8 @@ def oracle_table(samples: Sequence, sizes: Sequence = (16, 24, 32),
         seed: of the refiner's points.
 
     Returns:
-        ``(rows, table)``. ``rows``: one a label and case, with pixel counts, ``iou`` and whether
-        the refiner fell back to the coarse mask. ``table``: one row a case (``grid``, ``rule``,
+        ``(rows, table)``. ``rows``: one a label and case, with pixel counts, ``iou``, whether the
+        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``: one row a case (``grid``, ``rule``,
         ``refiner``) with ``ciou`` and ``giou`` in [0, 1], ``fallbacks`` and ``n``.
     """
     from tqdm.auto import tqdm
@@ -432,7 +449,7 @@ def oracle_table(samples: Sequence, sizes: Sequence = (16, 24, 32),
                 masks, fell_back = refine(coarse, seed)
                 case = {"grid": _grid_name(size), "rule": rule, "refiner": way}
                 rows += [
-                    {"id": name, "label": label, **case, **_counts(mask, true), "fallback": fell}
+                    {"id": name, "label": label, **case, **pixel_counts(mask, true), "fallback": fell}
                     for (name, label), mask, true, fell
                     in zip(names, masks, truth, fell_back.tolist(), strict=True)
                 ]
@@ -487,11 +504,15 @@ def _grid_name(size) -> str:
     return str(rows) if rows == cols else f"{rows}x{cols}"
 
 
-def _counts(mask: np.ndarray, truth: np.ndarray) -> dict:
+def pixel_counts(mask: np.ndarray, truth: np.ndarray) -> dict:
+    """Counts of one mask against the truth, in pixels; its IoU; whether its box's IoU is > 0.5."""
+    from .metrics import box_iou
+
     both, predicted, target = overlap(mask, truth)
     union = predicted + target - both
-    return {"intersection": both, "predicted": predicted, "target": target,
-            "iou": both / union if union else 1.0}
+    right = box_iou(mask_to_box(mask), mask_to_box(truth)) > 0.5
+    return {"intersection": both, "predicted": predicted, "target": target, "union": union,
+            "pixels": truth.size, "iou": both / union if union else 1.0, "box_right": bool(right)}
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -567,7 +588,7 @@ def _protocol_arguments(group) -> None:
     from .prompts import SEMANTIC_MODES
     from .tasks import VQA_RULES
 
-    group.add_argument("--mode", choices=MODES, default="fast")
+    group.add_argument("--mode", choices=(*MODES, EXPECTED), default="fast")
     group.add_argument("--batch", type=int, default=8)
     group.add_argument("--size", type=int, default=16)
     group.add_argument("--scheme", choices=("full", "irle", "rrle"), default="rrle")
