@@ -233,3 +233,61 @@ def test_samples_by_name():
     assert seen.id != unseen.id and not np.array_equal(seen.image, unseen.image)
     with pytest.raises(ValueError, match="names colours"):
         load_samples("scenes", n=1, task="res", palette="unseen")
+
+
+class Lazy:
+    """A data set as `t4s_helpers.data.load` gives it: samples by number, made when asked for."""
+
+    name, split, task = "voc-20", "val", "semantic"
+    classes = ("cloud", "star", "no such thing")
+    background, ignore_index = "ignored", 255
+
+    def __init__(self, samples, excluded=()):
+        self.samples, self.excluded, self.made = samples, excluded, []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, k):
+        self.made.append(k)
+        return self.samples[k]
+
+    def id(self, k):
+        return self.samples[k].id
+
+    def image(self, k):
+        return f"{k // 2}.jpg"
+
+    def by_image(self):
+        return [[0, 1], [2, 3]]
+
+
+def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, tmp_path):
+    from typing import NamedTuple
+
+    class Excluded(NamedTuple):
+        id: str
+        reason: str
+        detail: str
+
+    found = [s for s in scene_samples("test", 60, "semantic") if set(s.labels) <= {"cloud", "star"}][:2]
+    found += [replace(s, id=s.id + "b", masks=s.masks) for s in found]
+    lazy = Lazy(found, [Excluded("gone", "missing image", "gone.jpg does not exist")])
+    rows, scored = evaluate(tiny, lazy, 4, folder=tmp_path / "run", batch=2, absent="skip", **FAST)
+    assert sorted(lazy.made) == list(range(len(found))), "each sample is made once"
+    assert [row["id"] for row in rows] == [s.id for s in found]
+    assert all(row["n_classes"] == 3 for row in rows)
+    record = read_run(tmp_path / "run")[1]
+    assert record["data"] == {"name": "voc-20", "split": "val"}
+    assert record["conventions"] == {"background": "ignored", "absent": "skip"}
+    lines, excluded = run_tables(tmp_path / "run")
+    assert lines[0]["excluded"] == 1 and excluded[0]["reason"] == "missing image"
+    assert lines[0]["miou"] == scored["miou"]
+    other = run_tables(tmp_path / "run", background="class", absent="zero")[0][0]
+    assert other["miou"] != scored["miou"] and other["background"] == "class"
+
+
+def test_the_mode_that_weighs_grids_answers_single_requests_only(tiny):
+    with pytest.raises(TaskError, match="expected_iou"):
+        evaluate(tiny, scene_samples("test", 1, "semantic"), 4, mode="expected_iou", progress=False,
+                 background="class", absent="skip")
