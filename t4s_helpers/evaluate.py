@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .data.sample import SampleError
-from .decoding import answer_samples, generate, read_answer
+from .decoding import DecodingError, answer_samples, generate, read_answer
 from .descriptors import grid_to_masks, mask_to_box, masks_to_grid, parse_size
 from .ledger import RUN_FILE, Ledger, LedgerError, Processes, read_run
 from .metrics import BoxMetric, SegmentationMetric, overlap
@@ -206,9 +206,13 @@ class _Run:
                 excluded |= self._unusable(k, talk)
             except SampleError as error:
                 excluded[k] = ("unreadable image", str(error))
-        with shared_pictures(self.backbone.model):
-            said = self._talk({k: talk for k, talk in enumerate(talks) if k not in excluded},
-                              pictures, batch)
+        try:
+            with shared_pictures(self.backbone.model):
+                said = self._talk({k: talk for k, talk in enumerate(talks) if k not in excluded},
+                                  pictures, batch)
+        except DecodingError as error:
+            raise DecodingError(f"{error} This came up among the samples {self.ids(numbers)}.") \
+                from error
         rows = []
         for k, talk in enumerate(talks):
             for turn, sample in enumerate(talk.turns):

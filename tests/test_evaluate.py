@@ -291,3 +291,10 @@ def test_the_mode_that_weighs_grids_answers_single_requests_only(tiny):
     with pytest.raises(TaskError, match="expected_iou"):
         evaluate(tiny, scene_samples("test", 1, "semantic"), 4, mode="expected_iou", progress=False,
                  background="class", absent="skip")
+
+
+def test_decoding_that_cannot_go_on_names_the_samples(tiny):
+    from t4s_helpers.decoding import DecodingError
+
+    with pytest.raises(DecodingError, match="(?s)dreaming.*res-test-000000"):
+        evaluate(tiny, scene_samples("test", 1), 4, mode="dreaming", progress=False)
