@@ -174,3 +174,56 @@ def test_rows_without_a_record_are_not_guessed_at(tmp_path):
     (tmp_path / RUN_FILE).write_text(json.dumps({"settings": {}})[:-3])
     with pytest.raises(LedgerError, match="not the record"):
         read_run(tmp_path)
+
+
+def machines(tmp_path, count: int = 2, batches=None):
+    """A run shared by machines with a folder each; the rows that each of them ends with."""
+    import threading
+
+    from t4s_helpers.ledger import Processes
+
+    barrier, box, out = threading.Barrier(count, timeout=60), [[]] * count, [None] * count
+
+    class Machine(Processes):
+        rank = property(lambda self: self.number)
+        count = property(lambda self: len(box))
+        first_here = True
+
+        def __init__(self, number):
+            self.number = number
+
+        def wait(self):
+            barrier.wait()
+
+        def gather(self, items):
+            box[self.number] = list(items)
+            barrier.wait()
+            joined = [item for part in box for item in part]
+            barrier.wait()
+            return joined
+
+    def work(number):
+        ledger = Ledger(tmp_path / str(number), SETTINGS, BATCHES, order=ORDER,
+                        processes=Machine(number))
+        mine = [k for k in ledger.todo() if batches is None or k in batches]
+        for k in mine:
+            ledger.write(k, rows(k))
+        if batches is None:
+            out[number] = mine, ledger.finish()
+        ledger.close()
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return out
+
+
+def test_machines_without_a_common_folder_share_a_run(tmp_path):
+    machines(tmp_path, batches=[1])  # stopped when one of them had made the second batch
+    (first, a), (second, b) = machines(tmp_path)
+    assert sorted(first + second) == [0, 2], "what is done on one machine is not made on the other"
+    assert a == b and [row["id"] for row in a] == ORDER
+    for number in "01":
+        assert read_run(tmp_path / number)[0] == a
