@@ -80,8 +80,8 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
         task: scores as another task's, such as ``rec`` on the masks of ``res``.
 
     Returns:
-        ``task``, ``metric``, ``run`` and ``published`` (both in percent), ``method``, ``source``, and
-        ``warning``: what stands against a comparison, empty where nothing is known to.
+        ``task``, ``metric``, ``run`` and ``published`` (both in percent), ``method``, ``group``,
+        ``source``, ``dataset``, and ``warning``: what stands against a comparison, empty where nothing is known to.
     """
     published = read_published() if published is None else published
     known = record.get("data", {})
@@ -98,7 +98,7 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
                     "task": kind, "metric": number["metric"],
                     "run": round(100 * line[number["metric"]], 2), "published": number["value"],
                     "method": " ".join(filter(None, (number["method"], number["model"]))),
-                    "source": f"{number['where']}, {number['reported_by']}",
+                    "group": number["group"], "source": f"{number['where']}, {number['reported_by']}",
                     "dataset": f"{number['dataset']} {number['split']}".strip(),
                     "warning": warning(line, record, number),
                 })
