@@ -301,3 +301,16 @@ def test_decoding_that_cannot_go_on_names_the_samples(tiny):
 
     with pytest.raises(DecodingError, match="(?s)dreaming.*res-test-000000"):
         evaluate(tiny, scene_samples("test", 1), 4, mode="dreaming", progress=False)
+
+
+def test_a_real_data_set_goes_through_by_its_name(tiny, tmp_path):
+    from shared_data import shared_data
+
+    found = load_samples("refcoco", root=shared_data("refcoco_mini"), n=5, counts="off")
+    rows, scored = evaluate(tiny, found, 4, folder=tmp_path / "run", batch=4, **FAST)
+    assert [row["id"] for row in rows] == [found.id(k) for k in range(5)]
+    assert scored["n"] == scored["n_target"] == 5
+    record = read_run(tmp_path / "run")[1]
+    assert record["data"]["name"] == "refcoco" and record["settings"]["n"] == 5
+    line = run_tables(tmp_path / "run")[0][1]
+    assert line["who"] == "ceiling" and line["ciou"] > 0.2, "the true masks were drawn on their photos"
