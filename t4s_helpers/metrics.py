@@ -15,6 +15,7 @@ All scores are fractions in [0, 1]; multiply by 100 for the paper's tables.
 | ``BoxMetric`` | an expression, two boxes | acc50, box_iou |
 | ``MeanIoU`` | an image, two class maps | miou, pixel_acc |
 | ``VQAAccuracy`` | a question, its answers | accuracy |
+| ``YesNoMetric`` | a yes-no question | accuracy, precision, recall, f1, yes_ratio |
 
 Only NumPy is needed.
 """
@@ -545,6 +546,30 @@ BACKGROUND = ("class", "not_averaged", "ignored")
 ABSENT = ("skip", "skip_no_truth", "zero", "one")
 
 
+def class_counts(
+    pred: np.ndarray, target: np.ndarray, n_classes: int, ignore_index: int | None = None
+) -> dict[str, list[int]]:
+    """Pixel counts of an image by class, from which every convention of `MeanIoU` follows.
+
+    Args:
+        pred, target: integers ``(H, W)`` in 0 … ``n_classes`` (0 is background), the same shape;
+            ``target`` may be ``ignore_index``, and those pixels are not counted.
+
+    Returns:
+        ``classes`` that either map shows, and for each of them ``intersection``, ``pred_area``,
+        ``target_area`` and ``over_background``, the predicted pixels whose truth is background.
+
+    >>> class_counts(np.array([[1, 1, 0]]), np.array([[1, 0, 2]]), 2)["over_background"]
+    [0, 1, 0]
+    """
+    counted = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
+    p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
+    areas = [np.bincount(values, minlength=n_classes + 1) for values in (t[t == p], p, t, p[t == 0])]
+    shown = np.flatnonzero(areas[1] + areas[2])
+    names = ("intersection", "pred_area", "target_area", "over_background")
+    return {"classes": shown.tolist(), **{k: a[shown].tolist() for k, a in zip(names, areas)}}
+
+
 class MeanIoU(_Metric):
     """Mean over classes of their IoU on the whole dataset (mIoU), conventions said out loud.
 
@@ -630,25 +655,55 @@ class MeanIoU(_Metric):
                 f"The predicted class map is {_size(pred)} (height x width) but the true one is "
                 f"{_size(target)}: resize the prediction to the image before scoring it."
             )
-        counted = np.ones(target.shape, bool)
-        if self.ignore_index is not None:
-            counted &= target != self.ignore_index
+        counts = class_counts(pred, target, len(self.classes), self.ignore_index)
+        return self.update_counts(**counts, sample_id=sample_id, malformed=malformed)
+
+    def update_counts(
+        self,
+        classes: Sequence[int],
+        intersection: Sequence[int],
+        pred_area: Sequence[int],
+        target_area: Sequence[int],
+        over_background: Sequence[int],
+        *,
+        sample_id: str | None = None,
+        malformed: bool = False,
+    ) -> float:
+        """``update`` from the counts of `class_counts`, under this metric's own conventions.
+
+        Tables are made again from saved counts under any convention, without class maps.
+
+        Raises:
+            MetricError: columns of different lengths, a class index outside the list or named
+                twice, counts that are negative or that no two maps could give.
+        """
+        rows = np.array([classes, intersection, pred_area, target_area, over_background], np.int64)
+        self._check_counts(*rows)
+        at, both, pred, target, over = rows
         if self.background == "ignored":
-            counted &= target != 0
-        n = len(self.classes) + 1
-        p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
-        areas = [np.bincount(values, minlength=n) for values in (t[t == p], p, t)]
-        shown = np.flatnonzero(areas[1] + areas[2])
-        both, pred_area, target_area = (area[shown].tolist() for area in areas)
+            pred, keep = pred - over, at > 0
+            both, target = both * keep, target * keep
+        shown = pred + target > 0
         self._append(
             sample_id,
             malformed,
-            classes=shown.tolist(),
-            intersection=both,
-            pred_area=pred_area,
-            target_area=target_area,
+            classes=at[shown].tolist(),
+            intersection=both[shown].tolist(),
+            pred_area=pred[shown].tolist(),
+            target_area=target[shown].tolist(),
         )
         return self._sample_iou(len(self) - 1)
+
+    def _check_counts(self, at, both, pred, target, over) -> None:
+        if len(set(at.tolist())) < len(at) or (at < 0).any() or (at > len(self.classes)).any():
+            raise MetricError(
+                f"The classes {at.tolist()} of an image's counts are not different indices from 0 "
+                f"to {len(self.classes)}: score it with the class list it was counted with."
+            )
+        if min(both.min(initial=0), over.min(initial=0)) < 0 or (
+            (both > np.minimum(pred, target)) | (over > pred)
+        ).any():
+            raise MetricError("Counts that no two class maps give: a part is larger than the whole.")
 
     def _check_map(self, values: np.ndarray, name: str) -> np.ndarray:
         values = np.asarray(values)
@@ -767,30 +822,103 @@ def normalise_answer(text: str) -> str:
     >>> normalise_answer("The  Two dogs."), normalise_answer("1,000"), normalise_answer("isnt")
     ('2 dogs', '1000', "isn't")
     """
+    words = _without_marks(_one_line(text)).lower().split()
+    words = [_NUMBERS.get(word, word) for word in words]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _one_line(text: str) -> str:
     if not isinstance(text, str):
         raise MetricError(f"An answer must be text, got {type(text).__name__}.")
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_marks(text: str) -> str:
+    """Punctuation to nothing or to a space, and full stops that no digit follows to nothing."""
     joined = re.search(r"\d,\d", text) is not None
     original = text
     for mark in _MARKS:
         beside_space = f"{mark} " in original or f" {mark}" in original
         text = text.replace(mark, "" if beside_space or joined else " ")
-    text = re.sub(r"\.(?!\d)", "", text).lower()
-    words = [_NUMBERS.get(word, word) for word in text.split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return re.sub(r"\.(?!\d)", "", text)
+
+
+def yes_or_no(text: str) -> str:
+    """What an answer to a yes-no question says: ``"no"`` if its first sentence denies, else ``"yes"``.
+
+    Source: the evaluation of POPE (Li et al., 2023), whose rule this is: a "no" or a "not" among
+    the words before the first full stop.
+
+    >>> yes_or_no("No, there is none."), yes_or_no("There is not."), yes_or_no("Yes. Not far.")
+    ('no', 'no', 'yes')
+    """
+    words = _one_line(text).split(".")[0].replace(",", " ").lower().split()
+    return "no" if {"no", "not"} & set(words) else "yes"
+
+
+class YesNoMetric(_Metric):
+    """Scores of yes-no questions about what a picture shows (POPE); "yes" is the positive class.
+
+    ``compute()`` gives ``accuracy``, ``precision``, ``recall``, ``f1``, ``yes_ratio`` (share of the
+    questions answered with yes), and the counts. Precision without a yes, recall without a true
+    yes, and F1 without either are NaN. Answers are read by `yes_or_no`.
+
+    Source: POPE (Li et al., EMNLP 2023). Published POPE numbers are F1 or accuracy, as a mean over
+    its three ways to choose absent objects: score each of them alone.
+
+    >>> metric = YesNoMetric()
+    >>> [metric.update(said, true) for said, true in (("Yes.", "yes"), ("yes", "no"), ("No", "no"))]
+    [1.0, 0.0, 1.0]
+    >>> {key: round(value, 2) for key, value in metric.compute().items() if key in ("f1", "yes_ratio")}
+    {'f1': 0.67, 'yes_ratio': 0.67}
+    """
+
+    _columns = ("said_yes", "is_yes")
+
+    def update(self, prediction: str, answer: str, *, sample_id: str | None = None,
+               malformed: bool = False) -> float:
+        """Score one question and return 1 or 0.
+
+        Raises:
+            MetricError: not text, or a true answer that is neither yes nor no.
+        """
+        truth = _one_line(answer).lower()
+        if truth not in ("yes", "no"):
+            raise MetricError(f"The true answer of a yes-no question must be yes or no, got {answer!r}.")
+        said = yes_or_no(prediction)
+        self._append(sample_id, malformed, said_yes=said == "yes", is_yes=truth == "yes")
+        return float(said == truth)
+
+    def _scores(self) -> dict[str, float]:
+        pairs = list(zip(self._data["said_yes"], self._data["is_yes"]))
+        hits = sum(said and true for said, true in pairs)
+        said, true = (sum(column) for column in zip(*pairs))
+        return {
+            "accuracy": _mean([a == b for a, b in pairs]),
+            "precision": _ratio(hits, said),
+            "recall": _ratio(hits, true),
+            "f1": _ratio(2 * hits, said + true),
+            "yes_ratio": said / len(pairs),
+        }
 
 
 class VQAAccuracy(_Metric):
     """Share of questions answered right, by one of two rules.
 
     - ``rule="exact"``: 1 when the normalised prediction equals one of the normalised true answers
-      (GQA, ScienceQA, POPE, the workbook's own scenes);
+      (GQA, ScienceQA, the workbook's own scenes);
     - ``rule="vqav2"``: the consensus rule for several (usually ten) human answers: leave each
       annotator out in turn, score min(matches among the others / 3, 1), and average
       (VQAv2, VisWiz, TextVQA). With ten annotators, 1, 2, 3, 4+ matches score 0.3, 0.6, 0.9, 1.
 
-    Both sides pass through ``normalise_answer``, always. (The official VQAv2 script leaves them as
-    they are when all ten annotators gave the same string.) ``normalise=False`` compares raw text.
+    ``normalise`` says what is compared:
+
+    - ``True``: both sides pass through ``normalise_answer``, always;
+    - ``"official"``: as the official VQAv2 evaluation does, to set beside published numbers. Where
+      all annotators gave the same string, line breaks and outer blanks go from the prediction and
+      nothing else happens; elsewhere the prediction is normalised, while of the true answers only
+      the punctuation is (they were published in lower case, with digits);
+    - ``False``: raw text.
 
     ``compute()`` gives ``accuracy``, ``n``, ``n_malformed``, ``malformed_rate``. A malformed
     response is scored by its text, and counted. No sample at all is an error.
@@ -803,11 +931,14 @@ class VQAAccuracy(_Metric):
 
     _columns = ("prediction", "score")
 
-    def __init__(self, rule: str = "exact", *, normalise: bool = True) -> None:
+    def __init__(self, rule: str = "exact", *, normalise: bool | str = True) -> None:
         super().__init__()
         if rule not in ("exact", "vqav2"):
             raise MetricError(f"The rule of VQAAccuracy is 'exact' or 'vqav2', got {rule!r}.")
-        self.rule, self.normalise = rule, bool(normalise)
+        if normalise not in (True, False, "official"):
+            raise MetricError(f"normalise is True, False or 'official', got {normalise!r}.")
+        self.rule = rule
+        self.normalise = normalise if normalise == "official" else bool(normalise)
 
     def _config(self) -> dict[str, Any]:
         return {"rule": self.rule, "normalise": self.normalise}
@@ -835,11 +966,22 @@ class VQAAccuracy(_Metric):
                 f"The rule '{self.rule}' was given {len(answers)} true answer(s) for the "
                 f"prediction {prediction!r}: pass all the annotators' answers."
             )
-        clean = normalise_answer if self.normalise else str
-        matches = [clean(answer) for answer in answers].count(clean(prediction))
+        said, truths = self._compared(prediction, answers)
+        matches = truths.count(said)
         score = float(matches > 0) if self.rule == "exact" else _consensus(matches, len(answers))
         self._append(sample_id, malformed, prediction=prediction, score=score)
         return score
+
+    def _compared(self, prediction: str, answers: list[str]) -> tuple[str, list[str]]:
+        """Prediction and true answers in the form in which they are compared."""
+        if self.normalise is True:
+            return normalise_answer(prediction), [normalise_answer(answer) for answer in answers]
+        if not self.normalise:
+            return str(prediction), [str(answer) for answer in answers]
+        said = _one_line(prediction)
+        if len(set(answers)) == 1:
+            return said, answers
+        return normalise_answer(said), [_without_marks(_one_line(answer)) for answer in answers]
 
     def _scores(self) -> dict[str, float]:
         return {"accuracy": _mean(self._data["score"])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import random
 from fractions import Fraction
 
@@ -21,6 +22,9 @@ from t4s_helpers.metrics import (
     MetricError,
     SegmentationMetric,
     VQAAccuracy,
+    YesNoMetric,
+    class_counts,
+    yes_or_no,
     bootstrap,
     box_iou,
     mask_iou,
@@ -230,6 +234,7 @@ MAKE = {
     BoxMetric: lambda: BoxMetric((0.5, 0.75)),
     MeanIoU: lambda: MeanIoU(["x", "y"], background="class", absent="skip", ignore_index=255),
     VQAAccuracy: lambda: VQAAccuracy("vqav2"),
+    YesNoMetric: YesNoMetric,
 }
 KINDS = tuple(MAKE)
 TWO_SAMPLES = {
@@ -243,6 +248,7 @@ TWO_SAMPLES = {
         (np.array([[2, 2, 0]]), np.array([[2, 1, 0]])),
     ],
     VQAAccuracy: [("yes", ["yes"] * 2 + ["no"] * 8), ("no", ["yes"] * 2 + ["no"] * 8)],
+    YesNoMetric: [("Yes, there is.", "yes"), ("There is not.", "yes")],
 }
 
 
@@ -495,6 +501,41 @@ def test_mean_iou_equals_the_definition(run, background, absent):
         assert metric.per_sample()["iou"][0] == pytest.approx(got["miou"], nan_ok=True)
 
 
+@FAST
+@given(
+    st.lists(st.tuples(class_maps, true_maps), min_size=1, max_size=4),
+    st.sampled_from(BACKGROUND),
+    st.sampled_from(ABSENT),
+)
+def test_saved_counts_give_every_convention(run, background, absent):
+    """Counted once, under no convention, they make the oracle's numbers under each."""
+    metric = MeanIoU(N_CLASSES, background=background, absent=absent, ignore_index=IGNORE)
+    for pred, target in run:
+        counts = json.loads(json.dumps(class_counts(pred, target, N_CLASSES, IGNORE)))
+        metric.update_counts(**counts)
+    miou, pixel_acc = miou_oracle(run, background, absent)
+    got = metric.compute()
+    assert got["miou"] == pytest.approx(miou, nan_ok=True)
+    assert got["pixel_acc"] == pytest.approx(pixel_acc, nan_ok=True)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"classes": [0, 9]}, "from 0 to 3"),
+    ({"classes": [1, 1]}, "different indices"),
+    ({"intersection": [5, 1]}, "no two class maps"),
+    ({"over_background": [0, 3]}, "no two class maps"),
+    ({"intersection": [-1, 0]}, "no two class maps"),
+])
+def test_counts_of_no_class_maps_are_refused(change, words):
+    metric = MeanIoU(3, background="class", absent="skip")
+    good = {"classes": [0, 1], "intersection": [2, 1], "pred_area": [2, 2], "target_area": [3, 1],
+            "over_background": [2, 1]}
+    with pytest.raises(MetricError, match=words):
+        metric.update_counts(**{**good, **change})
+    assert not len(metric)
+    metric.update_counts(**good)
+
+
 @pytest.mark.parametrize("absent_class", [None, 2])
 def test_mean_iou_equals_torchmetrics(absent_class):
     torch = pytest.importorskip("torch")
@@ -656,6 +697,79 @@ def test_exact_match_takes_any_of_the_answers():
         "accuracy": 0.5, "n": 4, "n_malformed": 1, "malformed_rate": 0.25,
     }
     assert VQAAccuracy(normalise=False).update("Two", "2") == 0
+
+
+def official_oracle(prediction, answers):
+    """The published procedure step by step, for answers without contractions."""
+    def marks_off(text):
+        out = text
+        for mark in ";/[]\"{}()=+\\_-><@`,?!":
+            apart = mark + " " in text or " " + mark in text or re.search(r"\d,\d", text)
+            out = out.replace(mark, "" if apart else " ")
+        return re.sub(r"\.(?!\d)", "", out)
+
+    prediction = prediction.strip()
+    if len(set(answers)) > 1:
+        answers = [marks_off(answer) for answer in answers]
+        digits = {"none": "0", "one": "1", "two": "2", "three": "3"}
+        words = [digits.get(word, word) for word in marks_off(prediction).lower().split()]
+        prediction = " ".join(word for word in words if word not in ("a", "an", "the"))
+    return consensus_oracle(prediction, answers)
+
+
+@FAST
+@given(
+    st.sampled_from(["two", "2", "The cat.", "cat", "t-shirt", "t shirt", "1,000", "a cat", "no!"]),
+    st.lists(st.sampled_from(["2", "two", "cat", "t-shirt", "1,000", "no", "No"]), min_size=2,
+             max_size=10),
+)
+def test_the_official_rule_equals_its_procedure(prediction, answers):
+    metric = VQAAccuracy("vqav2", normalise="official")
+    assert metric.update(prediction, answers) == official_oracle(prediction, answers)
+
+
+def test_the_official_rule_leaves_unanimous_answers_alone():
+    unanimous, mixed = ["2"] * 10, ["2"] * 9 + ["3"]
+    for prediction, answers, ours, official in (
+        ("two", unanimous, 1, 0), ("two", mixed, 1, 1), (" 2\n", unanimous, 1, 1),
+        ("2", ["two"] * 9 + ["3"], 1, 0),  # words in the truth stay words
+    ):
+        assert VQAAccuracy("vqav2").update(prediction, answers) == ours
+        assert VQAAccuracy("vqav2", normalise="official").update(prediction, answers) == official
+
+
+@FAST
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
+def test_yes_and_no_equal_torchmetrics(pairs):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    metric = YesNoMetric()
+    for said, true in pairs:
+        metric.update("Yes" if said else "No, it is not.", "yes" if true else "no")
+    got = metric.compute()
+    said, true = (torch.tensor(column).int() for column in zip(*pairs))
+    for key, theirs in (
+        ("accuracy", functional.binary_accuracy), ("precision", functional.binary_precision),
+        ("recall", functional.binary_recall), ("f1", functional.binary_f1_score),
+    ):
+        if math.isnan(got[key]):  # they say 0 where there is nothing to divide by
+            assert theirs(said, true) == 0
+        else:
+            assert got[key] == pytest.approx(theirs(said, true).item(), abs=1e-6)
+    assert got["yes_ratio"] == pytest.approx(said.float().mean().item())
+
+
+@pytest.mark.parametrize(("text", "read"), [
+    ("Yes", "yes"), ("no", "no"), ("No.", "no"), ("There is not a cat, yes.", "no"),
+    ("Yes. There is no dog.", "yes"), ("nothing", "yes"), ("", "yes"),
+])
+def test_yes_or_no_reads_the_first_sentence(text, read):
+    assert yes_or_no(text) == read
+
+
+def test_a_yes_no_question_needs_a_yes_or_a_no():
+    with pytest.raises(MetricError, match="neither|yes or no"):
+        YesNoMetric().update("yes", "maybe")
 
 
 def test_bad_answers_are_refused():

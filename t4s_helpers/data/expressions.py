@@ -341,19 +341,28 @@ def _ask_side(rng, scene):
 # --- samples ------------------------------------------------------------------------------------
 
 
-def scene_sample(split: str, index: int, task: str = "res", kinds=None) -> Sample:
+def scene_sample(split: str, index: int, task: str = "res", kinds=None,
+                 palette: str = "seen") -> Sample:
     """One request about scene ``index`` of ``split``.
 
     Args:
         task: ``res`` and ``rec`` (one target), ``gres`` (any number; one request in four has
             no target), ``semantic`` (every category present is a label), ``vqa``.
         kinds: kinds of expression; by default those that belong to the task.
+        palette: see `t4s_helpers.data.scenes.make_scene`; only ``semantic`` requests, which name
+            no colour, go with another than the seen one.
+
+    Raises:
+        ValueError: words of colour would be asked about paint that they do not describe.
 
     Returns:
         a `Sample` whose ``meta`` holds ``kind``, ``n_objects``, ``n_targets`` and, for one target,
         its ``size`` word and whether its colour and category are a held-out pair (``novel``).
     """
-    scene = make_scene(split, index)
+    if palette != "seen" and task != "semantic":
+        raise ValueError(f"Task {task!r} names colours, which the palette {palette!r} does not show: "
+                         "ask for task 'semantic'.")
+    scene = make_scene(split, index, palette=palette)
     rng = np.random.default_rng([SPLITS[split], index, _TASK_STREAM[task]])
     return request(rng, scene, task, kinds)
 
@@ -377,6 +386,7 @@ def request(rng, scene: Scene, task: str = "res", kinds=None) -> Sample:
                   meta=_facts(scene, expression))
 
 
+_DIALOGUE_STREAM = 15
 _TASK_STREAM = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14}
 """``rec`` asks what ``res`` asks, so that boxes and masks are scored on the same requests."""
 
@@ -396,6 +406,31 @@ def _facts(scene: Scene, expression: Expression) -> dict:
     return facts
 
 
-def scene_samples(split: str, n: int, task: str = "res", start: int = 0, kinds=None):
+def scene_samples(split: str, n: int, task: str = "res", start: int = 0, kinds=None,
+                  palette: str = "seen"):
     """The requests of scenes ``start`` to ``start + n - 1``; a list of ``n`` samples."""
-    return [scene_sample(split, index, task, kinds) for index in range(start, start + n)]
+    return [scene_sample(split, index, task, kinds, palette) for index in range(start, start + n)]
+
+
+def scene_dialogue(split: str, index: int) -> tuple[Sample, Sample, Sample]:
+    """Three requests in a row about scene ``index``: describe it, segment one thing, segment all.
+
+    The first is answered in words (every object, left to right), the second names one object that
+    its attributes tell from the others, the third asks for everything of its category.
+
+    Source: the conversation of the paper's figure 19.
+    """
+    scene = make_scene(split, index)
+    rng = np.random.default_rng([SPLITS[split], index, _DIALOGUE_STREAM])
+    one = make_expression(rng, scene, ("attribute",))
+    named = scene.objects[one.targets[0]]
+    word = Description(None, None, named.category)
+    common = {"image": scene.image, "split": split}
+    words = Sample(f"talk-{scene.id}-0", labels=(), task="vqa", question="Describe the picture.",
+                   masks=np.zeros((0, *scene.image.shape[:2]), bool), answer=caption(scene),
+                   meta={"kind": "describe"}, **common)
+    every = Expression(f"all {word.plural()}", "all", word.of(scene))
+    asked = [Sample(f"talk-{scene.id}-{k}", labels=(e.text,), task="gres",
+                    masks=union_mask(scene, e.targets)[None], meta=_facts(scene, e), **common)
+             for k, e in enumerate((one, every), 1)]
+    return words, *asked

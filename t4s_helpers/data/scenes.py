@@ -33,6 +33,17 @@ COLORS = {
     "green": (46, 164, 68), "blue": (44, 94, 216), "purple": (140, 58, 184),
     "white": (244, 244, 244), "black": (26, 26, 30),
 }
+UNSEEN_COLORS = {
+    "red": (240, 150, 190), "orange": (118, 70, 34), "yellow": (172, 222, 62),
+    "green": (24, 148, 148), "blue": (120, 204, 246), "purple": (206, 42, 162),
+    "white": (252, 206, 170), "black": (22, 32, 92),
+}
+"""Other paint for the same words, which no training picture shows: pink, brown, lime, teal, sky,
+magenta, peach, navy. The words do not describe it, so it suits requests that name no colour."""
+
+PALETTES = {"seen": COLORS, "unseen": UNSEEN_COLORS}
+"""What a scene is painted with; its objects and their places are the same under each."""
+
 SIZES = {"small": (22, 30), "large": (38, 54)}
 """Longest side of an object in pixels, inclusive; the gap keeps the words unambiguous."""
 
@@ -91,22 +102,25 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-def make_scene(split: str, index: int, max_objects: int = 5) -> Scene:
+def make_scene(split: str, index: int, max_objects: int = 5, palette: str = "seen") -> Scene:
     """Render scene number ``index`` of ``split``.
 
     Args:
         split: a key of `SPLITS`.
         index: non-negative scene number; the same pair always gives the same scene.
         max_objects: most objects in a scene (1 to 8); the count is uniform from 1.
+        palette: a key of `PALETTES`; ids of scenes in other than the seen paint end in its name.
 
     Raises:
-        ValueError: an unknown split, a negative index, or a count out of range.
+        ValueError: an unknown split or palette, a negative index, or a count out of range.
 
     >>> make_scene("val", 3).image.shape
     (128, 128, 3)
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown scene split {split!r}: choose one of {', '.join(SPLITS)}.")
+    if palette not in PALETTES:
+        raise ValueError(f"Unknown palette {palette!r}: choose one of {', '.join(PALETTES)}.")
     if index < 0 or not 1 <= max_objects <= 8:
         raise ValueError(
             f"Scene index {index} must be at least 0 and max_objects {max_objects} in 1..8."
@@ -116,9 +130,10 @@ def make_scene(split: str, index: int, max_objects: int = 5) -> Scene:
     layers = _place(rng, _choose_kinds(rng, split, int(rng.integers(1, max_objects + 1))))
     owner = np.full((SCENE_SIZE, SCENE_SIZE), -1, np.int8)
     for k, layer in enumerate(layers):
-        _paint(rng, image, owner, layer, k)
+        _paint(rng, image, owner, layer, k, PALETTES[palette])
     objects = tuple(_finish(layer, owner == k) for k, layer in enumerate(layers))
-    return Scene(f"{split}-{index:06d}", split, index, _to_uint8(image), objects)
+    name = f"{split}-{index:06d}" + f"-{palette}" * (palette != "seen")
+    return Scene(name, split, index, _to_uint8(image), objects)
 
 
 # --- what is in a scene -------------------------------------------------------------------------
@@ -297,9 +312,9 @@ def _smooth_noise(rng, cells: int) -> np.ndarray:
     return np.asarray(coarse.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BICUBIC))
 
 
-def _paint(rng, image: np.ndarray, owner: np.ndarray, layer: _Layer, k: int) -> None:
+def _paint(rng, image: np.ndarray, owner: np.ndarray, layer: _Layer, k: int, paints) -> None:
     """Blend one object into ``image`` and claim its pixels in ``owner``."""
-    base = np.asarray(COLORS[layer.kind[1]], np.float32) + rng.uniform(-12, 12, 3)
+    base = np.asarray(paints[layer.kind[1]], np.float32) + rng.uniform(-12, 12, 3)
     h, w = layer.silhouette.shape
     shade = np.linspace(10, -10, h, dtype=np.float32)[:, None, None] * rng.uniform(-1, 1)
     body = base + shade + rng.normal(0, 3.0, (h, w, 1)).astype(np.float32)
