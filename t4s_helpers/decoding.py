@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MODES = ("plain", "constrained", "fast")
 """``plain``: the backbone's own ``generate``. ``constrained``: the same, but only valid descriptors of
-the request can be written. ``fast``: the tokens of ``constrained``, greedy, in far fewer passes."""
+the request can be written. ``fast``: the tokens of ``constrained``, greedy or sampled, in far fewer
+passes."""
 
 
 class DecodingError(RuntimeError):
@@ -83,38 +84,38 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
         mode: one of `MODES`.
 
     Raises:
-        DecodingError: images, questions and labels differ in number, an unknown mode, sampling in
-            mode ``fast``, or logits that are not numbers.
+        DecodingError: images, questions and labels differ in number, an unknown mode, or
+            logits that are not numbers.
         GrammarError: labels that the mode cannot tell apart.
     """
     import torch
     from tqdm.auto import tqdm
 
     from .constrained import ConstraintError, Writer
+    from .drafting import Pace
 
     if len(images) != len(questions):
         raise DecodingError(f"{len(images)} images came with {len(questions)} questions; "
                             "give one question for each image.")
     if mode not in MODES:
         raise DecodingError(f"Unknown decoding mode {mode!r}: choose one of {', '.join(MODES)}.")
-    if mode == "fast" and temperature:
-        raise DecodingError("Mode 'fast' is greedy: set temperature=0, or sample with "
-                            "mode='constrained'.")
     names = _names_per_question(labels, len(questions))
     encoder, answers = backbone.encoder, []
     longest = max(names, key=lambda some: sum(map(len, some)), default=())
     budget = max_new_tokens or token_budget(encoder, longest, size)
-    choice = {"do_sample": False} if temperature == 0 else {
+    choice = {"do_sample": False} if temperature == 0 or mode != "plain" else {
         "do_sample": True, "temperature": temperature, "top_k": 0}
     torch.manual_seed(seed)
-    opening: list[int] = []
+    pace = Pace()
     order = tqdm(range(0, len(questions), batch), desc="generate", unit="batch",
                  disable=not progress or len(questions) <= batch)
     for at in order:
         chunk = slice(at, at + batch)
         inputs = _inputs(backbone, encoder, images[chunk], questions[chunk])
         writers = [] if mode == "plain" else [
-            Writer(encoder, some, size, scheme, opening=opening) for some in names[chunk]]
+            Writer(encoder, some, size, scheme, pace=pace, temperature=temperature,
+                   rng=np.random.default_rng([seed, k]) if temperature else None)
+            for k, some in enumerate(names[chunk], at)]
         extra = _decoder(mode, writers, inputs["input_ids"].shape[1], budget)
         start = time.perf_counter()
         try:
@@ -127,7 +128,6 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
         seconds = (time.perf_counter() - start) / len(new)
         answers += [_answer(encoder.tokenizer, row.tolist(), seconds, writer)
                     for row, writer in zip(new, writers or [None] * len(new))]
-        opening = next((one.sentence for one in writers if one.sentence), opening)
     return answers
 
 

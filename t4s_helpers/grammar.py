@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from .descriptors import Size, parse_size
 from .rle import SEG_CLOSE, check_scheme, vocabulary
 
@@ -45,6 +47,8 @@ class State(NamedTuple):
 
 
 START = State(Position(0, 0, -1))
+
+_NONE = np.empty(0, np.int64)
 
 
 class Grammar:
@@ -80,7 +84,7 @@ class Grammar:
         self.close = (*(piece_ids("\n") if spaced else ()), *piece_ids(SEG_CLOSE))
         self._count_of = {ids: n for n, ids in enumerate(self.count_ids) if ids}
         self._counts = self._count_tokens()
-        self._next: dict[tuple, dict] = {}
+        self._next: dict[tuple, tuple] = {}
         self._check()
 
     def _count_tokens(self) -> dict[tuple[int, ...], dict[int, int]]:
@@ -118,14 +122,34 @@ class Grammar:
 
     def allowed(self, state: State) -> dict[int, State]:
         """Every token that may come next, and the state after it; empty when `done`."""
-        if self.done(state):
-            return {}
+        return {int(token): self.step(state, int(token))[0] for token in self.choices(state)}
+
+    def choices(self, state: State) -> np.ndarray:
+        """Every token that may come next: int64, ascending; empty when `done`."""
+        return _NONE if self.done(state) else self._entry(state)[0]
+
+    def step(self, state: State, token: int) -> tuple[State, tuple[int, int] | None]:
+        """The state after a token, and the run ``(label, length)`` that it completes, if it does.
+
+        Raises:
+            GrammarError: the token is not allowed; the message says where.
+        """
+        at, said = state
+        after = {} if self.done(state) else self._entry(state)[1]
+        if token not in after:
+            raise GrammarError(f"Token {token} may not stand in row {at.row + 1}, cell {at.col + 1} "
+                               "of this descriptor.")
+        run = after[token]
+        return (State(self.move(at, *run)) if run else State(at, (*said, token))), run
+
+    def _entry(self, state: State) -> tuple[np.ndarray, dict[int, tuple[int, int] | None]]:
+        """`choices`, and what each of them completes; kept, for a descriptor comes by again."""
         at, said = state
         key = (at.row == self.rows - 1, at.col, at.last, said)  # other rows are all alike
         if key not in self._next:
-            self._next[key] = self._expand(state)
-        return {token: State(self.move(at, *run)) if run else State(at, (*said, token))
-                for token, run in self._next[key].items()}
+            found = self._expand(state)
+            self._next[key] = np.array(sorted(found), np.int64), found
+        return self._next[key]
 
     def _expand(self, state: State) -> dict[int, tuple[int, int] | None]:
         """Next token -> the run that it completes, or ``None`` in the middle of one."""
@@ -155,12 +179,6 @@ class Grammar:
                 found[end[len(said) - k]] = (label, length) if last else None
         return found
 
-    def finished_run(self, state: State, token: int) -> tuple[int, int] | None:
-        """``(label, length)`` of the run that a token completes; ``None`` in the middle of one."""
-        self.allowed(state)
-        return self._next[(state.at.row == self.rows - 1, state.at.col, state.at.last,
-                           state.said)][token]
-
     def complete(self, state: State, label: int, length: int) -> tuple[int, ...] | None:
         """Tokens that finish the current run as asked; ``None`` if it has begun otherwise."""
         ids = self.tokens(state.at, label, length)
@@ -173,19 +191,15 @@ class Grammar:
             GrammarError: one of them is not allowed; the message says where.
         """
         for token in ids:
-            after = self.allowed(state).get(int(token))
-            if after is None:
-                raise GrammarError(f"Token {token} may not stand in row {state.at.row + 1}, "
-                                   f"cell {state.at.col + 1} of this descriptor.")
-            state = after
+            state, _ = self.step(state, int(token))
         return state
 
     def forced(self, state: State) -> tuple[list[int], State]:
         """The tokens that must come next, up to the next choice or the end."""
         ids = []
-        while len(allowed := self.allowed(state)) == 1:
-            token, state = next(iter(allowed.items()))
-            ids.append(token)
+        while len(choices := self.choices(state)) == 1:
+            ids.append(int(choices[0]))
+            state, _ = self.step(state, ids[-1])
         return ids, state
 
     def _check(self) -> None:

@@ -38,9 +38,10 @@ def replay(grammar: Grammar, draft: Draft, ids, ahead: int = 99) -> int:
 
     def push(token):
         nonlocal state
-        before, state = state, grammar.walk(state, [token])
-        if state.at != before.at:
-            draft.settle(before.at, *grammar.finished_run(before, token))
+        before = state
+        state, run = grammar.step(state, token)
+        if run:
+            draft.settle(before.at, *run)
 
     def force():
         nonlocal n
