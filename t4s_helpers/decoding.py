@@ -13,7 +13,9 @@ from .parsing import ParseReport, parse
 from .prompts import Turn, ask
 
 if TYPE_CHECKING:
+    from .confidence import Confidence
     from .constrained import Trace
+    from .grammar import Grammar
 
 MODES = ("plain", "constrained", "fast")
 """``plain``: the backbone's own ``generate``. ``constrained``: the same, but only valid descriptors of
@@ -35,6 +37,7 @@ class Answer:
         finished: whether the model ended the answer itself, before the token limit.
         seconds: wall-clock time of its batch divided by the batch size.
         trace: how a ``constrained`` or ``fast`` answer came about, else ``None``.
+        grammar: that held it, else ``None``.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Answer:
     finished: bool
     seconds: float
     trace: Trace | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,13 +165,33 @@ def _answer(tokenizer, ids: list[int], seconds: float, writer=None) -> Answer:
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     n = next((k for k, i in enumerate(ids) if i in ends), None)
     text = tokenizer.decode(ids if n is None else ids[:n], skip_special_tokens=True)
-    trace = None
+    trace = grammar = None
     if writer is not None:
         for token in ids[len(writer.ids):len(ids) if n is None else n + 1]:
             writer.trace.passes += 1  # the processor never sees the last token
             writer.push(token)
-        trace = writer.trace
-    return Answer(text, len(ids) if n is None else n + 1, n is not None, seconds, trace)
+        trace, grammar = writer.trace, writer.grammar
+    return Answer(text, len(ids) if n is None else n + 1, n is not None, seconds, trace, grammar)
+
+
+def answer_confidence(answer: Answer, reading: Reading) -> Confidence:
+    """The probability of each label in each cell of an answer, from the passes that wrote it.
+
+    Args:
+        answer, reading: from `answer_samples`, modes ``constrained`` or ``fast``.
+
+    Raises:
+        DecodingError: a plain answer, or one that was cut short.
+    """
+    from .confidence import cell_confidence
+
+    if answer.grammar is None:
+        raise DecodingError("Only answers held to a grammar have a confidence: decode with "
+                            "mode='constrained' or mode='fast'.")
+    if not reading.report.ok:
+        raise DecodingError("The answer was cut short, so its confidence is unknown: raise "
+                            "max_new_tokens.")
+    return cell_confidence(answer.grammar, answer.trace.choices, reading.grid)
 
 
 def read_answer(text: str, labels, image_size, size=16, scheme: str = "rrle") -> Reading:
