@@ -50,6 +50,9 @@ START = State(Position(0, 0, -1))
 
 _NONE = np.empty(0, np.int64)
 
+LARK_LIMIT = 400_000
+"""Alternatives in `Grammar.ebnf`: a 16x16 grid with one label has 131,584 in ``irle``, 544 in ``rrle``."""
+
 
 class Grammar:
     """Valid descriptors of one request, as an automaton over token ids.
@@ -229,12 +232,26 @@ class Grammar:
         Servers with structured output (vLLM and SGLang, through llguidance or xgrammar) read it. It
         speaks of text and not of tokens. Rows are spelled out by the cells that are left and the
         label before, so counts sum to the width and neighbouring runs differ.
+
+        Raises:
+            GrammarError: it would have more than `LARK_LIMIT` alternatives, as for long ``irle`` runs.
         """
+        parts = 0 if self.scheme == "full" else len(self.words) ** 2 * self.cols * (self.cols + 1) // 2
+        if parts > LARK_LIMIT:
+            raise GrammarError(
+                f"Spelled out, the grammar of {self.cols} cells in one go and {len(self.words)} labels "
+                f"has {parts:,} alternatives, more than a server will compile ({LARK_LIMIT:,}). Use "
+                "scheme='rrle', a smaller grid or fewer labels.")
         return _Lark(self).text()
 
 
 class _Lark:
-    """Writes a `Grammar` as Lark text: one rule for each (cells left, label before)."""
+    """Writes a `Grammar` as Lark text: one rule for each (cells left, label before).
+
+    Each literal is a whole run. Lexers take the longest literal that fits, so that of two labels the
+    one that begins with the other must not stand alone ("dog", "dog house"); whole runs never begin
+    with each other.
+    """
 
     def __init__(self, grammar: Grammar):
         self.grammar = grammar
@@ -243,27 +260,23 @@ class _Lark:
         g = self.grammar
         if g.scheme == "full":
             cells = g.rows * g.cols
-            repeat = f' ("|" label){{{cells - 1}}}' if cells > 1 else ""
-            lines = [f'start: label{repeat} "{SEG_CLOSE}"', f"label: {self._labels(None)}"]
-            return "\n".join(lines) + "\n"
+            repeat = f"cell{{{cells - 1}}} " if cells > 1 else ""
+            lines = [f"start: {repeat}last", f"last: {self._labels(SEG_CLOSE)}"]
+            return "\n".join(lines + [f"cell: {self._labels('|')}"] * (cells > 1)) + "\n"
         rest = f' ("\\n" row){{{g.rows - 1}}}' if g.rows > 1 else ""
         lines = [f'start: row{rest} "{SEG_CLOSE}"', f"row: {self._tail(g.cols, None)}"]
         lines += [f"r{left}_{last}: {self._tail(left, last)}" for left in range(g.cols - 1, 0, -1)
                   for last in range(len(g.words))]
         return "\n".join(lines) + "\n"
 
-    def _labels(self, barred) -> str:
-        return " | ".join(_quoted(w) for k, w in enumerate(self.grammar.words) if k != barred)
+    def _labels(self, after: str) -> str:
+        return " | ".join(_quoted(word + after) for word in self.grammar.words)
 
     def _tail(self, left: int, last: int | None) -> str:
         """Runs that fill ``left`` cells after a run of label ``last``."""
-        parts = []
-        for k, word in enumerate(self.grammar.words):
-            if k == last:
-                continue
-            ends = [f'" *{n}|" r{left - n}_{k}' for n in range(1, left)] + [f'" *{left}"']
-            parts.append(f"{_quoted(word)} ({' | '.join(ends)})")
-        return " | ".join(parts)
+        return " | ".join(
+            f"{_quoted(f'{word} *{n}|')} r{left - n}_{k}" if n < left else _quoted(f"{word} *{n}")
+            for k, word in enumerate(self.grammar.words) if k != last for n in range(1, left + 1))
 
 
 def _quoted(text: str) -> str:
