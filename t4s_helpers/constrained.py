@@ -138,7 +138,7 @@ class Writer:
         return [self.end, *self.pad] if opening else self.pad
 
     def choose(self, logits) -> int:
-        """The next token: the likeliest that may come, or one that is drawn.
+        """The next token: the only one, or the likeliest that may come, or one that is drawn.
 
         Args:
             logits: float ``(vocabulary,)``, after the tokens so far: an array, or a tensor that may
@@ -147,6 +147,8 @@ class Writer:
         Raises:
             ConstraintError: the logits are not numbers.
         """
+        if (only := self.forced()) is not None:
+            return only
         if not self.in_grammar:
             scores = _numbers(logits).copy()
             scores[self.barred()] = -np.inf
@@ -160,9 +162,7 @@ class Writer:
     def _pick(self, scores: np.ndarray) -> int:
         # The largest is NaN if any is, and not finite if none can be chosen.
         if not np.isfinite(scores.max()):
-            raise ConstraintError(
-                f"The model's logits after {len(self.ids)} tokens are not numbers. It may have been "
-                "trained into overflow, or run in float16: load it in bfloat16 or float32.")
+            raise ConstraintError(_NOT_NUMBERS.format(len(self.ids)))
         if self.rng is None:
             return int(scores.argmax())
         noise = self.rng.gumbel(size=len(scores))  # the largest sum is a draw from the softmax
@@ -237,6 +237,23 @@ def _numbers(logits) -> np.ndarray:
     return logits.float().cpu().numpy() if isinstance(logits, torch.Tensor) else logits
 
 
+_NOT_NUMBERS = ("The model's logits after {} tokens are not numbers. It may have been trained into "
+                "overflow, or run in float16: load it in bfloat16 or float32.")
+
+
+class FiniteLogits(LogitsProcessor):
+    """Stops plain decoding of a model whose logits are not numbers, which ``generate`` reads as text."""
+
+    def __init__(self):
+        self.prompt: int | None = None
+
+    def __call__(self, input_ids, scores):
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        if not torch.isfinite(scores.amax(-1)).all():
+            raise ConstraintError(_NOT_NUMBERS.format(input_ids.shape[1] - self.prompt))
+        return scores
+
+
 class DescriptorProcessor(LogitsProcessor):
     """Holds transformers' ``generate`` to the grammar, one token per pass.
 
@@ -259,8 +276,7 @@ class DescriptorProcessor(LogitsProcessor):
                 writer.push(token)
             if writer.finished:
                 continue
-            token = writer.forced()
-            token = writer.choose(scores[row]) if token is None else token
+            token = writer.choose(scores[row])
             scores[row] = -torch.inf
             scores[row, token] = 0.0
         return scores
@@ -332,8 +348,7 @@ class DraftingDecoder:
         at = start = max(0, len(writer.ids) - writer.read - 1)
         going = True
         while going and not self._over(row):
-            token = writer.forced()
-            token = writer.choose(logits[at]) if token is None else token
+            token = writer.choose(logits[at])
             going = at + 1 < len(fed) and fed[at + 1] == token
             writer.push(token, drafted=going)
             at += going

@@ -22,6 +22,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+DRAWS = 8
+"""Answers drawn for each request; they are written side by side, so a draw costs far less than an
+answer of its own."""
+
 
 def expected_ious(probs: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Expected IoU of the first ``k`` cells of an order, for ``k = 1 ... n``; cells independent.
@@ -77,22 +81,68 @@ def best_mask(maps: Sequence[np.ndarray], empty: float, weights: Sequence[float]
     return mask.reshape(mean.shape), float(max(best, empty))
 
 
-def best_grid(confidences: Sequence, empty: Sequence[float]) -> np.ndarray:
+def best_grid(confidences: Sequence, grids: Sequence[np.ndarray]) -> np.ndarray:
     """The label grid whose masks each have the highest expected IoU.
 
-    A cell that several labels want goes to the likeliest of them.
+    A label is taken to have no target with the share of answers that do not show it; the maps of the
+    others are the mixture. A cell that several labels want goes to the likeliest of them.
 
     Args:
         confidences: `t4s_helpers.confidence.Confidence` objects of one request's answers.
-        empty: for each label, the probability that it has no target.
+        grids: int ``(rows, cols)`` each, what these answers say.
 
     Returns:
         int32 ``(rows, cols)``, 0 others.
     """
-    probs = np.stack([one.probs for one in confidences])
-    wanted = np.zeros(probs.shape[1:])
-    for label in range(1, probs.shape[1]):
-        maps = [one for one in probs[:, label] if one.max() > 0.5] or list(probs[:, label])
-        mask, _ = best_mask(maps, empty[label - 1])
-        wanted[label] = np.where(mask, probs[:, label].mean(0) + 1e-9, 0)
+    wanted = np.zeros_like(confidences[0].probs)
+    for label in range(1, len(wanted)):
+        maps = [one.probs[label] for one, grid in zip(confidences, grids) if (grid == label).any()]
+        if maps:
+            mask, _ = best_mask(maps, 1 - len(maps) / len(grids))
+            wanted[label] = np.where(mask, np.mean(maps, 0) + 1e-9, 0)
     return wanted.argmax(0).astype(np.int32)
+
+
+def answer_samples(backbone, samples, size=16, scheme: str = "rrle", draws: int = DRAWS,
+                   temperature: float = 1.0, **options) -> list[tuple]:
+    """Answer requests by the best grid in place of the likeliest text.
+
+    Args:
+        backbone, samples, size, scheme: as for `t4s_helpers.decoding.answer_samples`.
+        draws: answers that are drawn for each request, in mode ``fast``; 0 for the greedy answer's
+            own map, which costs no pass beyond those of the answer, and never makes one of no
+            answer, nor the other way round.
+        temperature: of the draws. 1 draws from the model's own distribution.
+        options: for `t4s_helpers.decoding.generate`.
+
+    Returns:
+        ``(Answer, Reading)`` for each sample. The answer's text is the grid written as a descriptor;
+        tokens and seconds are those of all its draws together. ``vqa`` samples are answered as
+        usual.
+
+    Raises:
+        DecodingError: see `t4s_helpers.decoding.generate`, or a draw that ran into the token limit.
+    """
+    from .decoding import answer_samples as drawn
+
+    each = max(1, draws)
+    options |= {"mode": "fast", "draws": each, "temperature": temperature if draws else 0.0}
+    out = drawn(backbone, samples, size, scheme, **options)
+    return [_best(sample, out[k * each:(k + 1) * each], size, scheme)
+            for k, sample in enumerate(samples)]
+
+
+def _best(sample, answers: list, size, scheme: str) -> tuple:
+    """One ``(Answer, Reading)`` from those of a request."""
+    from .decoding import Answer, answer_confidence, read_answer
+    from .rle import encode, wrap
+
+    if sample.task == "vqa":
+        return answers[0]
+    labels = answers[0][0].grammar.labels
+    grid = best_grid([answer_confidence(*one) for one in answers],
+                     [reading.grid for _, reading in answers])
+    text = wrap(encode(grid, labels, scheme), f"Best of {len(answers)}:")
+    answer = Answer(text, sum(one.n_tokens for one, _ in answers), True,
+                    sum(one.seconds for one, _ in answers))
+    return answer, read_answer(text, labels, sample.size, size, scheme)

@@ -74,6 +74,7 @@ class Grammar:
                  size: Size = 16, scheme: str = "rrle", spaced: bool = False):
         rows, cols = parse_size(size)
         check_scheme(scheme)
+        self.labels = tuple(labels)
         self.words = vocabulary(labels).written
         if len(self.words) < 2:
             raise GrammarError("A request needs at least one label, but none is given.")
