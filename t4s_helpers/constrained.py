@@ -80,11 +80,13 @@ class Writer:
         pace: what has been learned about drafts; shared by the answers of a run.
         temperature, rng: with a generator, tokens are drawn at this temperature; without one, the
             likeliest is taken.
+        lead: token ids of an answer to write in place of the model's own, its end included; for
+            measuring what a given answer costs.
     """
 
     def __init__(self, encoder, labels: Sequence[str], size=16, scheme: str = "rrle",
                  spaced: bool = False, pace: Pace | None = None, temperature: float = 1.0,
-                 rng: np.random.Generator | None = None):
+                 rng: np.random.Generator | None = None, lead: Sequence[int] | None = None):
         from .descriptors import parse_size
 
         self.tokenizer = encoder.tokenizer
@@ -94,7 +96,7 @@ class Writer:
         self.tags = list(encoder.piece_ids(SEG_OPEN))
         self.break_ids = list(encoder.piece_ids("\n"))
         self.pace = pace or Pace()
-        self.temperature, self.rng = temperature, rng
+        self.temperature, self.rng, self.lead = temperature, rng, lead
         self.grammar = Grammar(encoder.piece_ids, labels, size, scheme, spaced) if labels else None
         self.rows, self.cols = parse_size(size)
         self.draft = Draft(self.grammar, self.cols) if labels else None
@@ -152,12 +154,13 @@ class Writer:
         if not self.in_grammar:
             scores = _numbers(logits).copy()
             scores[self.barred()] = -np.inf
-            return self._pick(scores)
+            token = self._pick(scores)
+            return token if self.lead is None else self.lead[len(self.ids)]
         choices = self.grammar.choices(self.state)
         scores = _numbers(logits[choices])
         at = self._pick(scores)
         self.trace.choices.append(Choice(self.state, choices, scores))
-        return int(choices[at])
+        return int(choices[at]) if self.lead is None else self.lead[len(self.ids)]
 
     def _pick(self, scores: np.ndarray) -> int:
         # The largest is NaN if any is, and not finite if none can be chosen.
@@ -242,15 +245,22 @@ _NOT_NUMBERS = ("The model's logits after {} tokens are not numbers. It may have
 
 
 class FiniteLogits(LogitsProcessor):
-    """Stops plain decoding of a model whose logits are not numbers, which ``generate`` reads as text."""
+    """Stops plain decoding of a model whose logits are not numbers, which ``generate`` reads as text.
 
-    def __init__(self):
+    Args:
+        leads: for each row the token ids to write in place of the model's own, see `Writer`.
+    """
+
+    def __init__(self, leads: Sequence[Sequence[int]] | None = None):
         self.prompt: int | None = None
+        self.leads = leads
 
     def __call__(self, input_ids, scores):
         self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
         if not torch.isfinite(scores.amax(-1)).all():
             raise ConstraintError(_NOT_NUMBERS.format(input_ids.shape[1] - self.prompt))
+        for row, lead in enumerate(self.leads or ()):
+            scores[row, lead[min(input_ids.shape[1] - self.prompt, len(lead) - 1)]] = torch.inf
         return scores
 
 

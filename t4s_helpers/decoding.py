@@ -74,7 +74,7 @@ def token_budget(encoder, labels, size=16) -> int:
 def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
              max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
              progress: bool = True, mode: str = "plain", scheme: str = "rrle",
-             draws: int = 1) -> list[Answer]:
+             draws: int = 1, leads=None) -> list[Answer]:
     """Answer questions about images.
 
     Args:
@@ -91,6 +91,8 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
         mode: one of `MODES`.
         draws: answers to each question, next to each other in the result. Mode ``fast`` reads image
             and question once for all of them.
+        leads: for each question the token ids of an answer, its end included, that is written in place
+            of the model's own choice: what a given answer costs, whatever the model has learned.
 
     Raises:
         DecodingError: images, questions and labels differ in number, an unknown mode, a request
@@ -125,11 +127,12 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
         room = _room(backbone, inputs, [names[k] for k in asked], size, scheme)
         writers = [] if mode == "plain" else [
             Writer(encoder, names[k], size, scheme, pace=pace, temperature=temperature,
-                   rng=np.random.default_rng([seed, k, draw + more]) if temperature else None)
+                   rng=np.random.default_rng([seed, k, draw + more]) if temperature else None,
+                   lead=leads[k] if leads else None)
             for k, draw in chunk for more in range(draws // once)]
         extra = _decoder(mode, writers, prompt, min(budget, room))
         if mode == "plain":
-            extra = {"logits_processor": [FiniteLogits()]}
+            extra = {"logits_processor": [FiniteLogits(leads and [leads[k] for k in asked])]}
         start = time.perf_counter()
         try:
             with torch.inference_mode():
