@@ -246,6 +246,30 @@ class Grammar:
         return _Lark(self).text()
 
 
+def merged_borders(tokenize: Callable[[str], list[int]], labels: Sequence[str], size: Size = 16
+                   ) -> list[str]:
+    """Where a tokenizer would read a descriptor otherwise than piece by piece.
+
+    Training and decoding write the ids of the pieces, so this does no harm here; a server that
+    tokenizes the text as a whole feeds the model ids that it was not trained on.
+
+    Args:
+        tokenize: ids of a text, without special tokens.
+        labels: of the request.
+
+    Returns:
+        the first border of each kind that is merged, as ``"'star' + ' *3'"``; empty if none is.
+    """
+    words, cols = vocabulary(labels).written, parse_size(size)[1]
+    counts = [f" *{n}" for n in range(1, cols + 1)]
+    kinds = [[(word, count) for word in words for count in counts],
+             [(count, after) for count in counts for after in ("|", "\n", SEG_CLOSE)],
+             [(before, word) for before in ("|", "\n") for word in words]]
+    merged = ([f"{a!r} + {b!r}" for a, b in kind
+               if list(tokenize(a + b)) != [*tokenize(a), *tokenize(b)]] for kind in kinds)
+    return [found[0] for found in merged if found]
+
+
 class _Lark:
     """Writes a `Grammar` as Lark text: one rule for each (cells left, label before).
 
