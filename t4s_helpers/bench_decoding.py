@@ -3,7 +3,8 @@
 ``python -m t4s_helpers.bench_decoding`` measures all of it in one run and keeps the table in
 ``results/bench_decoding/decoding.csv``; a run that was stopped goes on where it stopped.
 ``python -m t4s_helpers.bench_decoding --equality 500`` compares ``fast`` with ``constrained`` instead,
-token by token (``equality.csv``).
+token by token (``equality.csv``), and ``--confidence 50`` the confidence of answers with 256 draws of a
+row each (``confidence.csv``).
 
 The true answers of the requests are written, box sentence included, whatever the model would have
 said: every mode is led along the same tokens and pays for its passes in full, so the table does not
@@ -127,6 +128,72 @@ def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrl
             "first": next(iter(different), "")}
 
 
+def sampled_row(backbone, sample, answer, row: int, draws: int = 256, seed: int = 0) -> np.ndarray:
+    """How often each label stands in each cell of a row, if the model goes on from the rows above.
+
+    Args:
+        answer: to the sample, in mode ``fast`` or ``constrained``, scheme ``rrle``.
+        row: of the grid, from 0; the rows above stay as they were written.
+        draws: ways to write the row.
+
+    Returns:
+        float64 ``(L + 1, cols)``, frequencies.
+    """
+    import torch
+
+    from .constrained import DraftingDecoder, Writer
+    from .decoding import _inputs
+
+    class OneRow(DraftingDecoder):
+        def _over(self, number: int) -> bool:
+            return self.writers[number].state.at.row > row
+
+    rng, old = np.random.default_rng(seed), answer.grammar
+    asked, size = ask(sample), (old.rows, old.cols)
+    writers = [Writer(backbone.encoder, asked.labels, size, rng=rng) for _ in range(draws)]
+    for writer in writers:
+        for token in answer.ids:
+            if writer.state is not None and writer.state.at.row == row:
+                break
+            writer.push(token)
+        writer.read = len(writer.ids)
+    inputs = _inputs(backbone, backbone.encoder, [sample.pixels()], [asked.question])
+    said = torch.tensor([writers[0].ids], device=inputs["input_ids"].device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
+    for name in set(inputs) & {"attention_mask", "token_type_ids", "mm_token_type_ids"}:
+        fill = torch.full_like(said, int(name == "attention_mask"))
+        inputs[name] = torch.cat([inputs[name], fill], 1)
+    with torch.inference_mode():
+        backbone.model.generate(**inputs, do_sample=False, max_new_tokens=LIMIT,
+                                custom_generate=OneRow(writers))
+    cells = np.stack([writer.draft.cells.reshape(size)[row] for writer in writers])
+    return np.stack([(cells == label).mean(0) for label in range(len(old.words))])
+
+
+def check_confidence(backbone, sample, size=16, draws: int = 256) -> dict:
+    """Compare the map of an answer with draws, in its most doubtful row.
+
+    Returns:
+        a row: ``id``, ``row``, mean absolute errors over its cells of the map (``map``), of the answer
+        taken for certain (``text``), what chance alone makes of so many draws (``noise``), the
+        ``known`` share, and ``beyond``: cells off by more than the unknown share and four standard
+        errors, of which there must be none.
+    """
+    from .decoding import answer_confidence
+
+    [(answer, reading)] = answer_samples(backbone, [sample], size, mode="fast", progress=False)
+    found = answer_confidence(answer, reading)
+    row = int((found.probs * (1 - found.probs)).sum((0, 2)).argmax())
+    truth, stated = sampled_row(backbone, sample, answer, row, draws), found.probs[:, row]
+    said = np.stack([reading.grid[row] == label for label in range(len(stated))])
+    spread = np.sqrt(truth * (1 - truth) / draws)
+    beyond = np.abs(stated - truth) > 1 - found.known[row] + 4 * np.maximum(spread, 1 / draws)
+    return {"id": sample.id, "size": size, "row": row, "map": float(np.abs(stated - truth).mean()),
+            "text": float(np.abs(said - truth).mean()),
+            "noise": float((spread * np.sqrt(2 / np.pi)).mean()),
+            "known": float(found.known[row].mean()), "beyond": int(beyond.sum())}
+
+
 def read_rows(path: Path) -> list[dict]:
     """The rows of a table that an earlier run has left; none if there is no such file."""
     if not path.is_file():
@@ -210,6 +277,14 @@ def equality_jobs(backbone, n: int):
             backbone, scene_samples("test", each, "gres", start=90_000 + k * each), size, batch)
 
 
+def confidence_jobs(backbone, n: int):
+    """Doubtful rows of ``n`` requests against draws."""
+    from .data.expressions import scene_samples
+
+    for sample in scene_samples("test", n, "res", start=80_000):
+        yield {"id": sample.id, "size": 16}, lambda sample=sample: check_confidence(backbone, sample)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     import argparse
 
@@ -228,6 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--own", action="store_true", help="the model's own answers, not true ones")
     parser.add_argument("--equality", type=int, metavar="N",
                         help="compare fast with constrained on N samples instead")
+    parser.add_argument("--confidence", type=int, metavar="N",
+                        help="compare the confidence of N answers with draws instead")
     parser.add_argument("--out", type=Path, default=results_root() / "bench_decoding")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     args = parser.parse_args(arguments)
@@ -237,6 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         equal, n = (sum(row[key] for row in rows) for key in ("equal", "n"))
         print(f"{equal} of {n} answers are the same")
         return int(equal < n)
+    if args.confidence:
+        rows = run(confidence_jobs(backbone, args.confidence), args.out / "confidence.csv", args.fresh,
+                   lambda row: None)
+        print({key: round(float(np.mean([row[key] for row in rows])), 4)
+               for key in ("map", "text", "noise", "known", "beyond")})
+        return int(any(row["beyond"] for row in rows))
     rows = run(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh,
                lambda row: print(written(row), flush=True))
     for row in speedups(rows):

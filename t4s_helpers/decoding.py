@@ -39,6 +39,7 @@ class Answer:
         seconds: wall-clock time of its batch divided by the batch size.
         trace: how a ``constrained`` or ``fast`` answer came about, else ``None``.
         grammar: that held it, else ``None``.
+        ids: token ids, the end mark included.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Answer:
     seconds: float
     trace: Trace | None = None
     grammar: Grammar | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +219,8 @@ def _answer(tokenizer, ids: list[int], seconds: float, writer=None) -> Answer:
             writer.trace.passes += 1  # the processor never sees the last token
             writer.push(token)
         trace, grammar = writer.trace, writer.grammar
-    return Answer(text, len(ids) if n is None else n + 1, n is not None, seconds, trace, grammar)
+    said = tuple(ids if n is None else ids[:n + 1])
+    return Answer(text, len(said), n is not None, seconds, trace, grammar, said)
 
 
 def answer_confidence(answer: Answer, reading: Reading) -> Confidence:

@@ -57,6 +57,12 @@ def test_fast_and_constrained_are_compared(requests, monkeypatch):
     assert (row["equal"], row["first"]) == (1, requests[1].id)
 
 
+def test_confidence_is_compared_with_draws(requests):
+    row = bench.check_confidence(tiny_model.backbone(), requests[0], 4, draws=200)
+    assert row["beyond"] == 0 and 0 < row["known"] <= 1 and row["noise"] < 0.05
+    assert row["map"] < row["text"]  # an untrained model is unsure; its text hides that
+
+
 def test_a_table_goes_on_where_it_stopped(tmp_path):
     done, path = [], tmp_path / "made" / "table.csv"
 
