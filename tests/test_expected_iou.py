@@ -66,3 +66,23 @@ def test_several_labels_share_the_cells():
     grid = np.array([[1, 1, 2]])
     assert best_grid([sure], [grid]).tolist() == [[1, 1, 2]]
     assert best_grid([sure] * 3, [grid, 0 * grid, 0 * grid]).tolist() == [[0, 0, 0]]
+
+
+def test_requests_are_answered_by_the_best_grid():
+    """Through the same door as the other modes, with the text and the masks of the grid."""
+    import tiny_model
+
+    from t4s_helpers.data.expressions import scene_samples
+    from t4s_helpers.decoding import answer_samples
+
+    backbone, samples = tiny_model.backbone(), scene_samples("test", 2, "res", start=5)
+    for draws in (0, 3):
+        out = answer_samples(backbone, samples, 4, mode="expected_iou", draws=draws, progress=False)
+        assert len(out) == 2
+        for (said, reading), sample in zip(out, samples):
+            assert reading.report.ok and reading.grid.shape == (4, 4) and said.finished
+            assert reading.masks.shape == (1, *sample.size)
+            assert f"Best of {max(1, draws)}:" in said.text and said.n_tokens > 0
+    [(free, _)] = answer_samples(backbone, scene_samples("test", 1, "vqa"), 4, mode="expected_iou",
+                                 draws=2, max_new_tokens=4, progress=False)
+    assert "Best of" not in free.text
