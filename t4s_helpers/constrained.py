@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from .drafting import Draft
+from .drafting import CPU_OVERHEAD, GPU_OVERHEAD, Draft, Pace, Part
 from .grammar import START, Grammar, State
+from .prompts import BOX_BINS, read_box
 from .rle import SEG_OPEN
 
 SENTENCE_LIMIT, TAIL_LIMIT = 48, 16
@@ -31,6 +35,20 @@ class ConstraintError(RuntimeError):
     """Decoding that cannot go on; the message says why."""
 
 
+class Choice(NamedTuple):
+    """What the model was asked in a descriptor.
+
+    Attributes:
+        state: the place in the grammar.
+        tokens: int64 ``(n,)``, what may come next there.
+        scores: float32 ``(n,)``, the model's logits of these tokens.
+    """
+
+    state: State
+    tokens: np.ndarray
+    scores: np.ndarray
+
+
 @dataclass
 class Trace:
     """How an answer came about.
@@ -42,12 +60,14 @@ class Trace:
         at_pass: per token, the pass (0: the prompt's) whose logits decided it; of a forced token, the
             pass after which it was written.
         drafted: per token, whether a draft had guessed it.
+        choices: a `Choice` for each ``"chosen"`` token, in order.
     """
 
     passes: int = 0
     sources: list[str] = field(default_factory=list)
     at_pass: list[int] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
 
 
 class Writer:
@@ -57,26 +77,35 @@ class Writer:
         encoder: a `t4s_helpers.training.ConversationEncoder`.
         labels, size, scheme, spaced: the request, see `t4s_helpers.grammar.Grammar`. Without labels
             everything is free text (a question, say).
-        opening: token ids of a sentence to draft until the model has said otherwise.
+        pace: what has been learned about drafts; shared by the answers of a run.
+        temperature, rng: with a generator, tokens are drawn at this temperature; without one, the
+            likeliest is taken.
+        lead: token ids of an answer to write in place of the model's own, its end included; for
+            measuring what a given answer costs.
     """
 
     def __init__(self, encoder, labels: Sequence[str], size=16, scheme: str = "rrle",
-                 spaced: bool = False, opening: Sequence[int] = ()):
+                 spaced: bool = False, pace: Pace | None = None, temperature: float = 1.0,
+                 rng: np.random.Generator | None = None, lead: Sequence[int] | None = None):
         from .descriptors import parse_size
 
         self.tokenizer = encoder.tokenizer
         self.end = encoder.tokenizer.eos_token_id
+        pad = encoder.tokenizer.pad_token_id
+        self.pad = [] if pad in (None, self.end) else [pad]
         self.tags = list(encoder.piece_ids(SEG_OPEN))
         self.break_ids = list(encoder.piece_ids("\n"))
-        self.opening = list(opening)
+        self.pace = pace or Pace()
+        self.temperature, self.rng, self.lead = temperature, rng, lead
         self.grammar = Grammar(encoder.piece_ids, labels, size, scheme, spaced) if labels else None
-        self.draft = Draft(self.grammar, parse_size(size)[1]) if labels else None
+        self.rows, self.cols = parse_size(size)
+        self.draft = Draft(self.grammar, self.cols) if labels else None
         self.ids: list[int] = []
         self.state: State | None = None
         self.closed_at: int | None = None  # tokens up to the closing tag, once it is there
-        self.sentence: list[int] = []
         self.read = 0  # how many of them the model's cache holds
         self.trace = Trace()
+        self.parts: list[Part] = []  # the last draft
 
     @property
     def finished(self) -> bool:
@@ -91,66 +120,74 @@ class Writer:
     def forced(self) -> int | None:
         """The next token, where there is only one."""
         if self.in_grammar:
-            allowed = self.grammar.allowed(self.state)
-            return next(iter(allowed)) if len(allowed) == 1 else None
+            choices = self.grammar.choices(self.state)
+            return int(choices[0]) if len(choices) == 1 else None
         if self.grammar is not None and self.state is None and len(self.ids) >= SENTENCE_LIMIT:
             return (self.break_ids + self.tags)[len(self.ids) - SENTENCE_LIMIT]
         if self.closed_at is not None and len(self.ids) >= self.closed_at + TAIL_LIMIT:
             return self.end
         return None
 
-    def allowed(self) -> list[int] | None:
-        """Tokens that may come next; ``None`` if any may but for those in `barred`."""
+    def allowed(self) -> np.ndarray | None:
+        """Tokens that may come next, ascending; ``None`` if any may but for those in `barred`."""
         if (only := self.forced()) is not None:
-            return [only]
-        return list(self.grammar.allowed(self.state)) if self.in_grammar else None
+            return np.array([only])
+        return self.grammar.choices(self.state) if self.in_grammar else None
 
     def barred(self) -> list[int]:
         """What may not come next in free text: padding, and the end before there is a descriptor."""
-        pad = [] if self.tokenizer.pad_token_id in (None, self.end) else [self.tokenizer.pad_token_id]
-        return [self.end, *pad] if self.grammar is not None and self.state is None else pad
+        opening = self.grammar is not None and self.state is None
+        return [self.end, *self.pad] if opening else self.pad
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """The likeliest token that may come next.
+    def choose(self, logits) -> int:
+        """The next token: the only one, or the likeliest that may come, or one that is drawn.
 
         Args:
-            logits: float ``(vocabulary,)``, after the tokens so far.
+            logits: float ``(vocabulary,)``, after the tokens so far: an array, or a tensor that may
+                lie on another device.
 
         Raises:
             ConstraintError: the logits are not numbers.
         """
-        allowed = self.allowed()
-        if allowed is None:
-            scores = logits.clone()
-            scores[self.barred()] = -torch.inf
-            token = int(scores.argmax())
-        else:
-            scores = logits[allowed]
-            token = allowed[int(scores.argmax())]
-        if not torch.isfinite(scores.max()):
-            raise ConstraintError(
-                f"The model's logits after {len(self.ids)} tokens are not numbers. It may have been "
-                "trained into overflow, or run in float16: load it in bfloat16 or float32.")
-        return token
+        if (only := self.forced()) is not None:
+            return only
+        if not self.in_grammar:
+            scores = _numbers(logits).copy()
+            scores[self.barred()] = -np.inf
+            token = self._pick(scores)
+            return token if self.lead is None else self.lead[len(self.ids)]
+        choices = self.grammar.choices(self.state)
+        scores = _numbers(logits[choices])
+        at = self._pick(scores)
+        self.trace.choices.append(Choice(self.state, choices, scores))
+        return int(choices[at]) if self.lead is None else self.lead[len(self.ids)]
+
+    def _pick(self, scores: np.ndarray) -> int:
+        # The largest is NaN if any is, and not finite if none can be chosen.
+        if not np.isfinite(scores.max()):
+            raise ConstraintError(_NOT_NUMBERS.format(len(self.ids)))
+        if self.rng is None:
+            return int(scores.argmax())
+        noise = self.rng.gumbel(size=len(scores))  # the largest sum is a draw from the softmax
+        return int((scores / self.temperature + noise).argmax())
 
     def push(self, token: int, drafted: bool = False) -> None:
         """Write a token."""
         forced = self.forced() is not None
         source = "forced" if forced else "chosen" if self.in_grammar else "free"
-        for values, value in ((self.trace.sources, source), (self.trace.drafted, drafted),
-                              (self.trace.at_pass, self.trace.passes)):
-            values.append(value)
+        self.trace.sources.append(source)
+        self.trace.drafted.append(drafted)
+        self.trace.at_pass.append(self.trace.passes)
         if self.in_grammar:
             self._follow(token)
         self.ids.append(token)
         if self.state is None and self.grammar is not None and self._opened():
-            self.state, self.sentence = START, list(self.ids)
+            self._open()
 
     def _follow(self, token: int) -> None:
-        before, self.state = self.state, self.grammar.walk(self.state, [token])
-        if self.state.at != before.at:
-            label, length = self.grammar.finished_run(before, token)
-            self.draft.settle(before.at, label, length)
+        before, (self.state, run) = self.state, self.grammar.step(self.state, token)
+        if run is not None:
+            self.draft.settle(before.at, *run)
         if self.grammar.done(self.state):
             self.closed_at = len(self.ids) + 1
 
@@ -159,20 +196,78 @@ class Writer:
             return True
         return self.tokenizer.decode(self.ids[-len(self.tags) - 2:]).endswith(SEG_OPEN)
 
-    def guess(self, ahead: int = AHEAD) -> list[int]:
+    def _open(self) -> None:
+        self.state = START
+        self.pace.sentences.append(tuple(self.ids))
+        self.draft.bottom = self._bottom(self.ids)
+
+    def _bottom(self, sentence: Sequence[int]) -> int | None:
+        """The last row of the box that the sentence states."""
+        box = read_box(self.tokenizer.decode(sentence))
+        return None if box is None else box[3] * self.rows // BOX_BINS
+
+    def guess(self, ahead: int) -> list[int]:
         """Tokens that may well follow, at no cost if they do not."""
-        if self.finished or self.grammar is None:
+        self.parts = [] if self.finished else self.pace.cut(self._guesses(ahead))
+        return [token for part in self.parts for token in part.ids]
+
+    def _guesses(self, ahead: int):
+        """The draft in parts, as far as it can be continued."""
+        end = Part((self.end,), 0.9)
+        if self.grammar is None:
             return []
         if self.in_grammar:
-            return [*self.draft.tokens(self.state, ahead), self.end]
-        if self.state is not None:
-            return [self.end]
-        rest = self.opening[len(self.ids):]
-        return [*rest, *self.draft.tokens(START, ahead)] if rest else []
+            return chain(self.draft.parts(self.state, ahead), [end])
+        return [end] if self.state is not None else self._opening(ahead)
+
+    def _opening(self, ahead: int):
+        said = list(self.ids)
+        for part in self.pace.sentence(said):
+            yield part
+            said += part.ids
+        if tuple(said) in self.pace.sentences:
+            self.draft.bottom = self._bottom(said)
+            yield from self.draft.parts(START, ahead)
+
+    def learn(self, accepted: int) -> None:
+        """Take note of how many tokens of the last draft were kept."""
+        self.pace.learn(self.parts, accepted)
+        self.parts = []
+
+
+def _numbers(logits) -> np.ndarray:
+    """float32 on the processor."""
+    return logits.float().cpu().numpy() if isinstance(logits, torch.Tensor) else logits
+
+
+_NOT_NUMBERS = ("The model's logits after {} tokens are not numbers. It may have been trained into "
+                "overflow, or run in float16: load it in bfloat16 or float32.")
+
+
+class FiniteLogits(LogitsProcessor):
+    """Stops plain decoding of a model whose logits are not numbers, which ``generate`` reads as text.
+
+    Args:
+        leads: for each row the token ids to write in place of the model's own, see `Writer`.
+    """
+
+    def __init__(self, leads: Sequence[Sequence[int]] | None = None):
+        self.prompt: int | None = None
+        self.leads = leads
+
+    def __call__(self, input_ids, scores):
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        if not torch.isfinite(scores.amax(-1)).all():
+            raise ConstraintError(_NOT_NUMBERS.format(input_ids.shape[1] - self.prompt))
+        for row, lead in enumerate(self.leads or ()):
+            scores[row, lead[min(input_ids.shape[1] - self.prompt, len(lead) - 1)]] = torch.inf
+        return scores
 
 
 class DescriptorProcessor(LogitsProcessor):
-    """Holds transformers' ``generate`` to the grammar, one token per pass, greedy or sampled.
+    """Holds transformers' ``generate`` to the grammar, one token per pass.
+
+    The writers choose, so that ``generate`` has to be greedy even where they draw.
 
     Args:
         writers: one fresh `Writer` per row of the batch.
@@ -191,28 +286,23 @@ class DescriptorProcessor(LogitsProcessor):
                 writer.push(token)
             if writer.finished:
                 continue
-            if not torch.isfinite(scores[row].max()):
-                writer.choose(scores[row])
-            allowed = writer.allowed()
-            if allowed is None:
-                scores[row, writer.barred()] = -torch.inf
-            else:
-                kept = scores[row, allowed].clone()
-                scores[row] = -torch.inf
-                scores[row, allowed] = kept
+            token = writer.choose(scores[row])
+            scores[row] = -torch.inf
+            scores[row, token] = 0.0
         return scores
 
 
 class DraftingDecoder:
-    """A ``custom_generate`` loop: greedy, grammatical, with drafts verified in one pass.
+    """A ``custom_generate`` loop: grammatical, with drafts verified in one pass.
 
-    Writes what ``generate(do_sample=False, logits_processor=[DescriptorProcessor(...)])`` writes.
-    Rows of a batch go on at their own pace: each keeps what it accepts, and the cache is laid out
-    anew, padded on the left, after every pass.
+    Writes what ``generate(do_sample=False, logits_processor=[DescriptorProcessor(...)])`` writes, be
+    the writers greedy or drawing. Rows of a batch go on at their own pace: each keeps what it
+    accepts, and the cache is laid out anew, padded on the left, after every pass.
 
     Args:
-        writers: one fresh `Writer` per row of the batch.
-        ahead: rows that a draft reaches beyond the current one.
+        writers: fresh `Writer` objects: as many as prompts, or a multiple of that, for several
+            answers to each prompt in turn, which then is read once.
+        ahead: rows that a draft reaches beyond the current one, at most.
         limit: most tokens of an answer, its end included.
     """
 
@@ -224,23 +314,32 @@ class DraftingDecoder:
         kwargs = {name: v for name, v in options.items() if name not in _NOT_FOR_FORWARD}
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
         out = model(**inputs, return_dict=True)
-        logits = out.logits[:, -1:].float().cpu()
         mask = kwargs.get("attention_mask")
         lengths = (torch.ones_like(input_ids) if mask is None else mask).sum(-1).tolist()
         cache = _Cache(model, out.past_key_values, lengths)
+        logits = _at_hand(out.logits[:, -1:])
+        each = len(self.writers) // len(input_ids)
+        cache.repeat(each)
+        self._set_overhead(input_ids.device)
         rows = list(range(len(self.writers)))
         for row in rows:
-            self._accept(row, [], logits[row])
+            self._accept(row, [], logits[row // each])
         while going := [row for row in rows if not self._over(row)]:
             cache.select([rows.index(row) for row in going])
             rows = going
             fed = [self._feed(row) for row in rows]
-            logits = cache.forward(model, fed).float().cpu()
+            logits = _at_hand(cache.forward(model, fed))
             for row in rows:
                 self.writers[row].trace.passes += 1
             cache.keep([self._accept(row, tokens, some)
                         for row, tokens, some in zip(rows, fed, logits)])
-        return self._sequences(input_ids)
+        return self._sequences(input_ids.repeat_interleave(each, 0))
+
+    def _set_overhead(self, device) -> None:
+        """On a processor the rows of a batch share what a pass costs beside its tokens."""
+        overhead = GPU_OVERHEAD if device.type != "cpu" else CPU_OVERHEAD / len(self.writers)
+        for writer in self.writers:
+            writer.pace.overhead = overhead
 
     def _over(self, row: int) -> bool:
         return self.writers[row].finished or len(self.writers[row].ids) >= self.limit
@@ -256,14 +355,14 @@ class DraftingDecoder:
         ``logits[k]`` speak of the token after ``fed[k]``; with nothing fed, of the first one.
         """
         writer = self.writers[row]
-        at = max(0, len(writer.ids) - writer.read - 1)
+        at = start = max(0, len(writer.ids) - writer.read - 1)
         going = True
         while going and not self._over(row):
-            token = writer.forced()
-            token = writer.choose(logits[at]) if token is None else token
+            token = writer.choose(logits[at])
             going = at + 1 < len(fed) and fed[at + 1] == token
             writer.push(token, drafted=going)
             at += going
+        writer.learn(at - start)
         while not self._over(row) and (token := writer.forced()) is not None:
             writer.push(token)
         kept = at + 1 if fed else 0
@@ -277,6 +376,11 @@ class DraftingDecoder:
         rows = [(writer.ids + [pad] * longest)[:longest] for writer in self.writers]
         answers = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
         return torch.cat([input_ids, answers], dim=-1)
+
+
+def _at_hand(logits):
+    """Logits as they are indexed soonest: an array on the processor, else where they are."""
+    return logits.float().numpy() if logits.device.type == "cpu" else logits
 
 
 _NOT_FOR_FORWARD = ("logits_processor", "stopping_criteria", "generation_config", "synced_gpus",
@@ -298,10 +402,17 @@ class _Cache:
     def columns(self) -> int:
         return self.cache.get_seq_length()
 
+    def repeat(self, times: int) -> None:
+        """Every row several times over, for as many answers to one prompt."""
+        if times > 1:
+            self._take([row for row in range(len(self.lengths)) for _ in range(times)])
+
     def select(self, rows: list[int]) -> None:
         """Keep some rows of the batch."""
-        if len(rows) == len(self.lengths):
-            return
+        if len(rows) < len(self.lengths):
+            self._take(rows)
+
+    def _take(self, rows: list[int]) -> None:
         at = torch.tensor(rows)
         self.cache.batch_select_indices(at.to(self.cache.layers[0].keys.device))
         if getattr(self.inner, "rope_deltas", None) is not None:  # M-RoPE's, one for each row

@@ -7,9 +7,17 @@ above, and where the current row has already left it, the row above from its nex
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from .grammar import Grammar, Position, State
+
+CPU_OVERHEAD, GPU_OVERHEAD = 40.0, 2000.0
+"""What a pass costs beside the tokens it reads, in tokens: measured for the embedded model on one core,
+and for a 7B model, whose weights must be read from memory for one token as for a hundred."""
 
 FIRST_WIDTH = 0.1
 """Guessed width of an object where it first appears, of the grid's width."""
@@ -79,6 +87,81 @@ def _proper(runs: list[Run], col: int, last: int) -> list[Run]:
     return out
 
 
+class Part(NamedTuple):
+    """A stretch of a draft that is right or wrong as a whole.
+
+    Attributes:
+        ids: its token ids.
+        kind: what sort of guess it is, for `Pace`: ``"row"`` (a run that is a whole row),
+            ``"edge"`` (one that ends within its row), ``"rest"`` (one up to the row's end after
+            others); or the probability that it is right, where that is known.
+    """
+
+    ids: tuple[int, ...]
+    kind: str | float
+
+
+class Pace:
+    """How far a draft should reach, learned from how the drafts so far have fared.
+
+    A pass over ``n`` tokens costs as much as ``overhead + n`` of them. A part of a draft saves a pass
+    if it and all before it holds; else its tokens are wasted. It is worth reading if the gain times its
+    chance is more than the loss times the chance against it.
+
+    Args:
+        overhead: what a pass costs beside its tokens, in tokens: some tens on a processor, where
+            tokens are read one after the other; thousands where parallel work is free.
+    """
+
+    def __init__(self, overhead: float = CPU_OVERHEAD):
+        self.overhead = overhead
+        self.fared = {"row": [9, 10], "edge": [7, 10], "rest": [19, 20]}  # held, of; to begin with
+        self.sentences: deque[tuple[int, ...]] = deque(maxlen=16)
+
+    def chance(self, part: Part) -> float:
+        """How likely a part is to hold, if all before it does."""
+        if isinstance(part.kind, float):
+            return part.kind
+        held, of = self.fared[part.kind]
+        return held / of
+
+    def cut(self, parts: Iterable[Part]) -> list[Part]:
+        """The beginning of a draft that is worth reading; the first part always is."""
+        kept, chance = [], 1.0
+        for part in parts:
+            chance *= self.chance(part)
+            if kept and chance * self.overhead < (1 - chance) * len(part.ids):
+                break
+            kept.append(part)
+        return kept
+
+    def learn(self, parts: Iterable[Part], accepted: int) -> None:
+        """Take note of how many tokens of a draft held."""
+        for part in parts:
+            accepted -= len(part.ids)
+            if part.kind in self.fared:
+                self.fared[part.kind][0] += accepted >= 0
+                self.fared[part.kind][1] += 1
+            if accepted < 0:
+                return
+
+    def sentence(self, said: Sequence[int]) -> Iterator[Part]:
+        """Guesses at the sentence before the descriptor, from those of the answers before."""
+        said = tuple(said)
+        while True:
+            n = len(said)
+            alike = [one for one in self.sentences if len(one) > n and one[:1] == said[:1]]
+            exact = [one for one in alike if one[:n] == said]
+            votes = Counter(one[n] for one in exact or (alike if n else self.sentences))
+            if not votes:
+                return
+            [(token, most)] = votes.most_common(1)
+            yield Part((token,), most / (votes.total() + 1))
+            said = (*said, token)
+            if said in self.sentences:
+                return
+
+
 class Draft:
     """What is settled of a descriptor, and guesses at the rest of it.
 
@@ -86,10 +169,11 @@ class Draft:
         grammar: of the request; scheme ``rrle`` has rows to learn from, in the others every ``width``
             cells count as one.
         width: columns of the grid.
+        bottom: the last row that holds anything, where the answer's sentence has said so.
     """
 
-    def __init__(self, grammar: Grammar, width: int):
-        self.grammar, self.width = grammar, width
+    def __init__(self, grammar: Grammar, width: int, bottom: int | None = None):
+        self.grammar, self.width, self.bottom = grammar, width, bottom
         self.cells = np.zeros(grammar.rows * grammar.cols, np.int32)
         self.seen = 1
 
@@ -100,23 +184,31 @@ class Draft:
         self.seen = label or self.seen
 
     def tokens(self, state: State, ahead: int) -> list[int]:
-        """Guessed token ids from a place in the descriptor on.
+        """Guessed token ids from a place in the descriptor on; see `parts`."""
+        return [token for part in self.parts(state, ahead) for token in part.ids]
+
+    def parts(self, state: State, ahead: int) -> Iterator[Part]:
+        """A guess at how a descriptor goes on from a place in it, run by run.
 
         Args:
             ahead: rows to guess after the current one.
         """
         begun = None if self.grammar.done(state) else self._finish_run(state)
         if begun is None:
-            return []
-        ids, (label, length) = list(begun[0]), begun[1]
+            return
+        ids, (label, length) = begun
+        yield self._part(state.at, label, length, ids)
         cells, start = self.cells.copy(), self._flat(state.at)
         cells[start:start + length] = label
         at = self.grammar.move(state.at, label, length)
         if start + length < len(cells):
             for label, length in self._runs(at, self._guess(cells, at, ahead)):
-                ids += self.grammar.tokens(at, label, length)
+                yield self._part(at, label, length, self.grammar.tokens(at, label, length))
                 at = self.grammar.move(at, label, length)
-        return ids
+
+    def _part(self, at: Position, label: int, length: int, ids) -> Part:
+        ends = at.col + length == self.grammar.cols
+        return Part(tuple(ids), "edge" if not ends else "rest" if at.col else "row")
 
     def _flat(self, at: Position) -> int:
         return at.row * self.grammar.cols + at.col
@@ -146,10 +238,18 @@ class Draft:
         lines = cells.reshape(-1, self.width)
         above, line = lines[row - 1] if row else np.zeros_like(lines[0]), lines[row].copy()
         last, start = -1 if self.grammar.scheme == "full" else at.last, col
-        for label, end in rest_of_row(row_runs(above), col, last, first, self.seen):
+        like = row_runs(self._next_line(above, row))
+        for label, end in rest_of_row(like, col, last, first, self.seen):
             line[start:end] = label
             start = end
-        return np.concatenate([line[col:], *[line] * min(ahead, len(lines) - row - 1)])
+        out = [line]
+        for below in range(row + 1, min(len(lines), row + 1 + ahead)):
+            out.append(self._next_line(out[-1], below))
+        return np.concatenate(out)[col:]
+
+    def _next_line(self, above: np.ndarray, row: int) -> np.ndarray:
+        """A guess at a row from the one above: the same, but below the box nothing."""
+        return np.zeros_like(above) if row - 1 == self.bottom else above
 
     def _runs(self, at: Position, cells: np.ndarray) -> list[Run]:
         """Cells as the grammar's runs ``(label, length)``; one that may go on is left out."""

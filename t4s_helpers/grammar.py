@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from .descriptors import Size, parse_size
 from .rle import SEG_CLOSE, check_scheme, vocabulary
 
@@ -46,6 +48,11 @@ class State(NamedTuple):
 
 START = State(Position(0, 0, -1))
 
+_NONE = np.empty(0, np.int64)
+
+LARK_LIMIT = 400_000
+"""Alternatives in `Grammar.ebnf`: a 16x16 grid with one label has 131,584 in ``irle``, 544 in ``rrle``."""
+
 
 class Grammar:
     """Valid descriptors of one request, as an automaton over token ids.
@@ -67,6 +74,7 @@ class Grammar:
                  size: Size = 16, scheme: str = "rrle", spaced: bool = False):
         rows, cols = parse_size(size)
         check_scheme(scheme)
+        self.labels = tuple(labels)
         self.words = vocabulary(labels).written
         if len(self.words) < 2:
             raise GrammarError("A request needs at least one label, but none is given.")
@@ -80,7 +88,7 @@ class Grammar:
         self.close = (*(piece_ids("\n") if spaced else ()), *piece_ids(SEG_CLOSE))
         self._count_of = {ids: n for n, ids in enumerate(self.count_ids) if ids}
         self._counts = self._count_tokens()
-        self._next: dict[tuple, dict] = {}
+        self._next: dict[tuple, tuple] = {}
         self._check()
 
     def _count_tokens(self) -> dict[tuple[int, ...], dict[int, int]]:
@@ -118,14 +126,34 @@ class Grammar:
 
     def allowed(self, state: State) -> dict[int, State]:
         """Every token that may come next, and the state after it; empty when `done`."""
-        if self.done(state):
-            return {}
+        return {int(token): self.step(state, int(token))[0] for token in self.choices(state)}
+
+    def choices(self, state: State) -> np.ndarray:
+        """Every token that may come next: int64, ascending; empty when `done`."""
+        return _NONE if self.done(state) else self._entry(state)[0]
+
+    def step(self, state: State, token: int) -> tuple[State, tuple[int, int] | None]:
+        """The state after a token, and the run ``(label, length)`` that it completes, if it does.
+
+        Raises:
+            GrammarError: the token is not allowed; the message says where.
+        """
+        at, said = state
+        after = {} if self.done(state) else self._entry(state)[1]
+        if token not in after:
+            raise GrammarError(f"Token {token} may not stand in row {at.row + 1}, cell {at.col + 1} "
+                               "of this descriptor.")
+        run = after[token]
+        return (State(self.move(at, *run)) if run else State(at, (*said, token))), run
+
+    def _entry(self, state: State) -> tuple[np.ndarray, dict[int, tuple[int, int] | None]]:
+        """`choices`, and what each of them completes; kept, for a descriptor comes by again."""
         at, said = state
         key = (at.row == self.rows - 1, at.col, at.last, said)  # other rows are all alike
         if key not in self._next:
-            self._next[key] = self._expand(state)
-        return {token: State(self.move(at, *run)) if run else State(at, (*said, token))
-                for token, run in self._next[key].items()}
+            found = self._expand(state)
+            self._next[key] = np.array(sorted(found), np.int64), found
+        return self._next[key]
 
     def _expand(self, state: State) -> dict[int, tuple[int, int] | None]:
         """Next token -> the run that it completes, or ``None`` in the middle of one."""
@@ -155,12 +183,6 @@ class Grammar:
                 found[end[len(said) - k]] = (label, length) if last else None
         return found
 
-    def finished_run(self, state: State, token: int) -> tuple[int, int] | None:
-        """``(label, length)`` of the run that a token completes; ``None`` in the middle of one."""
-        self.allowed(state)
-        return self._next[(state.at.row == self.rows - 1, state.at.col, state.at.last,
-                           state.said)][token]
-
     def complete(self, state: State, label: int, length: int) -> tuple[int, ...] | None:
         """Tokens that finish the current run as asked; ``None`` if it has begun otherwise."""
         ids = self.tokens(state.at, label, length)
@@ -173,19 +195,15 @@ class Grammar:
             GrammarError: one of them is not allowed; the message says where.
         """
         for token in ids:
-            after = self.allowed(state).get(int(token))
-            if after is None:
-                raise GrammarError(f"Token {token} may not stand in row {state.at.row + 1}, "
-                                   f"cell {state.at.col + 1} of this descriptor.")
-            state = after
+            state, _ = self.step(state, int(token))
         return state
 
     def forced(self, state: State) -> tuple[list[int], State]:
         """The tokens that must come next, up to the next choice or the end."""
         ids = []
-        while len(allowed := self.allowed(state)) == 1:
-            token, state = next(iter(allowed.items()))
-            ids.append(token)
+        while len(choices := self.choices(state)) == 1:
+            ids.append(int(choices[0]))
+            state, _ = self.step(state, ids[-1])
         return ids, state
 
     def _check(self) -> None:
@@ -215,12 +233,50 @@ class Grammar:
         Servers with structured output (vLLM and SGLang, through llguidance or xgrammar) read it. It
         speaks of text and not of tokens. Rows are spelled out by the cells that are left and the
         label before, so counts sum to the width and neighbouring runs differ.
+
+        Raises:
+            GrammarError: it would have more than `LARK_LIMIT` alternatives, as for long ``irle`` runs.
         """
+        parts = 0 if self.scheme == "full" else len(self.words) ** 2 * self.cols * (self.cols + 1) // 2
+        if parts > LARK_LIMIT:
+            raise GrammarError(
+                f"Spelled out, the grammar of {self.cols} cells in one go and {len(self.words)} labels "
+                f"has {parts:,} alternatives, more than a server will compile ({LARK_LIMIT:,}). Use "
+                "scheme='rrle', a smaller grid or fewer labels.")
         return _Lark(self).text()
 
 
+def merged_borders(tokenize: Callable[[str], list[int]], labels: Sequence[str], size: Size = 16
+                   ) -> list[str]:
+    """Where a tokenizer would read a descriptor otherwise than piece by piece.
+
+    Training and decoding write the ids of the pieces, so this does no harm here; a server that
+    tokenizes the text as a whole feeds the model ids that it was not trained on.
+
+    Args:
+        tokenize: ids of a text, without special tokens.
+        labels: of the request.
+
+    Returns:
+        the first border of each kind that is merged, as ``"'star' + ' *3'"``; empty if none is.
+    """
+    words, cols = vocabulary(labels).written, parse_size(size)[1]
+    counts = [f" *{n}" for n in range(1, cols + 1)]
+    kinds = [[(word, count) for word in words for count in counts],
+             [(count, after) for count in counts for after in ("|", "\n", SEG_CLOSE)],
+             [(before, word) for before in ("|", "\n") for word in words]]
+    merged = ([f"{a!r} + {b!r}" for a, b in kind
+               if list(tokenize(a + b)) != [*tokenize(a), *tokenize(b)]] for kind in kinds)
+    return [found[0] for found in merged if found]
+
+
 class _Lark:
-    """Writes a `Grammar` as Lark text: one rule for each (cells left, label before)."""
+    """Writes a `Grammar` as Lark text: one rule for each (cells left, label before).
+
+    Each literal is a whole run. Lexers take the longest literal that fits, so that of two labels the
+    one that begins with the other must not stand alone ("dog", "dog house"); whole runs never begin
+    with each other.
+    """
 
     def __init__(self, grammar: Grammar):
         self.grammar = grammar
@@ -229,27 +285,23 @@ class _Lark:
         g = self.grammar
         if g.scheme == "full":
             cells = g.rows * g.cols
-            repeat = f' ("|" label){{{cells - 1}}}' if cells > 1 else ""
-            lines = [f'start: label{repeat} "{SEG_CLOSE}"', f"label: {self._labels(None)}"]
-            return "\n".join(lines) + "\n"
+            repeat = f"cell{{{cells - 1}}} " if cells > 1 else ""
+            lines = [f"start: {repeat}last", f"last: {self._labels(SEG_CLOSE)}"]
+            return "\n".join(lines + [f"cell: {self._labels('|')}"] * (cells > 1)) + "\n"
         rest = f' ("\\n" row){{{g.rows - 1}}}' if g.rows > 1 else ""
         lines = [f'start: row{rest} "{SEG_CLOSE}"', f"row: {self._tail(g.cols, None)}"]
         lines += [f"r{left}_{last}: {self._tail(left, last)}" for left in range(g.cols - 1, 0, -1)
                   for last in range(len(g.words))]
         return "\n".join(lines) + "\n"
 
-    def _labels(self, barred) -> str:
-        return " | ".join(_quoted(w) for k, w in enumerate(self.grammar.words) if k != barred)
+    def _labels(self, after: str) -> str:
+        return " | ".join(_quoted(word + after) for word in self.grammar.words)
 
     def _tail(self, left: int, last: int | None) -> str:
         """Runs that fill ``left`` cells after a run of label ``last``."""
-        parts = []
-        for k, word in enumerate(self.grammar.words):
-            if k == last:
-                continue
-            ends = [f'" *{n}|" r{left - n}_{k}' for n in range(1, left)] + [f'" *{left}"']
-            parts.append(f"{_quoted(word)} ({' | '.join(ends)})")
-        return " | ".join(parts)
+        return " | ".join(
+            f"{_quoted(f'{word} *{n}|')} r{left - n}_{k}" if n < left else _quoted(f"{word} *{n}")
+            for k, word in enumerate(self.grammar.words) if k != last for n in range(1, left + 1))
 
 
 def _quoted(text: str) -> str:

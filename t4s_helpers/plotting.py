@@ -502,6 +502,50 @@ def draw_grid(
     return ax
 
 
+def draw_confidence(
+    ax: Axes,
+    pixels: np.ndarray,
+    probs: np.ndarray,
+    title: str | None = None,
+    *,
+    label: int = 1,
+    truth: np.ndarray | None = None,
+) -> Axes:
+    """How likely each cell shows a label, over the picture: the likelier, the stronger the tint.
+
+    Args:
+        ax, pixels, title: as in :func:`show_image`.
+        probs: float ``(rows, cols)`` in [0, 1], one label's map; it is stretched over the picture.
+        label: the label's number, for its colour.
+        truth: bool ``(H, W)``, whose outline is drawn dashed.
+
+    The line runs where the probability crosses one half.
+
+    Raises:
+        ValueError: an array that is no map.
+    """
+    probs = np.asarray(probs, float)
+    if probs.ndim != 2 or not (0 <= probs.min() and probs.max() <= 1):
+        raise ValueError(f"A map is (rows, cols) with values in [0, 1], but this array is "
+                         f"{probs.shape} and reaches to {probs.max():g}.")
+    show_image(ax, pixels, title)
+    height, width = np.shape(pixels)[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    tint = np.empty((*probs.shape, 4))
+    tint[..., :3], tint[..., 3] = to_rgb(label_colour(label)), 0.9 * probs
+    veil = np.full((1, 1, 4), (1.0, 1.0, 1.0, 0.55))
+    ax.imshow(veil, extent=extent, aspect=ax.get_aspect())
+    ax.imshow(tint, extent=extent, interpolation="nearest", aspect=ax.get_aspect())
+    xs, ys = (np.linspace(0, n, k + 1) - 0.5 for n, k in zip((width, height), probs.shape[::-1]))
+    _add_lines(ax, _net(xs, ys), FAINT, 0.4, 0.35)
+    _add_lines(ax, _borders(probs > 0.5, xs, ys), label_colour(label), 1.6, 1.0)
+    if truth is not None:
+        outline(ax, truth, INK, width=1.1, dashed=True)
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+    return ax
+
+
 def _net(xs: np.ndarray, ys: np.ndarray) -> list:
     across = [[(xs[0], y), (xs[-1], y)] for y in ys[1:-1]]
     return across + [[(x, ys[0]), (x, ys[-1])] for x in xs[1:-1]]
@@ -1165,6 +1209,32 @@ class _BarFit:
             label.set(rotation=35 if turned else 0, ha="right" if turned else "center")
             label.set(rotation_mode="anchor", parse_math=False)
         self.ax.set_xticks(range(len(self.groups)), [label.get_text() for label in labels])
+
+
+def reliability(ax: Axes, curves: Mapping[str, Any], title: str | None = None) -> Axes:
+    """Reliability diagram: how often it came true, by the probability that was stated.
+
+    Args:
+        ax: where to draw.
+        curves: name -> `t4s_helpers.calibration.Calibration`. The area of a dot grows with the
+            number of cells behind it; the legend gives each curve's expected calibration error.
+        title: over it, wrapped.
+    """
+    ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", zorder=1)
+    for k, (name, found) in enumerate(curves.items(), 1):
+        used = np.flatnonzero(found.n)
+        colour = label_colour(k)
+        ax.plot(found.stated[used], found.observed[used], color=colour, linewidth=1.4,
+                label=f"{name}: error {100 * found.ece:.1f} %", zorder=2)
+        area = 12 + 150 * np.sqrt(found.n[used] / found.n.sum())
+        ax.scatter(found.stated[used], found.observed[used], s=area, color=colour, alpha=0.75,
+                   edgecolors="white", linewidths=0.8, zorder=3)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="probability stated", aspect="equal",
+           ylabel="share that came true")
+    ax.grid(True, axis="both")
+    if curves:
+        ax.legend(loc="upper left")
+    return set_title(ax, title)
 
 
 def legend_beside(ax: Axes) -> Axes:

@@ -10,6 +10,7 @@ the concatenation of the ids of its pieces, in training and in decoding alike.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .descriptors import mask_to_box, masks_to_grid
@@ -117,6 +118,19 @@ def box_in_words(mask) -> str:
     bins = (x0 * BOX_BINS // w, y0 * BOX_BINS // h,
             (x1 - 1) * BOX_BINS // w, (y1 - 1) * BOX_BINS // h)
     return "At " + " ".join(map(str, bins))
+
+
+def read_box(sentence: str) -> tuple[int, int, int, int] | None:
+    """The box that an answer's sentence states, `box_in_words` read back.
+
+    Returns:
+        ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, both ends included; ``None`` if there is none.
+
+    >>> read_box("At 2 5 3 9:\\n<seg>"), read_box("Nowhere"), read_box("Here is the mask")
+    ((2, 5, 3, 9), None, None)
+    """
+    found = re.search(r"\bAt (\d+) (\d+) (\d+) (\d+)\b", sentence)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def answer(grid, labels, scheme: str = "rrle", style: str = "plain", mask=None,

@@ -41,6 +41,17 @@ def check(slow, fasts, samples, size, scheme="rrle"):
             assert read.report.ok or not a.finished, (a.text, read.report.summary())
             assert SEG_OPEN in a.text and (SEG_CLOSE in a.text or not a.finished)
             assert b.trace.passes <= a.trace.passes
+            if a.finished:
+                same_confidence(a, b, read)
+
+
+def same_confidence(a, b, reading):
+    """The passes of both modes tell the same probabilities."""
+    slow, fast = (decoding.answer_confidence(answer, reading) for answer in (a, b))
+    assert slow.probs.shape == (slow.probs.shape[0], *reading.grid.shape)
+    assert np.allclose(slow.probs.sum(0), 1, atol=1e-5) and slow.probs.min() >= 0
+    assert np.allclose(slow.probs, fast.probs, atol=2e-3)
+    assert np.allclose(slow.known, fast.known, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -88,11 +99,11 @@ def test_an_untrained_model_cannot_break_the_format():
 def test_sampling_follows_its_seed(shipped):
     samples = scene_samples("test", 3, "res", start=40)
 
-    def said(seed):
-        return [a.text for a, _ in answer_samples(shipped, samples, 6, mode="constrained",
+    def said(seed, mode="constrained"):
+        return [a.text for a, _ in answer_samples(shipped, samples, 6, mode=mode, batch=2,
                                                   temperature=1.5, seed=seed, progress=False)]
 
-    assert said(1) == said(1) != said(2)
+    assert said(1) == said(1) == said(1, "fast") != said(2)
 
 
 def test_questions_are_answered_freely_and_as_plain_decoding_does(shipped):
@@ -127,8 +138,8 @@ def test_logits_that_are_no_numbers_are_named():
     backbone = tiny_model.backbone()
     with torch.no_grad():
         backbone.model.lm_head.weight.fill_(float("nan"))
-    for mode in ("constrained", "fast"):
-        with pytest.raises(DecodingError, match="not numbers"):
+    for mode in decoding.MODES:
+        with pytest.raises(DecodingError, match="after 0 tokens are not numbers"):
             answer_samples(backbone, scene_samples("test", 1, "res"), 4, mode=mode)
 
 
@@ -137,10 +148,64 @@ def test_bad_requests_are_named(shipped):
     ask_for = [sample.pixels()], [ask(sample).question]
     with pytest.raises(DecodingError, match="Unknown decoding mode 'quick'"):
         decoding.generate(shipped, *ask_for, mode="quick")
-    with pytest.raises(DecodingError, match="greedy"):
-        decoding.generate(shipped, *ask_for, sample.labels, mode="fast", temperature=1.0)
     with pytest.raises(DecodingError, match="1 questions came with 2 lists"):
         decoding.generate(shipped, *ask_for, [["a"], ["b"]], mode="fast")
+
+
+def test_confidence_needs_a_whole_answer_under_the_grammar(shipped):
+    samples = scene_samples("test", 1, "res", start=90)
+    for options, words in (({"mode": "plain"}, "mode='fast'"),
+                           ({"mode": "fast", "max_new_tokens": 20}, "raise max_new_tokens")):
+        [(answer, reading)] = answer_samples(shipped, samples, 16, progress=False, **options)
+        with pytest.raises(DecodingError, match=words):
+            decoding.answer_confidence(answer, reading)
+
+
+def test_draws_share_the_reading_of_the_prompt(shipped):
+    """Several answers to each question, the same whatever the batch and whichever the mode."""
+    samples = scene_samples("test", 3, "res", start=95)
+
+    def said(**options):
+        return [a.text for a, _ in answer_samples(shipped, samples, 4, temperature=1.0, draws=2,
+                                                  seed=3, progress=False, **options)]
+
+    fast = said(mode="fast", batch=6)
+    assert len(fast) == 6 and fast == said(mode="fast", batch=2) == said(mode="constrained", batch=4)
+    with pytest.raises(DecodingError, match="0 answers"):
+        answer_samples(shipped, samples, 4, draws=0, mode="fast")
+
+
+def test_a_request_beyond_the_context_is_refused(shipped):
+    sample = scene_samples("test", 1, "res")[0]
+    many = [f"thing number {k}" for k in range(900)]
+    for mode in decoding.MODES:
+        with pytest.raises(DecodingError, match="900 labels.*fewer labels at a time"):
+            decoding.generate(shipped, [sample.pixels()], ["Segment " + ", ".join(many) + "."], [many],
+                              mode=mode)
+
+
+def test_an_interrupted_answer_is_no_missing_target(shipped):
+    """Wherever a stream breaks off, what came is read, and told to be broken."""
+    sample = scene_samples("test", 1, "res", start=80)[0]
+    [(answer, _)] = answer_samples(shipped, [sample], 16, mode="fast", progress=False)
+    for cut in range(len(answer.text.rsplit(SEG_CLOSE)[0])):
+        _, report = parse(answer.text[:cut], sample.labels, 16)
+        assert report.malformed, answer.text[:cut]
+
+
+def test_a_tokenizer_that_merges_across_pieces_does_no_harm():
+    """Its own reading of the text differs; the pieces' ids are what is written and read back."""
+    from t4s_helpers.grammar import START, Grammar, merged_borders
+
+    def tokenize(text):  # knows "star *" as a word, and "|o"
+        import re
+
+        return [sum(map(ord, part)) for part in re.findall(r"star \*|\|o|\w+| \*\d+|.|\n", text)]
+
+    assert merged_borders(tokenize, ["star", "sun"], 4) == ["'star' + ' *1'", "'|' + 'others'"]
+    grammar = Grammar(tokenize, ["star"], (1, 4))
+    said = [i for piece in ("others", " *2", "|", "star", " *2", SEG_CLOSE) for i in tokenize(piece)]
+    assert grammar.done(grammar.walk(START, said))
 
 
 def test_a_model_that_only_chats_is_brought_to_the_tag():

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from shared_data import shared_data, shared_tokenizer
 from test_grammar import LABELS, PATTERNS, Toy, requests, written
 
-from t4s_helpers.drafting import Draft, rest_of_row, row_runs
+from t4s_helpers.drafting import Draft, Pace, Part, rest_of_row, row_runs
 from t4s_helpers.grammar import START, Grammar
+from t4s_helpers.rle import SEG_CLOSE
 
 rows = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 
@@ -38,9 +39,10 @@ def replay(grammar: Grammar, draft: Draft, ids, ahead: int = 99) -> int:
 
     def push(token):
         nonlocal state
-        before, state = state, grammar.walk(state, [token])
-        if state.at != before.at:
-            draft.settle(before.at, *grammar.finished_run(before, token))
+        before = state
+        state, run = grammar.step(state, token)
+        if run:
+            draft.settle(before.at, *run)
 
     def force():
         nonlocal n
@@ -94,7 +96,49 @@ def test_real_masks_take_few_passes(size, most):
     assert np.mean(passes) <= most
 
 
+def test_below_the_box_a_draft_holds_nothing():
+    toy = Toy()
+    grammar = Grammar(toy.ids, LABELS[:1], (5, 6))
+    state = grammar.walk(START, toy.ids("others *2|dog *2|others *2\n"))
+    guesses = {}
+    for bottom in (None, 2):
+        draft = Draft(grammar, 6, bottom)
+        for at, run in zip((0, 2, 4), ((0, 2), (1, 2), (0, 2))):
+            draft.cells[at:at + run[1]] = run[0]
+        guesses[bottom] = toy.text(draft.tokens(state, 9)).split("\n")
+    row = "others *2|dog *2|others *2"
+    assert guesses[None] == [row] * 3 + [row + SEG_CLOSE]
+    assert guesses[2] == [row, row, "others *6", "others *6" + SEG_CLOSE]
+
+
+def test_a_draft_reaches_as_far_as_it_pays():
+    parts = [Part((1, 2, 3), 0.8)] * 20
+    reach = [len(Pace(overhead).cut(parts)) for overhead in (0.01, 2.0, 40.0, 1e6)]
+    assert reach[0] == 1 and reach == sorted(reach) and reach[1] < reach[2] < reach[3] == 20
+    assert Pace(1.0).cut([]) == []
+
+
+def test_the_pace_learns_which_guesses_hold():
+    pace, edge, row = Pace(40.0), Part((1, 2, 3), "edge"), Part((4, 5), "row")
+    before = pace.chance(edge), pace.chance(row)
+    for _ in range(50):
+        pace.learn([row, edge, row], 4)  # the edge is refused, and nothing is known of what follows
+    assert pace.chance(edge) < 0.2 < before[0] and pace.chance(row) > before[1]
+    assert pace.fared["row"][1] - 50 == pace.fared["edge"][1] - 50
+
+
+def test_sentences_are_drafted_from_those_before():
+    pace = Pace()
+    assert list(pace.sentence(())) == []
+    pace.sentences += [(7, 1, 9), (7, 2, 9), (7, 2, 9), (5, 9)]
+    said = [part.ids[0] for part in pace.sentence(())]
+    assert said == [7, 2, 9]
+    assert [part.ids[0] for part in pace.sentence((5,))] == [9]
+    first, *_ = pace.sentence((7, 3))
+    assert first.ids == (9,) and 0 < first.kind < 1
+
+
 def pieces_and_close(grid, labels):
-    from t4s_helpers.rle import SEG_CLOSE, pieces
+    from t4s_helpers.rle import pieces
 
     return [*pieces(grid, labels), SEG_CLOSE]

@@ -630,3 +630,34 @@ def test_nothing_shows_or_saves(pixels, masks, grid, monkeypatch):
     monkeypatch.setattr(plt, "show", refuse)
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", refuse)
     everything(pixels, masks, grid, (9, 9)).canvas.draw()
+
+
+def test_a_confidence_map_is_tinted_by_probability(pixels):
+    probs = np.array([[0.0, 0.25], [0.75, 1.0]])
+    _, ax = plt.subplots()
+    truth = np.zeros(pixels.shape[:2], bool)
+    truth[20:50, 30:90] = True
+    assert p.draw_confidence(ax, pixels, probs, "the $5 mug", label=2, truth=truth) is ax
+    tint = ax.images[-1].get_array()
+    assert np.allclose(tint[..., 3], 0.9 * probs) and to_hex(tint[0, 1, :3]) == p.label_colour(2)
+    borders = [c for c in ax.collections if isinstance(c, LineCollection)
+               and to_hex(c.get_edgecolor()[0]) == p.label_colour(2)]
+    assert len(borders) == 1  # around the cells above one half
+    with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
+        p.draw_confidence(ax, pixels, 2 * probs)
+
+
+def test_a_reliability_diagram_shows_every_curve_and_its_error():
+    from t4s_helpers.calibration import calibration
+
+    rng = np.random.default_rng(0)
+    stated = rng.random(500)
+    curves = {"honest": calibration(stated, rng.random(500) < stated),
+              "boastful": calibration(stated, rng.random(500) < stated / 2)}
+    _, ax = plt.subplots()
+    assert p.reliability(ax, curves) is ax
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [text.split(":")[0] for text in texts] == ["honest", "boastful"]
+    assert f"{100 * curves['boastful'].ece:.1f} %" in texts[1]
+    dots = ax.collections[1].get_offsets()
+    assert np.allclose(dots[:, 1], curves["boastful"].observed[curves["boastful"].n > 0])

@@ -1,0 +1,106 @@
+"""The benchmark: its rows, its table that goes on where it stopped, and what it says of speed."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_model
+
+from t4s_helpers import bench_decoding as bench
+from t4s_helpers.data.expressions import scene_samples
+from t4s_helpers.decoding import MODES, generate
+from t4s_helpers.prompts import ask, turn
+
+
+@pytest.fixture(scope="module")
+def requests():
+    return scene_samples("test", 2, "res", start=10)
+
+
+def test_every_mode_writes_the_true_answer(requests):
+    backbone = tiny_model.backbone()
+    for scheme in ("rrle", "full"):
+        leads = [bench.true_tokens(backbone.encoder, s, 4, scheme) for s in requests]
+        for mode in MODES:
+            said = generate(backbone, [s.pixels() for s in requests],
+                            [ask(s).question for s in requests], [s.labels for s in requests], 4,
+                            mode=mode, scheme=scheme, leads=leads, max_new_tokens=400)
+            for answer, sample, lead in zip(said, requests, leads):
+                assert answer.text == turn(sample, 4, scheme=scheme, style="box").text
+                assert answer.n_tokens == len(lead) and answer.finished
+
+
+def test_a_row_tells_what_was_measured(requests):
+    backbone = tiny_model.backbone()
+    rows = [bench.time_decoding(backbone, requests, mode, 4, "rrle", 2, own=False)
+            for mode in ("plain", "fast")]
+    plain, fast = rows
+    assert plain["tokens"] == fast["tokens"] == plain["passes"] > fast["passes"]
+    assert all(row["ms_q1"] <= row["ms"] <= row["ms_q3"] and row["cpu_ms"] > 0 for row in rows)
+    assert "fast" in bench.written(fast) and "rrle" in bench.written(fast)
+
+
+def test_fast_and_constrained_are_compared(requests, monkeypatch):
+    backbone = tiny_model.backbone()
+    row = bench.compare_modes(backbone, requests, 3, 2)
+    assert (row["equal"], row["n"], row["first"]) == (2, 2, "")
+    from dataclasses import replace
+
+    honest = bench.answer_samples
+
+    def wrong(*args, mode, **options):
+        out = honest(*args, mode=mode, **options)
+        return [(replace(a, text=a.text + "!"), r) if mode == "fast" and k else (a, r)
+                for k, (a, r) in enumerate(out)]
+
+    monkeypatch.setattr(bench, "answer_samples", wrong)
+    row = bench.compare_modes(backbone, requests, 3, 2)
+    assert (row["equal"], row["first"]) == (1, requests[1].id)
+
+
+def test_confidence_is_compared_with_draws(requests):
+    row = bench.check_confidence(tiny_model.backbone(), requests[0], 4, draws=200)
+    assert row["beyond"] == 0 and 0 < row["known"] <= 1 and row["noise"] < 0.05
+    assert row["map"] < row["text"]  # an untrained model is unsure; its text hides that
+
+
+def test_a_table_goes_on_where_it_stopped(tmp_path):
+    done, path = [], tmp_path / "made" / "table.csv"
+
+    def job(k, fails=False):
+        def measure():
+            if fails:
+                raise KeyboardInterrupt
+            done.append(k)
+            return {"mode": "fast", "size": k, "ms": 1.5 * k, "first": ""}
+        return {"mode": "fast", "size": k}, measure
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run([job(1), job(2), job(3, fails=True)], path, False, lambda row: None)
+    rows = bench.run([job(1), job(2), job(3)], path, False, lambda row: None)
+    assert done == [1, 2, 3] and [row["ms"] for row in rows] == [1.5, 3.0, 4.5]
+    assert [row["size"] for row in bench.read_rows(path)] == [1, 2, 3]
+    bench.run([job(2)], path, True, lambda row: None)
+    assert done == [1, 2, 3, 2] and len(bench.read_rows(path)) == 1
+
+
+def test_speed_is_told_against_plain_full_length_and_batch_one():
+    def row(scheme, mode, batch, ms):
+        return {"answers": "true", "scheme": scheme, "size": 16, "mode": mode, "batch": batch,
+                "ms": ms}
+
+    table = [row("rrle", "plain", 1, 600.0), row("rrle", "fast", 1, 100.0),
+             row("full", "plain", 1, 3000.0), row("rrle", "fast", 8, 40.0)]
+    single, eight = bench.speedups(table)
+    assert (single["over_plain"], single["over_full"], single["over_single"]) == (6, 30, 1)
+    assert (eight["over_plain"], eight["over_single"]) == (None, 2.5)
+
+
+def test_the_command_keeps_its_table(tmp_path, capsys):
+    command = ["--adapter", "", "--samples", "1", "--sizes", "2", "--schemes", "rrle", "--modes",
+               "fast", "--batches", "1", "--out", str(tmp_path)]
+    assert bench.main(command) == 0
+    [row] = bench.read_rows(tmp_path / "decoding.csv")
+    assert (row["mode"], row["size"], row["n"], row["answers"]) == ("fast", 2, 1, "true")
+    before = (tmp_path / "decoding.csv").read_bytes()
+    assert bench.main(command) == 0 and (tmp_path / "decoding.csv").read_bytes() == before
+    assert "fast" in capsys.readouterr().out
