@@ -19,6 +19,7 @@ mask frame 256 x 256 cells over the same square. Boxes are half-open ``(x0, y0, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import time
@@ -57,7 +58,11 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 _BATCH = {"cpu": 1}
 _BATCH_ELSEWHERE = 16
 
-# Spread and interior points are looked for among at most this many pixels a side.
+RING = (1 / 32, 1 / 16)
+"""Where ring points lie: distances from the coarse mask in shares of the image's longer side, half
+a cell to one cell of a 16 x 16 grid."""
+
+# Spread, interior and ring points are looked for among at most this many pixels a side.
 _POINT_CELLS = 128
 
 
@@ -71,10 +76,11 @@ class Prompts:
 
     Parameters
     ----------
-    points : "random", "spread", "interior" or "none"
+    points : "random", "spread", "interior", "ring" or "none"
         Of the coarse mask and of the rest of the image. ``random`` draws without repetition;
         ``spread`` takes points that lie as far from one another as can be; ``interior`` also keeps
-        them away from the coarse mask's edge, which is a cell's edge and not the object's.
+        them away from the coarse mask's edge, which is a cell's edge and not the object's;
+        ``ring`` has positive points as ``interior`` and negative ones in a ring near the mask.
     n_points : int
         At most this many positive and this many negative points; a mask with fewer pixels gives
         all it has, and a mask that fills the image gives no negative ones.
@@ -111,7 +117,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("points", ("random", "spread", "interior", "none")),
+            ("points", ("random", "spread", "interior", "ring", "none")),
             ("mask", ("hard", "soft", "none")),
             ("frame", ("sam", "stretched")),
             ("choose", ("score", "agreement")),
@@ -190,6 +196,10 @@ class NoRefiner:
         self._shape = _checked_pixels(pixels).shape[:2]
         return self
 
+    def asking(self, prompts: Prompts) -> NoRefiner:
+        """Itself: there is nothing to ask."""
+        return self
+
     def refine(self, masks: np.ndarray, seed: int = 0, **options: Any) -> RefineResult:
         """A copy of the coarse masks, without scores; a refiner's options change nothing."""
         coarse = _checked_masks(masks, self._shape)
@@ -241,6 +251,7 @@ class Refiner:
         _check_precision(precision, sam.device.type)
         self.name = name
         self.precision = precision
+        self.prompts = PAPER
         self.predictor = SamPredictor(sam)
         self._embeddings: OrderedDict[bytes, _Embedding] = OrderedDict()
         self._cached_images = max(1, cached_images)
@@ -252,6 +263,15 @@ class Refiner:
     def device(self) -> torch.device:
         """Where SAM runs."""
         return self.predictor.device
+
+    def asking(self, prompts: Prompts) -> Refiner:
+        """The same SAM with the same kept embeddings, asked in another way where none is named.
+
+        >>> refiner = load_refiner().asking(BEST)  # doctest: +SKIP
+        """
+        other = copy.copy(self)
+        other.prompts = prompts
+        return other
 
     def set_image(self, pixels: np.ndarray) -> Refiner:
         """Choose the image whose masks :meth:`refine` gets next.
@@ -290,7 +310,7 @@ class Refiner:
         self,
         masks: np.ndarray,
         seed: int = 0,
-        prompts: Prompts = PAPER,
+        prompts: Prompts | None = None,
         min_iou: float = MIN_IOU,
         confidence: Any = None,
     ) -> RefineResult:
@@ -307,7 +327,7 @@ class Refiner:
         seed : int
             Of the points, from 0.
         prompts : Prompts
-            What SAM is told; the paper's choice by default.
+            What SAM is told; by default :data:`PAPER`, or what :meth:`asking` was given.
         min_iou : float
             In [0, 1]. Where SAM's mask overlaps the coarse one less than this (IoU), the coarse
             mask is kept and ``fallback`` is set. 0 takes every mask that SAM gives.
@@ -322,6 +342,7 @@ class Refiner:
             the image; a negative seed; a threshold outside [0, 1]; for a ``soft`` prompt,
             probabilities that are missing, not one grid a mask, or outside [0, 1].
         """
+        prompts = prompts or self.prompts
         image = self.predictor.original_size if self.predictor.is_image_set else None
         coarse = _checked_masks(masks, image)
         _check_options(seed, min_iou)
@@ -650,12 +671,30 @@ def interior_points(mask: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray
     return _greedy_points(mask, n, edge_counts=True)
 
 
-POINTS = {"random": sample_points, "spread": spread_points, "interior": interior_points}
+def ring_points(mask: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points deep inside a mask, and points that are spread over a ring around it.
+
+    The ring lies where the distance from the mask is within :data:`RING`: beyond the coarse
+    mask's uncertain edge, yet near enough to say where the object ends. Where a mask leaves no
+    room for it, the rest of the image is taken. Otherwise as :func:`interior_points`.
+
+    >>> square = np.zeros((64, 64), bool); square[20:40, 20:40] = True
+    >>> points, labels = ring_points(square, 8)
+    >>> x, y = points[labels == 0].T
+    >>> away = np.hypot(np.maximum(abs(x - 29.5) - 9.5, 0), np.maximum(abs(y - 29.5) - 9.5, 0))
+    >>> bool((away >= 64 * RING[0]).all() and (away <= 64 * RING[1]).all())
+    True
+    """
+    return _greedy_points(mask, n, edge_counts=True, ring=RING)
+
+
+POINTS = {"random": sample_points, "spread": spread_points, "interior": interior_points,
+          "ring": ring_points}
 """How ``Prompts.points`` chooses: functions of a mask, a number of points and a seed."""
 
 
 def _greedy_points(
-    mask: np.ndarray, n: int, edge_counts: bool
+    mask: np.ndarray, n: int, edge_counts: bool, ring: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     from scipy.ndimage import distance_transform_edt
 
@@ -664,11 +703,14 @@ def _greedy_points(
     # Thinned out, a small mask (or a small rest) may be gone; such a picture is taken whole.
     if small.any() != mask.any() or small.all() != mask.all():
         step, small = 1, mask
-    depths = (
-        distance_transform_edt(np.pad(small, 1))[1:-1, 1:-1],
-        distance_transform_edt(~small) * ~small if small.any() else np.ones(small.shape),
-    )
-    chosen = [_farthest(depth, n, edge_counts) for depth in depths]
+    inside = distance_transform_edt(np.pad(small, 1))[1:-1, 1:-1]
+    outside = distance_transform_edt(~small) if small.any() else np.ones(small.shape)
+    negative = _farthest(outside, n, edge_counts)
+    if ring:
+        near, far = (max(small.shape) * share for share in ring)
+        band = (outside >= near) & (outside <= far)
+        negative = _farthest(band.astype(float), n, edge_counts=False) if band.any() else negative
+    chosen = [_farthest(inside, n, edge_counts), negative]
     points = np.concatenate(chosen).astype(float) * step + step // 2
     labels = np.repeat([1, 0], [len(part) for part in chosen])
     return points, labels

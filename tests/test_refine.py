@@ -23,6 +23,7 @@ from t4s_helpers.refine import (
     RefineError,
     Refiner,
     interior_points,
+    ring_points,
     load_refiner,
     mask_logits,
     merge_masks,
@@ -82,7 +83,7 @@ def test_every_pixel_can_be_drawn():
     assert drawn == {(0, 0), (1, 0), (2, 0)}
 
 
-@pytest.mark.parametrize("choose", [spread_points, interior_points])
+@pytest.mark.parametrize("choose", [spread_points, interior_points, ring_points])
 @pytest.mark.parametrize("shape", [SIZE, (300, 500), (7, 400)])
 def test_chosen_points_lie_on_their_side_and_never_twice(choose, shape):
     mask = disc(shape, 0.4 * shape[0], 0.6 * shape[1], 0.3 * min(shape))
@@ -281,7 +282,7 @@ def test_choices_reach_sam(refiner, spy, pixels, coarse):
     np.testing.assert_array_equal(spy.calls[1][0][2][0, 0].numpy(), stretched)
 
 
-@pytest.mark.parametrize("points", ["spread", "interior"])
+@pytest.mark.parametrize("points", ["spread", "interior", "ring"])
 def test_chosen_points_reach_sam(refiner, spy, pixels, coarse, points):
     refiner.set_image(pixels).refine(coarse[:1], prompts=Prompts(points=points, n_points=3))
     sent, labels = spy.calls[0][0][0]
@@ -453,6 +454,18 @@ def test_a_precision_that_cannot_be_is_refused(small_sam):
         Refiner(small_sam, precision="float8")
     with pytest.raises(RefineError, match="wants a GPU"):
         load_refiner("mobile_sam", device="cpu", precision="float16")
+
+
+def test_another_way_of_asking_shares_the_embedding(refiner, spy, pixels, coarse):
+    other = refiner.asking(BOX_ONLY)
+    refiner.set_image(pixels)
+    asked = other.set_image(pixels).refine(coarse[:1], min_iou=0.0)
+    assert len(refiner._embeddings) == 1
+    named = refiner.refine(coarse[:1], prompts=BOX_ONLY, min_iou=0.0)
+    np.testing.assert_array_equal(asked.masks, named.masks)
+    assert refiner.prompts == PAPER
+    assert (refiner.refine(coarse[:1], min_iou=0.0).scores != named.scores).all()
+    assert load_refiner("none").asking(BEST) is load_refiner("none")
 
 
 def test_the_seed_changes_points_and_repeats(refiner, pixels, coarse):
