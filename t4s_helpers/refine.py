@@ -86,9 +86,12 @@ class Prompts:
         all it has, and a mask that fills the image gives no negative ones.
     box : bool
         The bounding box of the coarse mask.
-    mask : "hard", "soft" or "none"
-        The inverse sigmoid, for the first call: ``hard`` of the coarse mask, ``soft`` of the
-        probabilities that came with it (``confidence`` of :meth:`Refiner.refine`).
+    mask : "hard", "soft", "binary" or "none"
+        For the first call. The inverse sigmoid: ``hard`` of the coarse mask, ``soft`` of the
+        probabilities that came with it (``confidence`` of :meth:`Refiner.refine`). ``binary`` is
+        the mask as it is, 1 and 0, which SAM does not read: a common mistake, to show its cost.
+    strength : float
+        Above 0; the mask's logits are multiplied by it. Below 1 SAM is told to trust them less.
     frame : "sam" or "stretched"
         How the mask prompt lies: in SAM's padded frame, or stretched over it, as a square grid
         is when its aspect is forgotten.
@@ -110,6 +113,7 @@ class Prompts:
     n_points: int = 10
     box: bool = False
     mask: str = "hard"
+    strength: float = 1.0
     frame: str = "sam"
     calls: int = 3
     multimask: bool = False
@@ -118,7 +122,7 @@ class Prompts:
     def __post_init__(self) -> None:
         for name, choices in (
             ("points", ("random", "spread", "interior", "ring", "none")),
-            ("mask", ("hard", "soft", "none")),
+            ("mask", ("hard", "soft", "binary", "none")),
             ("frame", ("sam", "stretched")),
             ("choose", ("score", "agreement")),
         ):
@@ -136,6 +140,8 @@ class Prompts:
                 raise RefineError(
                     f"Prompts({name}={value!r}) must be a whole number from 1."
                 )
+        if not 0 < self.strength < float("inf"):
+            raise RefineError(f"Prompts(strength={self.strength!r}) must be a number above 0.")
         if self.points == "none" and self.mask == "none" and not self.box:
             raise RefineError("Prompts needs at least one of points, box and mask.")
 
@@ -149,8 +155,11 @@ STRETCHED = Prompts(frame="stretched")
 BOX_ONLY = Prompts(points="none", box=True, mask="none", calls=1)
 """One call with the box of the coarse mask."""
 
-BEST = Prompts(points="interior", box=True)
-"""TODO-BEST"""
+BEST = Prompts(points="ring", box=True, strength=0.5)
+"""Points deep inside and in a ring around, the box, and the mask's logits at half their strength.
+
+Chosen among some thirty ways to ask by the cIoU on the bundled photos (53 targets, oracle 16 x 16
+grids by both rules), and on nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -439,10 +448,13 @@ class Refiner:
             told["point_labels"] = labels
         if prompts.box:
             told["boxes"] = np.array(mask_to_box(mask), float) * np.tile(scale, 2)
-        if prompts.mask == "hard":
-            told["mask_input"] = mask_logits(mask, *frame, prompts.frame)[None]
+        if prompts.mask in ("hard", "binary"):
+            logits = mask_logits(mask, *frame, prompts.frame)
+            logits = (logits > 0).astype(np.float32) if prompts.mask == "binary" else logits
+            told["mask_input"] = prompts.strength * logits[None]
         elif soft is not None:
-            told["mask_input"] = mask_logits(soft, *frame, prompts.frame, mask.shape)[None]
+            logits = mask_logits(soft, *frame, prompts.frame, mask.shape)
+            told["mask_input"] = prompts.strength * logits[None]
         if prompts.multimask and prompts.choose == "agreement":
             told["coarse"] = mask_logits(mask, *frame) > 0
         return told

@@ -282,6 +282,15 @@ def test_choices_reach_sam(refiner, spy, pixels, coarse):
     np.testing.assert_array_equal(spy.calls[1][0][2][0, 0].numpy(), stretched)
 
 
+def test_the_mask_prompt_can_be_weaker_or_binary(refiner, spy, pixels, coarse):
+    refiner.set_image(pixels)
+    full = mask_logits(coarse[0], (32, 32), (128, 128))
+    for asked, wanted in ((Prompts(strength=0.5, calls=1), full / 2),
+                          (Prompts(mask="binary", calls=1), full > 0)):
+        refiner.refine(coarse[:1], prompts=asked)
+        np.testing.assert_array_equal(spy.calls[-1][0][2][0, 0].numpy(), wanted)
+
+
 @pytest.mark.parametrize("points", ["spread", "interior", "ring"])
 def test_chosen_points_reach_sam(refiner, spy, pixels, coarse, points):
     refiner.set_image(pixels).refine(coarse[:1], prompts=Prompts(points=points, n_points=3))
@@ -576,6 +585,8 @@ def test_options_out_of_range_are_refused(refiner, pixels, coarse, options):
         {"points": "grid"},
         {"mask": "grey"},
         {"choose": "largest"},
+        {"strength": 0},
+        {"strength": float("nan")},
         {"box": 1},
         {"calls": True},
         {"frame": "square"},
