@@ -306,6 +306,7 @@ def _times(model, samples, cell: Cell) -> list[dict]:
 def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[dict]:
     """Rows of one request: every adapter's mask, as it is and refined."""
     from .descriptors import grid_to_masks
+    from .evaluate import pixel_counts
 
     if not answers:
         return []
@@ -325,20 +326,65 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
         each = embedded - start + (time.perf_counter() - embedded) / max(1, coarse.any((1, 2)).sum())
         ways[refiner.name] = masks, fell, each
     return [{"id": sample.id, "encoding": cell.scheme, "grid": cell.size, "seed": s,
-             "refiner": way, **counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
+             "refiner": way, **pixel_counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
              "tokens": answers[cell, s][1], "refine_seconds": each if coarse[k].any() else 0.0}
             for way, (masks, fell, each) in ways.items() for k, (cell, s) in enumerate(answers)]
 
 
-def counts(mask: np.ndarray, truth: np.ndarray) -> dict:
-    """Pixel counts of one mask against the truth, and whether its box is right (IoU > 0.5)."""
-    from .descriptors import mask_to_box
-    from .metrics import box_iou, overlap
+def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], size: int = 16,
+             scheme: str = "rrle", batch: int = 32) -> list[dict]:
+    """Answers whose descriptor names the target in another way than the question.
 
-    both, predicted, target = overlap(mask, truth)
-    right = box_iou(mask_to_box(mask), mask_to_box(truth)) > 0.5
-    return {"intersection": both, "predicted": predicted, "target": target,
-            "union": predicted + target - both, "box_right": bool(right)}
+    The question stays; under the grammar, the descriptor can only use the label given here. No
+    adapter was trained on that, so this asks how much an answer hangs on the label's text.
+
+    Args:
+        samples: of one target.
+        words: name of the wording -> label for every descriptor; None: the expression itself.
+
+    Returns:
+        one row a request and wording: ``wording``, ``id``, pixel counts, ``tokens``, ``seconds``.
+    """
+    from .decoding import generate, read_answer
+    from .evaluate import pixel_counts
+    from .prompts import ask
+
+    asked, rows = [ask(sample) for sample in samples], []
+    for name, word in words.items():
+        labels = [one.labels if word is None else (word,) for one in asked]
+        answers = generate(backbone, [s.pixels() for s in samples], [a.question for a in asked],
+                           labels, size, batch=batch, progress=False, mode="fast", scheme=scheme)
+        for sample, own, said in zip(samples, labels, answers):
+            mask = read_answer(said.text, own, sample.size, size, scheme).masks[0]
+            rows.append({"wording": name, "id": sample.id, "tokens": said.n_tokens,
+                         "seconds": said.seconds, **pixel_counts(mask, sample.masks[0])})
+    return rows
+
+
+def text_costs(samples: Sequence, tokenizer, sizes: Sequence[int] = (16, 24, 32),
+               schemes: Sequence[str] = ("full", "irle", "rrle"), word: str | None = None,
+               rule: str = "area") -> list[dict]:
+    """Tokens of the true descriptor of every sample; no model.
+
+    Args:
+        tokenizer: from `t4s_helpers.tokens.load_tokenizer`.
+        word: label in the descriptor of a sample with one label; None: its own labels.
+
+    Returns:
+        one row a sample, encoding and grid: ``id``, ``encoding``, ``grid``, ``tokens``.
+    """
+    from .rle import encode
+    from .tokens import count_tokens
+
+    rows = []
+    for sample in samples:
+        labels = sample.labels if word is None else (word,)
+        for size in sizes:
+            grid = sample.grid(size, rule)
+            rows += [{"id": sample.id, "encoding": scheme, "grid": size,
+                      "tokens": count_tokens(tokenizer, encode(grid, labels, scheme))}
+                     for scheme in schemes]
+    return rows
 
 
 # --- tables from rows ----------------------------------------------------------------------------
@@ -599,6 +645,17 @@ def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
                     fontsize="x-small")
     ax.set(xscale="log", xlabel=cost, ylabel="cIoU, %")
     plotting.set_title(ax, title)
+    return ax
+
+
+def plot_nothing(ax: Axes, text: str = NOT_TRAINED) -> Axes:
+    """Axes that say that there is nothing to show, and look like no result."""
+    ax.set(xticks=[], yticks=[], xlim=(0, 1))
+    _gap(ax, 0.5, 1.0, "")
+    from . import plotting
+
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=plotting.ALARM,
+            bbox=dict(facecolor="white", edgecolor="none", pad=3))
     return ax
 
 

@@ -171,8 +171,8 @@ def oracle_table(samples: Sequence, sizes: Sequence = (16, 24, 32),
         seed: of the refiner's points.
 
     Returns:
-        ``(rows, table)``. ``rows``: one a label and case, with pixel counts, ``iou`` and whether
-        the refiner fell back to the coarse mask. ``table``: one row a case (``grid``, ``rule``,
+        ``(rows, table)``. ``rows``: one a label and case, with pixel counts, ``iou``, whether the
+        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``: one row a case (``grid``, ``rule``,
         ``refiner``) with ``ciou`` and ``giou`` in [0, 1], ``fallbacks`` and ``n``.
     """
     from tqdm.auto import tqdm
@@ -191,7 +191,7 @@ def oracle_table(samples: Sequence, sizes: Sequence = (16, 24, 32),
                 masks, fell_back = refine(coarse, seed)
                 case = {"grid": _grid_name(size), "rule": rule, "refiner": way}
                 rows += [
-                    {"id": name, "label": label, **case, **_counts(mask, true), "fallback": fell}
+                    {"id": name, "label": label, **case, **pixel_counts(mask, true), "fallback": fell}
                     for (name, label), mask, true, fell
                     in zip(names, masks, truth, fell_back.tolist(), strict=True)
                 ]
@@ -251,8 +251,12 @@ def _grid_name(size) -> str:
     return str(rows) if rows == cols else f"{rows}x{cols}"
 
 
-def _counts(mask: np.ndarray, truth: np.ndarray) -> dict:
+def pixel_counts(mask: np.ndarray, truth: np.ndarray) -> dict:
+    """Counts of one mask against the truth, in pixels; its IoU; whether its box's IoU is > 0.5."""
+    from .metrics import box_iou
+
     both, predicted, target = overlap(mask, truth)
     union = predicted + target - both
-    return {"intersection": both, "predicted": predicted, "target": target,
-            "iou": both / union if union else 1.0}
+    right = box_iou(mask_to_box(mask), mask_to_box(truth)) > 0.5
+    return {"intersection": both, "predicted": predicted, "target": target, "union": union,
+            "pixels": truth.size, "iou": both / union if union else 1.0, "box_right": bool(right)}
