@@ -715,13 +715,13 @@ def test_refinement_pays_on_real_photos_and_the_frame_matters(real):
     """Four photos of the RefCOCO sample, oracle grids: SAM's frame must beat the stretched one."""
     from t4s_helpers.data.sample import read_image
 
-    scores = {name: SegmentationMetric() for name in ("grid", "sam", "stretched")}
+    options = {"sam": PAPER, "stretched": STRETCHED, "best": BEST}
+    scores = {name: SegmentationMetric() for name in ("grid", *options)}
     for path, truth in list(referred(refcoco_mini()).items())[::4][:4]:
         rough = np.concatenate(
             [grid_to_masks(masks_to_grid(t[None], 16, "nearest"), 1, t.shape) for t in truth]
         )
         real.set_image(read_image(path))
-        options = {"sam": PAPER, "stretched": STRETCHED}
         found = {n: real.refine(rough, prompts=p).masks for n, p in options.items()}
         for name, masks in {"grid": rough, **found}.items():
             for mask, target in zip(masks, truth, strict=True):
@@ -729,3 +729,4 @@ def test_refinement_pays_on_real_photos_and_the_frame_matters(real):
     ciou = {name: metric.compute()["ciou"] for name, metric in scores.items()}
     assert ciou["sam"] > ciou["grid"] + 0.03
     assert ciou["sam"] > ciou["stretched"] + 0.02
+    assert ciou["best"] > ciou["sam"] - 0.01, "what the photos chose must not fail elsewhere"
