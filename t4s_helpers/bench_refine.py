@@ -41,34 +41,41 @@ def time_stages(refiner, samples: Sequence, size=16, seed: int = 0) -> dict:
     return {"n": len(samples), **row, "own": row["prompts"] + row["masks"]}
 
 
-def trust_table(refiner, objects: Iterator[tuple[np.ndarray, np.ndarray]], size=16,
+def trust_table(refiner, objects: Iterator[tuple[np.ndarray, np.ndarray]], ways=None, size=16,
                 thresholds: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
                 seed: int = 0) -> list[dict]:
-    """How good each fallback threshold would be.
+    """How good each fallback threshold would be, by way of asking.
 
     Args:
-        objects: pairs of pixels uint8 ``(H, W, 3)`` and true mask bool ``(H, W)``.
+        objects: pairs of pixels uint8 ``(H, W, 3)`` and true mask bool ``(H, W)``; those of one
+            photo stand together, so that they share its embedding.
+        ways: name -> `t4s_helpers.refine.Prompts`; by default `WAYS`.
 
     Returns:
-        one row a threshold: ``n`` objects; how many were ``thrown`` away, and how many of these
-        were ``better`` than the coarse mask; ``miou`` over all objects with the fallback.
+        one row a way and threshold: ``n`` objects; how many were ``thrown`` away, and how many of
+        these were ``better`` than the coarse mask; ``miou`` over all objects with the fallback.
     """
-    seen = []
+    ways = ways or WAYS
+    seen: dict[str, list] = {name: [] for name in ways}
     for pixels, truth in objects:
         coarse = grid_to_masks(masks_to_grid(truth[None], size, "nearest"), 1, truth.shape)
         if not coarse.any():
             continue
-        result = refiner.set_image(pixels).refine(coarse, seed=seed, min_iou=0.0)
-        seen.append((result.agreement[0], mask_iou(result.masks[0], truth),
-                     mask_iou(coarse[0], truth)))
-    agreement, refined, rough = np.array(seen).T
-    rows = []
+        refiner.set_image(pixels)
+        for name, prompts in ways.items():
+            result = refiner.refine(coarse, seed=seed, prompts=prompts, min_iou=0.0)
+            seen[name].append((result.agreement[0], mask_iou(result.masks[0], truth),
+                               mask_iou(coarse[0], truth)))
+    return [row for name, found in seen.items() for row in _by_threshold(name, found, thresholds)]
+
+
+def _by_threshold(name: str, found: list[tuple], thresholds: Sequence[float]) -> Iterator[dict]:
+    agreement, refined, rough = np.array(found).T
     for least in (0.0, *thresholds):
         out = agreement < least
-        rows.append({"least": least, "n": len(seen), "thrown": int(out.sum()),
-                     "better": int((refined > rough)[out].sum()),
-                     "miou": float(np.where(out, rough, refined).mean())})
-    return rows
+        yield {"way": name, "least": least, "n": len(found), "thrown": int(out.sum()),
+               "better": int((refined > rough)[out].sum()),
+               "miou": float(np.where(out, rough, refined).mean())}
 
 
 def coco_objects(folder: Path | str, n: int, per_photo: int = 4,
@@ -100,18 +107,19 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--coco", help="folder in COCO's format for the fallback's threshold")
     parser.add_argument("-n", type=int, default=240, help="of its objects")
+    parser.add_argument("--no-times", action="store_true", help="count the threshold alone")
     args = parser.parse_args()
     sam = load_refiner(args.refiner, precision=args.precision)
     samples = distinct_targets(photo_samples())
-    for name, prompts in WAYS.items():
+    for name, prompts in () if args.no_times else WAYS.items():
         row = time_stages(sam.asking(prompts), samples)
         told = "  ".join(f"{k} {v:7.1f}" for k, v in row.items() if k != "n")
         print(f"{name:6} n {row['n']}  ms: {told}", flush=True)
-    for name, prompts in WAYS.items() if args.coco else ():
+    if args.coco:
         objects = tqdm(coco_objects(args.coco, args.n), total=args.n, unit="object")
-        for row in trust_table(sam.asking(prompts), objects):
-            print(f"{name:6} least {row['least']:.1f}: {row['thrown']:3} of {row['n']} thrown away, "
-                  f"{row['better']:3} of them better; mean IoU {row['miou']:.4f}", flush=True)
+        for row in trust_table(sam, objects):
+            print(f"{row['way']:6} least {row['least']:.1f}: {row['thrown']:3} of {row['n']} thrown "
+                  f"away, {row['better']:3} of them better; mean IoU {row['miou']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Scripted:
         self.k += 1
         return self
 
-    def refine(self, coarse, seed, min_iou=0.3):
+    def refine(self, coarse, seed, min_iou=0.3, prompts=None):
         mask, agreement = self.answers[self.k] if self.answers else (coarse[0], 1.0)
         return SimpleNamespace(masks=mask[None], agreement=[agreement],
                                ms=self.ms[self.k] if self.ms else {})
@@ -31,7 +31,8 @@ def test_thresholds_count_what_they_would_throw_away():
     truth[3:21, 3:21] = True
     nothing = np.zeros_like(truth)
     refiner = Scripted([(truth, 0.25), (nothing, 0.0), (truth, 0.8)])
-    rows = trust_table(refiner, iter([(None, truth)] * 3), thresholds=(0.1, 0.3))
+    rows = trust_table(refiner, iter([(None, truth)] * 3), {"paper": None},
+                       thresholds=(0.1, 0.3))
     assert [(r["least"], r["thrown"], r["better"], r["n"]) for r in rows] == [
         (0.0, 0, 0, 3), (0.1, 1, 0, 3), (0.3, 2, 1, 3)]
     assert rows[0]["miou"] == pytest.approx(2 / 3) and rows[1]["miou"] > rows[2]["miou"] > 2 / 3
