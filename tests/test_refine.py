@@ -328,24 +328,24 @@ def test_multimask_can_keep_what_agrees_with_the_coarse_mask(refiner, pixels, co
 
 def test_a_soft_prompt_is_made_of_the_confidence(refiner, spy, pixels, coarse):
     grids = np.random.default_rng(1).random((5, 16, 12))
-    refiner.set_image(pixels)
-    soft = refiner.refine(coarse, prompts=Prompts(mask="soft"), confidence=grids, min_iou=0.0)
+    asked = Prompts(mask="soft", strength=2.0)
+    soft = refiner.set_image(pixels).refine(coarse, prompts=asked, confidence=grids, min_iou=0.0)
     sent = [args[2][0, 0].numpy() for args, _ in spy.calls[::3]]
-    asked = [(k, *(c > 0 for c in [coarse[k].sum()])) for k in range(5)]
-    expected = [mask_logits(grids[k], (32, 32), (128, 128), image_size=SIZE)
-                for k, there in asked if there]
-    for want in expected:  # rows with equally many points go first together, so the order differs
-        assert any(np.array_equal(want, got) for got in sent)
-    assert len(sent) == 4 and not soft.masks[1].any()
-    sure = np.stack([mask_at(m, (16, 12)) for m in coarse]).astype(float)
-    hard = refiner.refine(coarse[:1], min_iou=0.0)
-    again = refiner.refine(coarse[:1], prompts=Prompts(mask="soft"), confidence=sure[:1],
-                           min_iou=0.0)
-    assert mask_iou(hard.masks[0], again.masks[0]) > 0.5
+    wanted = [2 * mask_logits(grid, (32, 32), (128, 128), image_size=SIZE) for grid in grids]
+    # Masks with equally many points go first together; the empty one, number 1, does not go.
+    order = [next(k for k, want in enumerate(wanted) if np.array_equal(want, got)) for got in sent]
+    assert sorted(order) == [0, 2, 3, 4] and not soft.masks[1].any()
 
 
-def mask_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return masks_to_grid(mask[None], size, "nearest") > 0
+def test_a_sure_model_gives_nearly_the_hard_prompt(refiner, spy, pixels):
+    grid = np.zeros((20, 30))
+    grid[4:11, 6:17] = 1.0  # cells of 3 x 3 pixels
+    mask = grid_to_masks(grid.astype(int), 1, SIZE)
+    refiner.set_image(pixels)
+    hard = refiner.refine(mask, min_iou=0.0)
+    soft = refiner.refine(mask, prompts=Prompts(mask="soft"), confidence=grid[None], min_iou=0.0)
+    np.testing.assert_allclose(spy.calls[0][0][2], spy.calls[3][0][2], atol=1e-4)
+    assert soft.scores[0] == pytest.approx(hard.scores[0], abs=1e-4)
 
 
 @pytest.mark.parametrize(
