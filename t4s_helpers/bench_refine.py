@@ -85,7 +85,7 @@ def coco_objects(folder: Path | str, n: int, per_photo: int = 4,
 
     left = n
     for sample in load_coco(folder):
-        masks = sorted(sample.meta["instance_masks"], key=lambda m: -m.sum())
+        masks = sorted(sample.meta["instance_masks"].decode(), key=lambda m: -m.sum())
         chosen = [m for m in masks if m.sum() >= least_pixels][:min(per_photo, left)]
         pixels = sample.pixels() if chosen else None
         yield from ((pixels, mask) for mask in chosen)

@@ -47,3 +47,27 @@ def test_an_embedding_counts_once_and_stages_are_medians():
     refiner = Scripted([], [stage(900.0, 50.0), stage(3.0, 70.0), stage(4.0, 60.0)])
     row = time_stages(refiner, [sample] * 3)
     assert row == {"n": 3, "image": 900.0, "prompts": 2.0, "decoder": 60.0, "masks": 1.0, "own": 3.0}
+
+
+def test_objects_of_a_coco_folder_come_photo_by_photo_the_largest_first(tmp_path):
+    import json
+
+    from PIL import Image
+
+    from t4s_helpers.bench_refine import coco_objects
+
+    (tmp_path / "images").mkdir()
+    notes, images = [], []
+    for k in (1, 2):
+        Image.new("RGB", (60, 40)).save(tmp_path / "images" / f"{k}.png")
+        images.append({"id": k, "file_name": f"{k}.png", "height": 40, "width": 60})
+        for n, side in enumerate((5, 30, 25, 35)):
+            square = [0, 0, side, 0, side, side, 0, side]
+            notes.append({"id": 10 * k + n, "image_id": k, "category_id": 1, "iscrowd": 0,
+                          "area": side**2, "bbox": [0, 0, side, side], "segmentation": [square]})
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}))
+    found = list(coco_objects(tmp_path, 3, per_photo=2))
+    sides = [round(mask.sum() ** 0.5) for _, mask in found]
+    assert sides == [35, 30, 35] and found[0][0] is found[1][0]
+    assert all(pixels.shape == (40, 60, 3) for pixels, _ in found)
