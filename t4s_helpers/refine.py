@@ -282,6 +282,10 @@ class Refiner:
         other.prompts = prompts
         return other
 
+    def forget_images(self) -> None:
+        """Drop the kept embeddings, to time a fresh one or to free their memory."""
+        self._embeddings.clear()
+
     def set_image(self, pixels: np.ndarray) -> Refiner:
         """Choose the image whose masks :meth:`refine` gets next.
 

@@ -16,6 +16,9 @@ class Scripted:
     def __init__(self, answers, ms=()):
         self.answers, self.ms, self.k = answers, list(ms), -1
 
+    def forget_images(self):
+        self.k = -1
+
     def set_image(self, pixels):
         self.k += 1
         return self

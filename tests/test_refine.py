@@ -504,6 +504,9 @@ def test_the_embedding_is_kept_by_content(small_sam, pixels, monkeypatch):
     assert len(spy.calls) == 3
     refiner.set_image(other)
     assert len(spy.calls) == 4
+    refiner.forget_images()
+    refiner.set_image(other)
+    assert len(spy.calls) == 5
 
 
 def test_milliseconds_count_an_image_once(refiner, pixels, coarse):
