@@ -559,7 +559,7 @@ def _line(ax: Axes, x, rows, colour: str, label: str, **style) -> None:
     ax.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o",
                 markersize=5, capsize=3, elinewidth=1, label=label, **style)
     if not style:
-        for place, row in zip(x, rows):
+        for place, row in ((p, r) for p, r in zip(x, rows) if r["seeds"] > 1):
             ends = [100 * row["seed_low"], 100 * row["seed_high"]]
             ax.scatter([place + 0.07] * 2, ends, s=9, color=colour, marker="D", linewidths=0)
 
@@ -609,6 +609,8 @@ def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequen
                 _gap(ax, n)
         ax.set_xticks(range(len(schemes)), schemes)
         ax.set(xlim=(-0.55, len(schemes) - 0.45), ylabel=ylabel)
+        if not ax.containers:  # no bar: a scale would pretend that there is something to read off
+            ax.set_yticks([])
         _legend_once(ax)
     return axes
 
