@@ -536,24 +536,36 @@ def plot_resolution(ax: Axes, table: Sequence[Mapping], sizes: Sequence[int] = (
         for k, way in enumerate(refiners):
             mine = sorted((r for r in rows if r["refiner"] == way and r["grid"] in at),
                           key=lambda r: r["grid"])
-            if mine:
-                _line(ax, [at[r["grid"]] for r in mine], mine, plotting.label_colour(k + 2),
-                      _way(way) + (", true text" if style else ""), **style)
+            # No line leads over a grid that was not measured.
+            for n, part in enumerate(_neighbours(mine, at)):
+                _line(ax, [at[r["grid"]] for r in part], part, plotting.label_colour(k + 2),
+                      None if n else _way(way) + (", true text" if style else ""), **style)
     for size in set(sizes) - {r["grid"] for r in table}:
         _gap(ax, at[size])
     ax.set_xticks(range(len(sizes)), [f"{s}×{s}" for s in sizes])
     ax.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 100), ylabel="cIoU, %", xlabel="grid, cells")
     plotting.set_title(ax, title)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", loc="lower right")
+        ax.legend(frameon=False, fontsize="small", loc="best")
     return ax
+
+
+def _neighbours(rows: Sequence[Mapping], at: Mapping[int, int]) -> list[list]:
+    """The rows, in order, in runs without a grid missing between them."""
+    runs: list[list] = []
+    for row in rows:
+        if runs and at[row["grid"]] == at[runs[-1][-1]["grid"]] + 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
 
 
 def _way(refiner: str) -> str:
     return "grid alone" if refiner == "none" else refiner
 
 
-def _line(ax: Axes, x, rows, colour: str, label: str, **style) -> None:
+def _line(ax: Axes, x, rows, colour: str, label: str | None, **style) -> None:
     y = np.array([100 * r["ciou"] for r in rows])
     low, high = np.array([_bounds(r) for r in rows]).T
     ax.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o",
@@ -637,6 +649,8 @@ def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
         points: rows with ``name``, ``ciou``, the cost and ``refiner``.
         cost: name of the column on the axis, of positive numbers.
     """
+    from matplotlib.ticker import LogLocator
+
     from . import plotting
 
     for k, way in enumerate(dict.fromkeys(p["refiner"] for p in points)):
@@ -650,6 +664,10 @@ def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
         ax.annotate(p["name"], (p[cost], 100 * p["ciou"]), (5, -11), textcoords="offset points",
                     fontsize="x-small")
     ax.set(xscale="log", xlabel=cost, ylabel="cIoU, %")
+    ax.margins(0.08, 0.1)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     plotting.set_title(ax, title)
     return ax
 

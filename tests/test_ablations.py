@@ -273,6 +273,16 @@ def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
     assert sum(patch.get_hatch() is not None for patch in ax.patches) == 2
 
 
+def test_no_line_leads_over_a_grid_that_is_not_trained(axes):
+    rows = [{**row, "grid": grid} for row in ROWS for grid in (16, 32)]
+    ax = ablations.plot_resolution(axes[0], ablations.summarise(rows))
+    solid = [list(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "-"]
+    assert sorted(solid) == [[0], [2]]
+    rows += [{**row, "grid": 24} for row in ROWS]
+    ax = ablations.plot_resolution(axes[1], ablations.summarise(rows))
+    assert [0, 1, 2] in [list(line.get_xdata()) for line in ax.lines]
+
+
 def test_encodings_show_what_there_is_and_name_what_is_not(axes):
     times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "tokens": 9, "seconds": s}
              for mode, s in (("plain", 2.0), ("fast", 1.0))]
