@@ -434,8 +434,9 @@ def oracle_table(samples: Sequence, sizes: Sequence = (16, 24, 32),
 
     Returns:
         ``(rows, table)``. ``rows``: one a label and case, with pixel counts, ``iou``, whether the
-        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``: one row a case (``grid``, ``rule``,
-        ``refiner``) with ``ciou`` and ``giou`` in [0, 1], ``fallbacks`` and ``n``.
+        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``:
+        one row a case (``grid``, ``rule``, ``refiner``) with ``ciou`` and ``giou`` in [0, 1],
+        ``fallbacks`` and ``n``.
     """
     from tqdm.auto import tqdm
 

@@ -14,15 +14,21 @@ from t4s_helpers import refine as refine_module
 from t4s_helpers.descriptors import grid_to_masks, masks_to_grid
 from t4s_helpers.metrics import SegmentationMetric, mask_iou
 from t4s_helpers.refine import (
+    BEST,
     BOX_ONLY,
     PAPER,
+    POINTS,
     STRETCHED,
     Prompts,
     RefineError,
     Refiner,
+    interior_points,
+    ring_points,
     load_refiner,
     mask_logits,
+    merge_masks,
     sample_points,
+    spread_points,
 )
 from t4s_helpers.weights import WeightsUnavailable, fetch
 
@@ -77,6 +83,41 @@ def test_every_pixel_can_be_drawn():
     assert drawn == {(0, 0), (1, 0), (2, 0)}
 
 
+@pytest.mark.parametrize("choose", [spread_points, interior_points, ring_points])
+@pytest.mark.parametrize("shape", [SIZE, (300, 500), (7, 400)])
+def test_chosen_points_lie_on_their_side_and_never_twice(choose, shape):
+    mask = disc(shape, 0.4 * shape[0], 0.6 * shape[1], 0.3 * min(shape))
+    points, labels = choose(mask, 6)
+    x, y = points.astype(int).T
+    assert (mask[y, x] == labels).all() and (labels == 0).sum() == 6
+    assert len(np.unique(points, axis=0)) == len(points) > 6
+    assert (choose(mask, 6, seed=5)[0] == points).all(), "nothing is drawn"
+
+
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("pixels", [1, 3, 9999, 10000])
+def test_every_way_to_choose_points_takes_tiny_and_full_masks(name, pixels):
+    mask = (np.arange(10000) < pixels).reshape(100, 100)
+    points, labels = POINTS[name](mask, 4, 0)
+    assert (labels == 1).sum() == min(4, pixels) and (labels == 0).sum() == min(4, 10000 - pixels)
+    x, y = points.astype(int).T
+    assert (mask[y, x] == labels).all()
+
+
+def test_interior_points_keep_off_the_edge_and_spread_ones_off_each_other():
+    from scipy.ndimage import distance_transform_edt
+
+    mask = disc((100, 120), 45, 60, 30)
+    depth = distance_transform_edt(mask)
+    found = {name: POINTS[name](mask, 5, 0)[0][:5].astype(int) for name in POINTS}
+    deep = {name: min(depth[y, x] for x, y in p) for name, p in found.items()}
+    apart = {name: min(np.hypot(*(a - b)) for i, a in enumerate(p) for b in p[:i])
+             for name, p in found.items()}
+    assert deep["interior"] > 2 * max(deep["spread"], deep["random"])
+    assert apart["spread"] > max(apart["interior"], apart["random"])
+    assert depth[found["interior"][0][1], found["interior"][0][0]] == depth.max()
+
+
 # ---------------------------------------------------------------------------------------------
 # The mask prompt
 # ---------------------------------------------------------------------------------------------
@@ -123,6 +164,15 @@ def test_the_mask_prompt_lies_where_sam_lays_the_image(shape):
     assert mask_iou(mask_logits(mask, frame="stretched") > 0, shrunk) < 0.9 or height == width
 
 
+@pytest.mark.parametrize("frame", ["sam", "stretched"])
+def test_a_grid_of_probabilities_lies_where_its_cells_lie(frame):
+    """As the same grid blown up to the image, its cells being whole pixels there."""
+    grid = np.random.default_rng(0).random((4, 5))
+    blown = grid.repeat(12, 0).repeat(30, 1)
+    small = mask_logits(grid, (8, 8), (32, 32), frame, blown.shape)
+    np.testing.assert_allclose(small, mask_logits(blown, (8, 8), (32, 32), frame), atol=1e-4)
+
+
 def test_both_frames_agree_on_a_square_image():
     mask = disc((97, 97), 30, 50, 22)
     np.testing.assert_allclose(mask_logits(mask), mask_logits(mask, frame="stretched"))
@@ -158,8 +208,9 @@ def refiner(small_sam):
 
 @pytest.fixture
 def spy(refiner, monkeypatch):
-    spy = Spy(refiner.predictor.predict_torch)
-    monkeypatch.setattr(refiner.predictor, "predict_torch", spy)
+    """Of the predictor calls: points and their signs, boxes, logits, multimask -> logits, IoU."""
+    spy = Spy(refiner._decode)
+    monkeypatch.setattr(refiner, "_decode", spy)
     return spy
 
 
@@ -184,18 +235,35 @@ def test_three_calls_each_with_the_logits_of_the_last(refiner, spy, pixels, coar
     assert len(spy.calls) == 3
     prompts = [args for args, _ in spy.calls]
     expected = mask_logits(coarse[0], (32, 32), (128, 128))
-    np.testing.assert_array_equal(prompts[0][3][0, 0].numpy(), expected)
+    np.testing.assert_array_equal(prompts[0][2][0, 0].numpy(), expected)
     for before, after in zip(spy.answers, prompts[1:], strict=False):
-        assert torch.equal(before[2], after[3])
-    for args, options in spy.calls:
-        assert torch.equal(args[0], prompts[0][0]) and torch.equal(args[1], prompts[0][1])
-        assert args[2] is None and options == {"multimask_output": False}
-    assert prompts[0][1].tolist() == [[1] * 10 + [0] * 10]
+        assert torch.equal(before[0], after[2])
+    for points, boxes, _, multimask in prompts:
+        assert torch.equal(points[0], prompts[0][0][0]) and torch.equal(points[1], prompts[0][0][1])
+        assert boxes is None and multimask is False
+    assert prompts[0][0][1].tolist() == [[1] * 10 + [0] * 10]
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize("box", [False, True])
+def test_the_calls_are_those_of_sams_own_predictor(refiner, spy, pixels, coarse, box, multimask):
+    """Independent check: the same prompts through ``SamPredictor.predict_torch``."""
+    asked = Prompts(box=box, multimask=multimask)
+    result = refiner.set_image(pixels).refine(coarse[:1], prompts=asked, min_iou=0.0)
+    (points, labels), boxes, logits, _ = spy.calls[0][0]
+    for _ in range(3):
+        masks, scores, logits = refiner.predictor.predict_torch(
+            points, labels, boxes, logits, multimask_output=multimask
+        )
+        best = int(scores[0].argmax())
+        logits = logits[:, best : best + 1]
+    np.testing.assert_array_equal(result.masks[0], masks[0, best].numpy())
+    assert result.scores[0] == pytest.approx(scores[0, best].item(), abs=1e-6)
 
 
 def test_points_and_box_arrive_in_sams_frame(refiner, spy, pixels, coarse):
     refiner.set_image(pixels).refine(coarse[:1], prompts=Prompts(box=True, calls=1))
-    points, _, boxes, _ = spy.calls[0][0]
+    (points, _), boxes, _, _ = spy.calls[0][0]
     drawn, _ = sample_points(coarse[0], 10, 0)
     transform = refiner.predictor.transform
     framed = transform.apply_coords(drawn + 0.5, SIZE) - 0.5
@@ -207,23 +275,94 @@ def test_points_and_box_arrive_in_sams_frame(refiner, spy, pixels, coarse):
 def test_choices_reach_sam(refiner, spy, pixels, coarse):
     refiner.set_image(pixels)
     refiner.refine(coarse[:1], prompts=BOX_ONLY)
-    points, labels, boxes, logits = spy.calls[-1][0]
-    assert points is None and labels is None and logits is None and boxes.shape == (1, 4)
+    points, boxes, logits, _ = spy.calls[-1][0]
+    assert points is None and logits is None and boxes.shape == (1, 4)
     refiner.refine(coarse[:1], prompts=STRETCHED)
     stretched = mask_logits(coarse[0], (32, 32), (128, 128), "stretched")
-    np.testing.assert_array_equal(spy.calls[1][0][3][0, 0].numpy(), stretched)
+    np.testing.assert_array_equal(spy.calls[1][0][2][0, 0].numpy(), stretched)
+
+
+def test_the_mask_prompt_can_be_weaker_or_binary(refiner, spy, pixels, coarse):
+    refiner.set_image(pixels)
+    full = mask_logits(coarse[0], (32, 32), (128, 128))
+    for asked, wanted in ((Prompts(strength=0.5, calls=1), full / 2),
+                          (Prompts(mask="binary", calls=1), full > 0)):
+        refiner.refine(coarse[:1], prompts=asked)
+        np.testing.assert_array_equal(spy.calls[-1][0][2][0, 0].numpy(), wanted)
+
+
+@pytest.mark.parametrize("points", ["spread", "interior", "ring"])
+def test_chosen_points_reach_sam(refiner, spy, pixels, coarse, points):
+    refiner.set_image(pixels).refine(coarse[:1], prompts=Prompts(points=points, n_points=3))
+    sent, labels = spy.calls[0][0][0]
+    wanted, _ = POINTS[points](coarse[0], 3, 0)
+    scale = refiner.predictor.transform.target_length / max(SIZE)
+    np.testing.assert_allclose(sent[0].numpy(), (wanted + 0.5) * scale - 0.5, atol=0.5)
+    assert labels.tolist() == [[1] * 3 + [0] * 3]
 
 
 def test_multimask_keeps_the_best_scored(refiner, spy, pixels, coarse):
     options = {"prompts": Prompts(multimask=True), "min_iou": 0.0}
     result = refiner.set_image(pixels).refine(coarse[:1], **options)
-    masks, scores, _ = spy.answers[-1]
+    low, scores = spy.answers[-1]
     best = int(scores[0].argmax())
     assert scores.shape == (1, 3)
     assert result.scores[0] == scores[0, best].item()
-    np.testing.assert_array_equal(result.masks[0], masks[0, best].numpy())
-    fed_back = spy.answers[0][2][0, int(spy.answers[0][1][0].argmax())]
-    assert torch.equal(spy.calls[1][0][3][0, 0], fed_back)
+    fed_back = spy.answers[0][0][0, int(spy.answers[0][1][0].argmax())]
+    assert torch.equal(spy.calls[1][0][2][0, 0], fed_back)
+
+
+def test_multimask_can_keep_what_agrees_with_the_coarse_mask(refiner, pixels, coarse, monkeypatch):
+    """Three made-up masks: the best scored is elsewhere, the second best fits."""
+    wanted = torch.as_tensor(mask_logits(coarse[0], (32, 32), (128, 128)))
+    low = torch.stack([-wanted, wanted, wanted - 8])[None]
+    answer = low, torch.tensor([[0.9, 0.7, 0.8]])
+    monkeypatch.setattr(refiner, "_decode", lambda *_: answer)
+    refiner.set_image(pixels)
+    for choose, score in (("score", 0.9), ("agreement", 0.7)):
+        asked = Prompts(multimask=True, choose=choose, calls=1)
+        result = refiner.refine(coarse[:1], prompts=asked, min_iou=0.0)
+        assert result.scores[0] == pytest.approx(score)
+        assert (result.agreement[0] > 0.8) == (choose == "agreement")
+
+
+def test_a_soft_prompt_is_made_of_the_confidence(refiner, spy, pixels, coarse):
+    grids = np.random.default_rng(1).random((5, 16, 12))
+    asked = Prompts(mask="soft", strength=2.0)
+    soft = refiner.set_image(pixels).refine(coarse, prompts=asked, confidence=grids, min_iou=0.0)
+    sent = [args[2][0, 0].numpy() for args, _ in spy.calls[::3]]
+    wanted = [2 * mask_logits(grid, (32, 32), (128, 128), image_size=SIZE) for grid in grids]
+    # Masks with equally many points go first together; the empty one, number 1, does not go.
+    order = [next(k for k, want in enumerate(wanted) if np.array_equal(want, got)) for got in sent]
+    assert sorted(order) == [0, 2, 3, 4] and not soft.masks[1].any()
+
+
+def test_a_sure_model_gives_nearly_the_hard_prompt(refiner, spy, pixels):
+    grid = np.zeros((20, 30))
+    grid[4:11, 6:17] = 1.0  # cells of 3 x 3 pixels
+    mask = grid_to_masks(grid.astype(int), 1, SIZE)
+    refiner.set_image(pixels)
+    hard = refiner.refine(mask, min_iou=0.0)
+    soft = refiner.refine(mask, prompts=Prompts(mask="soft"), confidence=grid[None], min_iou=0.0)
+    np.testing.assert_allclose(spy.calls[0][0][2], spy.calls[3][0][2], atol=1e-4)
+    assert soft.scores[0] == pytest.approx(hard.scores[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "told"),
+    [
+        (None, "none was given"),
+        (np.zeros((1, 4, 4)), "2 masks and 1 grids"),
+        (np.zeros((2, 4)), "grid 0 has the shape"),
+        (np.full((2, 4, 4), 1.1), r"grid 0 holds values that are not in \[0, 1\]"),
+        ([np.zeros((4, 4)), np.full((4, 4), np.nan)], "grid 1 holds values"),
+    ],
+)
+def test_confidence_that_cannot_be_used_is_refused(refiner, pixels, coarse, confidence, told):
+    refiner.set_image(pixels)
+    with pytest.raises(RefineError, match=told):
+        refiner.refine(coarse[:2], prompts=Prompts(mask="soft"), confidence=confidence)
+    assert refiner.refine(coarse[:2], confidence=confidence).masks.shape == (2, *SIZE)
 
 
 def test_an_empty_mask_stays_empty_and_sam_is_not_asked(refiner, spy, pixels):
@@ -251,12 +390,14 @@ def test_a_result_does_not_depend_on_its_company(refiner, pixels, coarse):
 
 def test_a_batch_answers_like_one_by_one(refiner, spy, pixels, coarse, monkeypatch):
     refiner.set_image(pixels)
+    embeddings = refiner.predictor.features
     single = refiner.refine(coarse, min_iou=0.0)
     n_single = len(spy.calls)
     monkeypatch.setitem(refine_module._BATCH, "cpu", 8)
     batched = refiner.refine(coarse, min_iou=0.0)
     # Tiny and full masks have other numbers of points and keep to themselves.
     assert n_single == 3 * 4 and len(spy.calls) - n_single == 3 * 3
+    assert refiner.predictor.features is embeddings, "one embedding, however many labels"
     np.testing.assert_allclose(single.scores, batched.scores, atol=1e-4)
     assert (single.masks == batched.masks).mean() > 0.999
 
@@ -276,6 +417,64 @@ def test_a_mask_that_leaves_the_coarse_one_behind_falls_back(refiner, pixels, co
     np.testing.assert_array_equal(some.masks[kept], coarse[kept])
     np.testing.assert_array_equal(some.masks[~kept], free.masks[~kept])
     assert (refiner.refine(coarse, min_iou=1.0).masks == coarse).all()
+
+
+def test_merging_goes_by_score_and_not_by_order(refiner, pixels, coarse):
+    big, small = disc(SIZE, 30, 45, 25), disc(SIZE, 30, 45, 8)
+    for masks in ([big, small], [small, big]):
+        inner = merge_masks(np.stack(masks), [0.5, 0.5])[30, 45]
+        assert masks[inner - 1] is small, "of equal scores the smaller mask wins"
+        scores = [0.9 if m is big else 0.1 for m in masks]
+        assert masks[merge_masks(np.stack(masks), scores)[30, 45] - 1] is big
+        unknown = [np.nan if m is small else 0.0 for m in masks]
+        assert masks[merge_masks(np.stack(masks), unknown)[30, 45] - 1] is big
+    result = refiner.set_image(pixels).refine(coarse, min_iou=0.0)
+    merged = merge_masks(result.masks, result.merge_scores)
+    order = [4, 2, 0, 3, 1]
+    other = refiner.refine(coarse[order], min_iou=0.0)
+    turned = merge_masks(other.masks, other.merge_scores)
+    np.testing.assert_array_equal(merged, np.array([0, *(o + 1 for o in order)])[turned])
+    assert (merged > 0).sum() == result.masks.any(0).sum() and merged.dtype == np.int32
+
+
+def test_a_mask_that_fell_back_does_not_win_by_the_score_of_another(refiner, pixels, coarse):
+    result = refiner.set_image(pixels).refine(coarse, min_iou=1.0)
+    assert result.fallback.any()
+    assert (result.merge_scores[result.fallback] == 0).all()
+    assert np.isnan(result.merge_scores[1])
+
+
+@pytest.mark.parametrize("wrong", [(np.ones((2, 3, 3)), [1, 2]), (np.ones((2, 3, 3), bool), [1])])
+def test_masks_that_cannot_be_merged_are_refused(wrong):
+    with pytest.raises(RefineError, match="merge_masks"):
+        merge_masks(*wrong)
+
+
+def test_sixteen_bits_answer_nearly_alike(small_sam, pixels, coarse):
+    exact = Refiner(small_sam).set_image(pixels).refine(coarse, min_iou=0.0)
+    rough = Refiner(small_sam, precision="bfloat16").set_image(pixels).refine(coarse, min_iou=0.0)
+    assert rough.scores.dtype == np.float32
+    np.testing.assert_allclose(rough.scores, exact.scores, atol=0.05)
+    assert (rough.scores != exact.scores)[[0, 2, 3, 4]].all(), "it was another arithmetic"
+
+
+def test_a_precision_that_cannot_be_is_refused(small_sam):
+    with pytest.raises(RefineError, match="float8.*float32"):
+        Refiner(small_sam, precision="float8")
+    with pytest.raises(RefineError, match="wants a GPU"):
+        load_refiner("mobile_sam", device="cpu", precision="float16")
+
+
+def test_another_way_of_asking_shares_the_embedding(refiner, spy, pixels, coarse):
+    other = refiner.asking(BOX_ONLY)
+    refiner.set_image(pixels)
+    asked = other.set_image(pixels).refine(coarse[:1], min_iou=0.0)
+    assert len(refiner._embeddings) == 1
+    named = refiner.refine(coarse[:1], prompts=BOX_ONLY, min_iou=0.0)
+    np.testing.assert_array_equal(asked.masks, named.masks)
+    assert refiner.prompts == PAPER
+    assert (refiner.refine(coarse[:1], min_iou=0.0).scores != named.scores).all()
+    assert load_refiner("none").asking(BEST) is load_refiner("none")
 
 
 def test_the_seed_changes_points_and_repeats(refiner, pixels, coarse):
@@ -305,6 +504,9 @@ def test_the_embedding_is_kept_by_content(small_sam, pixels, monkeypatch):
     assert len(spy.calls) == 3
     refiner.set_image(other)
     assert len(spy.calls) == 4
+    refiner.forget_images()
+    refiner.set_image(other)
+    assert len(spy.calls) == 5
 
 
 def test_milliseconds_count_an_image_once(refiner, pixels, coarse):
@@ -384,7 +586,12 @@ def test_options_out_of_range_are_refused(refiner, pixels, coarse, options):
     "options",
     [
         {"points": "grid"},
-        {"mask": "soft"},
+        {"mask": "grey"},
+        {"choose": "largest"},
+        {"strength": 0},
+        {"strength": float("nan")},
+        {"box": 1},
+        {"calls": True},
         {"frame": "square"},
         {"calls": 0},
         {"n_points": 0},
@@ -511,13 +718,13 @@ def test_refinement_pays_on_real_photos_and_the_frame_matters(real):
     """Four photos of the RefCOCO sample, oracle grids: SAM's frame must beat the stretched one."""
     from t4s_helpers.data.sample import read_image
 
-    scores = {name: SegmentationMetric() for name in ("grid", "sam", "stretched")}
+    options = {"sam": PAPER, "stretched": STRETCHED, "best": BEST}
+    scores = {name: SegmentationMetric() for name in ("grid", *options)}
     for path, truth in list(referred(refcoco_mini()).items())[::4][:4]:
         rough = np.concatenate(
             [grid_to_masks(masks_to_grid(t[None], 16, "nearest"), 1, t.shape) for t in truth]
         )
         real.set_image(read_image(path))
-        options = {"sam": PAPER, "stretched": STRETCHED}
         found = {n: real.refine(rough, prompts=p).masks for n, p in options.items()}
         for name, masks in {"grid": rough, **found}.items():
             for mask, target in zip(masks, truth, strict=True):
@@ -525,3 +732,4 @@ def test_refinement_pays_on_real_photos_and_the_frame_matters(real):
     ciou = {name: metric.compute()["ciou"] for name, metric in scores.items()}
     assert ciou["sam"] > ciou["grid"] + 0.03
     assert ciou["sam"] > ciou["stretched"] + 0.02
+    assert ciou["best"] > ciou["sam"] - 0.01, "what the photos chose must not fail elsewhere"

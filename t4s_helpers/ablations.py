@@ -1,0 +1,814 @@
+"""The paper's three ablations: resolution, encoding, refiner (Figures 6, 8, 14; Tables 6, 8).
+
+One adapter is trained for each cell of the design and each seed: the same base, the same
+conversations, the same steps; only how an answer is written differs. Measuring writes one row an
+answer, from which every table and figure is made again without a model::
+
+    python -m t4s_helpers.ablations train   --out checkpoints/ablations
+    python -m t4s_helpers.ablations measure --out checkpoints/ablations/tables
+    python -m t4s_helpers.ablations plot    --tables checkpoints/ablations/tables --out figures
+
+A cell whose adapter is not there is said to be not trained, in every table and figure. All three
+commands go on where they were cut off. Notebook ``08_ablations`` calls the same functions.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backbones import ADAPTERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHIPPED = ADAPTERS / "ablations"
+"""Where the trained cells ship: one folder ``<scheme>-<size>-s<seed>`` each."""
+
+SEEDS = (0, 1)
+
+REFINED = ("none", "mobile_sam")
+
+NOT_TRAINED = "not trained"
+
+PAPER_RESOLUTION = {16: 67.5, 32: 71.4}
+"""Section 4.6: average cIoU over the RES data sets without a refiner, by grid side, in %."""
+
+PAPER_REFINER = (
+    {"refiner": "None", "cIoU": 73.5, "Acc@0.5": 89.3, "s": 5.34},
+    {"refiner": "SAM-B", "cIoU": 75.5, "Acc@0.5": 89.9, "s": 5.54},
+    {"refiner": "SAM-L", "cIoU": 79.1, "Acc@0.5": 90.6, "s": 5.73},
+    {"refiner": "SAM-H", "cIoU": 79.3, "Acc@0.5": 90.0, "s": 5.92},
+)
+"""Table 6: InternVL2-8B, refCOCO val, 16 x 16 descriptors."""
+
+PAPER_FULL = {"tokens": 590, "s": 19.0}
+"""Section 4.6: what full-length descriptors cost, roughly."""
+
+
+class AblationError(RuntimeError):
+    """A training or table that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to write an answer: what differs between the adapters of the ablation."""
+
+    scheme: str
+    size: int
+
+    def name(self, seed: int | None = None) -> str:
+        """Of the cell, or of its adapter with one seed.
+
+        >>> Cell("rrle", 16).name(), Cell("rrle", 16).name(1)
+        ('rrle-16', 'rrle-16-s1')
+        """
+        return f"{self.scheme}-{self.size}" + ("" if seed is None else f"-s{seed}")
+
+
+DESIGN = (Cell("full", 16), Cell("irle", 16), Cell("rrle", 16), Cell("rrle", 24), Cell("rrle", 32))
+"""The three encodings at 16 x 16, and R-RLE at the three resolutions."""
+
+
+def trained(folder: Path | str = SHIPPED, design: Sequence[Cell] = DESIGN) -> dict:
+    """The adapters that are there.
+
+    Args:
+        folder: of adapters as they ship, or the one that `train` was given.
+
+    Returns:
+        ``cell -> {seed: folder}`` for every cell of the design; an empty dict: not trained.
+    """
+    found: dict[Cell, dict[int, Path]] = {cell: {} for cell in design}
+    for cell in design:
+        for place in sorted(Path(folder).glob(f"{cell.name()}-s*")):
+            seed = place.name.rpartition("-s")[2]
+            adapter = place / "adapter" if (place / "adapter" / "finished").exists() else place
+            if seed.isdigit() and (adapter / "adapter_config.json").is_file():
+                found[cell][int(seed)] = adapter
+    return found
+
+
+def coverage(found: Mapping[Cell, Mapping[int, Any]]) -> list[dict]:
+    """What is trained and what is not, one row a cell of the design.
+
+    >>> coverage({Cell("rrle", 16): {0: "x", 1: "y"}, Cell("full", 16): {}})[1]["adapters"]
+    'not trained'
+    """
+    return [{"encoding": cell.scheme, "grid": cell.size,
+             "adapters": ", ".join(f"seed {seed}" for seed in sorted(seeds)) or NOT_TRAINED}
+            for cell, seeds in found.items()]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all adapters of one ablation share. It is written beside them and must not change.
+
+    One request in a conversation: three full-length answers side by side make such long rows that
+    attention over them takes ten times as long as over three R-RLE ones.
+    """
+
+    backbone: str = "embedded"
+    samples: int = 9600
+    batch: int = 16
+    accumulate: int = 1
+    turns: int = 1
+    mix: str = "res"
+    style: str = "box"
+    lr: float = 5e-4
+    rank: int = 64
+    quantize: str = "none"
+    data: str = ""
+    data_seed: int = 0
+
+
+def train(out: Path | str, recipe: Recipe = Recipe(), seeds: Sequence[int] = SEEDS,
+          design: Sequence[Cell] = DESIGN, base: Path | str | None = None,
+          ship: Path | str | None = None) -> list[Path]:
+    """Train every cell of the design with every seed; what is finished is left as it is.
+
+    ``seed`` draws the LoRA matrices, dropout and the order of the conversations. What is asked
+    about which picture depends on ``recipe.data_seed`` alone, so all adapters see the same requests.
+
+    Args:
+        out: one folder an adapter: checkpoints, ``log.csv``, ``adapter``; ``recipe.json``.
+        base: folder of the backbone's weights, if not its own.
+        ship: also export each finished adapter and its log here, as they ship.
+
+    Returns:
+        the adapters' folders, in the order of design and seeds.
+
+    Raises:
+        AblationError: ``out`` holds adapters of another recipe.
+    """
+    out, done = Path(out), []
+    _keep_recipe(out, recipe)
+    for cell in design:
+        for seed in seeds:
+            folder = out / cell.name(seed)
+            if not _finished(folder):
+                print(f"{cell.name(seed)}: {recipe.samples} conversations", flush=True)
+                _train_one(folder, cell, seed, recipe, base)
+            done.append(folder / "adapter")
+            if ship:
+                _ship(folder, Path(ship), recipe.backbone)
+    return done
+
+
+def _keep_recipe(out: Path, recipe: Recipe) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "recipe.json"
+    wanted = asdict(recipe)
+    if not file.exists():
+        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        return
+    before = json.loads(file.read_text())
+    changed = {k: (before.get(k), v) for k, v in wanted.items() if before.get(k) != v}
+    if changed:
+        told = ", ".join(f"{k} was {a!r} and is now {b!r}" for k, (a, b) in changed.items())
+        raise AblationError(f"{out} holds adapters of another recipe: {told}. Adapters are only "
+                            "compared when all is alike but the cell; give another --out.")
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "adapter" / "finished").is_file()
+
+
+def _train_one(folder: Path, cell: Cell, seed: int, recipe: Recipe, base) -> None:
+    from .backbones import load_backbone
+    from .training import add_adapter, fine_tune
+
+    backbone = load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
+                             source=base)
+    dataset, collate = _conversations(backbone, cell, recipe)
+    model = add_adapter(backbone, recipe.rank, 2 * recipe.rank, seed=seed)
+    fine_tune(backbone, dataset, collate, folder, batch=recipe.batch,
+              accumulate=recipe.accumulate, model=model, seed=seed, learning_rate=recipe.lr)
+    # The adapter's files come one by one; only this mark says that all of them are there.
+    (folder / "adapter" / "finished").touch()
+
+
+def _conversations(backbone, cell: Cell, recipe: Recipe):
+    from .training import sample_data, scene_data
+
+    layout = dict(seed=recipe.data_seed, size=cell.size, scheme=cell.scheme, style=recipe.style)
+    if recipe.data:
+        from .data.own import load_own
+
+        return sample_data(backbone, load_own(recipe.data), recipe.samples, **layout)
+    return scene_data(backbone, recipe.samples, mix=recipe.mix, n=recipe.turns, **layout)
+
+
+def _ship(folder: Path, place: Path, backbone: str) -> None:
+    from .adapters import export_adapter
+
+    export_adapter(folder / "adapter", place / folder.name, backbone)
+    (place / folder.name / "log.csv").write_bytes((folder / "log.csv").read_bytes())
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def scene_sets(n: int) -> dict[str, list]:
+    """The embedded model's splits: held-out scenes, and scenes with unseen colour-shape pairs."""
+    from .data.expressions import scene_samples
+
+    return {"test": scene_samples("test", n, "res", start=8_000),
+            "novel": scene_samples("novel", n, "res", start=8_000)}
+
+
+def refer_sets(folder: Path | str, n: int, split: str = "val") -> dict[str, list]:
+    """The first ``n`` requests of every RefCOCO data set that lies in a folder (Table 8).
+
+    Raises:
+        AblationError: none does.
+    """
+    from .data.refer import load_refer
+
+    ways = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
+    there = [(name, by) for name, by in ways if (Path(folder) / name / f"refs({by}).p").is_file()]
+    if not there:
+        raise AblationError(f"{folder} holds no refcoco, refcoco+ or refcocog; see the README on "
+                            "the layout of data.")
+    return {f"{name} {split}": load_refer(folder, name, by, split)[:n] for name, by in there}
+
+
+def measure(found: Mapping[Cell, Mapping[int, Path]], sets: Mapping[str, Sequence], refiner=None,
+            backbone: str = "embedded", n_timed: int = 4, batch: int = 32, seed: int = 0,
+            progress: bool = True) -> tuple[list[dict], list[dict]]:
+    """Score every adapter that is there.
+
+    Answers are decoded under the grammar in mode ``fast``, so none is malformed. The masks of all
+    adapters for one picture are refined together, on one embedding.
+
+    Args:
+        found: from `trained`.
+        sets: name -> samples of one target.
+        refiner: from `t4s_helpers.refine.load_refiner`; ``None``: the coarse masks alone.
+        n_timed: requests answered one by one in every decoding mode, for seconds; 0 for none.
+        seed: of the refiner's points.
+
+    Returns:
+        ``(rows, times)``. ``rows``: one an answer and refiner, with pixel counts, tokens and the
+        refiner's seconds (embedding included). ``times``: one an answer and decoding mode.
+    """
+    from tqdm.auto import tqdm
+
+    from .backbones import load_backbone
+
+    grids: dict[tuple, Any] = {}
+    times: list[dict] = []
+    jobs = [(cell, s, folder) for cell, seeds in found.items() for s, folder in seeds.items()]
+    for cell, s, folder in tqdm(jobs, desc="answer", unit="adapter", disable=not progress):
+        model = load_backbone(backbone, adapter=folder)
+        for name, samples in sets.items():
+            grids[cell, s, name] = _answers(model, samples, cell, batch)
+        if n_timed and s == min(found[cell]):
+            times += _times(model, next(iter(sets.values()))[:n_timed], cell)
+    rows: list[dict] = []
+    for name, samples in sets.items():
+        for k, sample in enumerate(tqdm(samples, desc=f"refine {name}", unit="request",
+                                        disable=not (progress and jobs))):
+            mine = {(cell, s): grids[cell, s, name][k] for cell, s, _ in jobs}
+            rows += [{"set": name, **row} for row in _scored(sample, mine, refiner, seed)]
+    return rows, times
+
+
+def _answers(model, samples, cell: Cell, batch: int) -> list[tuple[np.ndarray, int]]:
+    from .decoding import answer_samples
+
+    out = answer_samples(model, samples, cell.size, cell.scheme, mode="fast", batch=batch,
+                         progress=False)
+    return [(reading.grid, said.n_tokens) for said, reading in out]
+
+
+def _times(model, samples, cell: Cell) -> list[dict]:
+    from .decoding import answer_samples
+
+    rows = []
+    for mode in ("plain", "fast"):
+        options = dict(mode=mode, batch=1, progress=False)
+        answer_samples(model, samples[:1], cell.size, cell.scheme, **options)  # warms up
+        for sample in samples:
+            [(said, _)] = answer_samples(model, [sample], cell.size, cell.scheme, **options)
+            rows.append({"encoding": cell.scheme, "grid": cell.size, "decoding": mode,
+                         "id": sample.id, "tokens": said.n_tokens, "seconds": said.seconds})
+    return rows
+
+
+def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[dict]:
+    """Rows of one request: every adapter's mask, as it is and refined."""
+    from .descriptors import grid_to_masks
+    from .evaluate import pixel_counts
+
+    if not answers:
+        return []
+    coarse = np.concatenate([grid_to_masks(grid, 1, sample.size) for grid, _ in answers.values()])
+    ways = {"none": (coarse, np.zeros(len(coarse), bool), 0.0)}
+    if refiner is not None and refiner.name != "none":
+        start = time.perf_counter()
+        embedded = time.perf_counter()
+        if coarse.any():
+            refiner.set_image(sample.pixels())
+            embedded = time.perf_counter()
+            done = refiner.refine(coarse, seed=seed)
+            masks, fell = done.masks, done.fallback
+        else:  # no reason to look at the picture
+            masks, fell = coarse, np.zeros(len(coarse), bool)
+        # each answer alone would pay for the embedding, and for its share of the decoder
+        each = embedded - start + (time.perf_counter() - embedded) / max(1, coarse.any((1, 2)).sum())
+        ways[refiner.name] = masks, fell, each
+    return [{"id": sample.id, "encoding": cell.scheme, "grid": cell.size, "seed": s,
+             "refiner": way, **pixel_counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
+             "tokens": answers[cell, s][1], "refine_seconds": each if coarse[k].any() else 0.0}
+            for way, (masks, fell, each) in ways.items() for k, (cell, s) in enumerate(answers)]
+
+
+def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], size: int = 16,
+             scheme: str = "rrle", batch: int = 32) -> list[dict]:
+    """Answers whose descriptor names the target in another way than the question.
+
+    The question stays; under the grammar, the descriptor can only use the label given here. No
+    adapter was trained on that, so this asks how much an answer hangs on the label's text.
+
+    Args:
+        samples: of one target.
+        words: name of the wording -> label for every descriptor; None: the expression itself.
+
+    Returns:
+        one row a request and wording: ``wording``, ``id``, pixel counts, ``tokens``, ``seconds``.
+    """
+    from .decoding import generate, read_answer
+    from .evaluate import pixel_counts
+    from .prompts import ask
+
+    asked, rows = [ask(sample) for sample in samples], []
+    for name, word in words.items():
+        labels = [one.labels if word is None else (word,) for one in asked]
+        answers = generate(backbone, [s.pixels() for s in samples], [a.question for a in asked],
+                           labels, size, batch=batch, progress=False, mode="fast", scheme=scheme)
+        for sample, own, said in zip(samples, labels, answers):
+            mask = read_answer(said.text, own, sample.size, size, scheme).masks[0]
+            rows.append({"wording": name, "id": sample.id, "tokens": said.n_tokens,
+                         "seconds": said.seconds, **pixel_counts(mask, sample.masks[0])})
+    return rows
+
+
+def text_costs(samples: Sequence, tokenizer, sizes: Sequence[int] = (16, 24, 32),
+               schemes: Sequence[str] = ("full", "irle", "rrle"), word: str | None = None,
+               rule: str = "area") -> list[dict]:
+    """Tokens of the true descriptor of every sample; no model.
+
+    Args:
+        tokenizer: from `t4s_helpers.tokens.load_tokenizer`.
+        word: label in the descriptor of a sample with one label; None: its own labels.
+
+    Returns:
+        one row a sample, encoding and grid: ``id``, ``encoding``, ``grid``, ``tokens``.
+    """
+    from .rle import encode
+    from .tokens import count_tokens
+
+    rows = []
+    for sample in samples:
+        labels = sample.labels if word is None else (word,)
+        for size in sizes:
+            grid = sample.grid(size, rule)
+            rows += [{"id": sample.id, "encoding": scheme, "grid": size,
+                      "tokens": count_tokens(tokenizer, encode(grid, labels, scheme))}
+                     for scheme in schemes]
+    return rows
+
+
+# --- tables from rows ----------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Mapping], by: Sequence[str] = ("set", "encoding", "grid", "refiner"),
+              seed: int = 0) -> list[dict]:
+    """Scores of the rows that agree in ``by``, with error bars; no model is needed.
+
+    Args:
+        rows: with ``id``, ``intersection``, ``union``, ``box_right`` and, where there are several,
+            ``seed``; what else is there and is a number is averaged when it is in `_AVERAGED`.
+
+    Returns:
+        one row a case: ``by``, ``n`` requests, ``seeds``; ``ciou`` of all rows together with its
+        bootstrap interval ``ciou_low``, ``ciou_high`` (95 %, requests drawn, all seeds of a request
+        together); ``seed_low``, ``seed_high``, the lowest and highest cIoU of a single seed;
+        ``giou``, ``acc50`` in [0, 1]; means of tokens and seconds.
+    """
+    from .metrics import bootstrap
+
+    cases: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in by), []).append(row)
+    out = []
+    for case, members in cases.items():
+        inter, union = (np.array([m[k] for m in members], float) for k in ("intersection", "union"))
+        spread = bootstrap(inter, union, groups=[m["id"] for m in members], seed=seed)
+        single = _by_seed(members)
+        iou = np.divide(inter, union, out=np.ones_like(inter), where=union > 0)
+        out.append({**dict(zip(by, case)), "n": len({m["id"] for m in members}),
+                    "seeds": len(single), "ciou": spread.value, "ciou_low": spread.low,
+                    "ciou_high": spread.high, "seed_low": min(single), "seed_high": max(single),
+                    "giou": float(iou.mean()),
+                    **{name: float(np.mean([m[key] for m in members]))
+                       for key, name in _AVERAGED.items() if key in members[0]}})
+    return out
+
+
+_AVERAGED = {"box_right": "acc50", "tokens": "tokens", "seconds": "seconds",
+             "refine_seconds": "refine_seconds", "fallback": "fallback_rate"}
+
+
+def _by_seed(members: Iterable[Mapping]) -> list[float]:
+    sums: dict[Any, np.ndarray] = {}
+    for m in members:
+        at = m.get("seed", 0)
+        sums[at] = sums.get(at, np.zeros(2)) + (m["intersection"], m["union"])
+    return [float(i / u) if u else float("nan") for i, u in sums.values()]
+
+
+def with_gaps(table: Sequence[Mapping], cases: Sequence[Mapping]) -> list[dict]:
+    """The table with one row for every case asked for; a case without rows is `NOT_TRAINED`.
+
+    >>> with_gaps([{"grid": 16, "ciou": 0.5}], [{"grid": 16}, {"grid": 24}])[1]
+    {'grid': 24, 'status': 'not trained'}
+    """
+    out = []
+    for case in cases:
+        match = [row for row in table if all(row.get(k) == v for k, v in case.items())]
+        out += [{**row, "status": "measured"} for row in match] or [{**case, "status": NOT_TRAINED}]
+    return out
+
+
+def size_groups(rows: Sequence[Mapping], edges: Sequence[float] = (0, 1, 4, 16, float("inf")),
+                cells: int = 256) -> list[dict]:
+    """Rows with ``size``: how many cells of a 16 x 16 grid the true mask would fill.
+
+    Args:
+        rows: with ``target`` and ``pixels`` (of the whole picture).
+        edges: the groups are from one edge up to the next.
+
+    >>> size_groups([{"target": 10, "pixels": 2560}, {"target": 100, "pixels": 2560}])[1]["size"]
+    '4 to 16 cells'
+    """
+    names = [f"{low:g} to {high:g} cells" if np.isfinite(high) else f"{low:g} cells and more"
+             for low, high in zip(edges, edges[1:])]
+    place = [int(np.searchsorted(edges, cells * row["target"] / row["pixels"], "right")) - 1
+             for row in rows]
+    return [{**row, "size": names[k]} for row, k in zip(rows, place)]
+
+
+def write_rows(rows: Sequence[Mapping], path: Path | str) -> Path:
+    """Rows as CSV, whole or not at all; no rows, a file without any."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, path)
+    return path
+
+
+def read_rows(path: Path | str) -> list[dict]:
+    """Rows of a CSV file with numbers and truth values read as such; empty cells are left out.
+
+    Raises:
+        AblationError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AblationError(f"There is no table {path}; 'python -m t4s_helpers.ablations measure' "
+                            "or notebook 08_ablations makes it.")
+    with open(path, newline="") as file:
+        return [{k: _read(v) for k, v in row.items() if v not in ("", None)}
+                for row in csv.DictReader(file)]
+
+
+def _read(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def _bounds(row: Mapping) -> tuple[float, float]:
+    return 100 * row["ciou_low"], 100 * row["ciou_high"]
+
+
+def plot_resolution(ax: Axes, table: Sequence[Mapping], sizes: Sequence[int] = (16, 24, 32),
+                    refiners: Sequence[str] = REFINED, title: str | None = None,
+                    best_possible: Sequence[Mapping] = ()) -> Axes:
+    """cIoU by grid side, with and without a refiner (Figures 6 and 14).
+
+    Args:
+        table: rows of `summarise` of one data set and one encoding.
+        best_possible: the same of the true masks through the same grids, drawn faint and dashed.
+
+    Bars span the bootstrap interval, dots are single seeds. A grid without rows is hatched and
+    says that it is not trained.
+    """
+    from . import plotting
+
+    at = {size: k for k, size in enumerate(sizes)}
+    for rows, style in ((best_possible, dict(linestyle=":", alpha=0.55)), (table, {})):
+        for k, way in enumerate(refiners):
+            mine = sorted((r for r in rows if r["refiner"] == way and r["grid"] in at),
+                          key=lambda r: r["grid"])
+            # No line leads over a grid that was not measured.
+            for n, part in enumerate(_neighbours(mine, at)):
+                _line(ax, [at[r["grid"]] for r in part], part, plotting.label_colour(k + 2),
+                      None if n else _way(way) + (", true text" if style else ""), **style)
+    for size in set(sizes) - {r["grid"] for r in table}:
+        _gap(ax, at[size])
+    ax.set_xticks(range(len(sizes)), [f"{s}×{s}" for s in sizes])
+    ax.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 100), ylabel="cIoU, %", xlabel="grid, cells")
+    plotting.set_title(ax, title)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small", loc="best")
+    return ax
+
+
+def _neighbours(rows: Sequence[Mapping], at: Mapping[int, int]) -> list[list]:
+    """The rows, in order, in runs without a grid missing between them."""
+    runs: list[list] = []
+    for row in rows:
+        if runs and at[row["grid"]] == at[runs[-1][-1]["grid"]] + 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _way(refiner: str) -> str:
+    return "grid alone" if refiner == "none" else refiner
+
+
+def _line(ax: Axes, x, rows, colour: str, label: str | None, **style) -> None:
+    y = np.array([100 * r["ciou"] for r in rows])
+    low, high = np.array([_bounds(r) for r in rows]).T
+    ax.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o",
+                markersize=5, capsize=3, elinewidth=1, label=label, **style)
+    if not style:
+        for place, row in ((p, r) for p, r in zip(x, rows) if r["seeds"] > 1):
+            ends = [100 * row["seed_low"], 100 * row["seed_high"]]
+            ax.scatter([place + 0.07] * 2, ends, s=9, color=colour, marker="D", linewidths=0)
+
+
+def _gap(ax: Axes, at: float, width: float = 0.7, text: str = NOT_TRAINED) -> None:
+    """A place where there could be a result and is none."""
+    from . import plotting
+
+    ax.axvspan(at - width / 2, at + width / 2, facecolor="#f0f0f0", edgecolor=plotting.FAINT,
+               hatch="///", linewidth=0, alpha=0.6, zorder=0)
+    ax.text(at, 0.5, text, rotation=90, ha="center", va="center", color=plotting.ALARM,
+            transform=ax.get_xaxis_transform(), fontsize="small",
+            bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
+
+
+def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequence[Mapping],
+                   schemes: Sequence[str] = ("full", "irle", "rrle")) -> Sequence[Axes]:
+    """Encoding against cIoU, tokens and seconds (Figure 8), three axes.
+
+    Args:
+        table: rows of `summarise` of one data set at one grid.
+        times: rows of `measure` at the same grid; seconds by decoding mode.
+    """
+    from . import plotting
+
+    for k, way in enumerate(REFINED):
+        for n, scheme in enumerate(schemes):
+            for row in table:
+                if (row["refiner"], row["encoding"]) == (way, scheme):
+                    _bar(axes[0], n + 0.2 * (2 * k - 1), 100 * row["ciou"],
+                         plotting.label_colour(k + 2), _way(way), _bounds(row))
+    for n, scheme in enumerate(schemes):
+        mine = [t for t in times if t["encoding"] == scheme]
+        if mine:
+            tokens = [t["tokens"] for t in mine if t["decoding"] == "fast"]
+            _bar(axes[1], n, float(np.mean(tokens)), plotting.label_colour(4), "tokens",
+                 (min(tokens), max(tokens)))
+        for k, mode in enumerate(("plain", "fast")):
+            seconds = [t["seconds"] for t in mine if t["decoding"] == mode]
+            if seconds:
+                _bar(axes[2], n + 0.2 * (2 * k - 1), float(np.mean(seconds)),
+                     plotting.label_colour(k + 5), mode, (min(seconds), max(seconds)))
+    there = {row["encoding"] for row in table}
+    for ax, ylabel in zip(axes, ("cIoU, %", "tokens an answer", "seconds an answer")):
+        for n, scheme in enumerate(schemes):
+            if scheme not in there:
+                _gap(ax, n)
+        ax.set_xticks(range(len(schemes)), schemes)
+        ax.set(xlim=(-0.55, len(schemes) - 0.45), ylabel=ylabel)
+        if not ax.containers:  # no bar: a scale would pretend that there is something to read off
+            ax.set_yticks([])
+        _legend_once(ax)
+    return axes
+
+
+def _bar(ax: Axes, x: float, value: float, colour: str, label: str, ends) -> None:
+    from . import plotting
+
+    ax.bar(x, value, 0.36, color=colour, label=label)
+    away = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
+    ax.errorbar([x], [value], away, fmt="none", ecolor=plotting.INK, elinewidth=0.9, capsize=2)
+
+
+def _legend_once(ax: Axes) -> None:
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    if len(handles) > 1:
+        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize="small")
+
+
+def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
+                  title: str | None = None) -> Axes:
+    """Cost against quality; what nothing beats in both is joined.
+
+    Args:
+        points: rows with ``name``, ``ciou``, the cost and ``refiner``.
+        cost: name of the column on the axis, of positive numbers.
+    """
+    from matplotlib.ticker import LogLocator
+
+    from . import plotting
+
+    for k, way in enumerate(dict.fromkeys(p["refiner"] for p in points)):
+        mine = [p for p in points if p["refiner"] == way]
+        ax.scatter([p[cost] for p in mine], [100 * p["ciou"] for p in mine], s=34, zorder=3,
+                   color=plotting.label_colour(k + 2), label=_way(way))
+    best = frontier(points, cost)
+    ax.plot([p[cost] for p in best], [100 * p["ciou"] for p in best], color=plotting.FAINT,
+            linewidth=0.9, zorder=1)
+    for k, p in enumerate(best):
+        ax.annotate(p["name"], (p[cost], 100 * p["ciou"]), (5, -11), textcoords="offset points",
+                    fontsize="x-small")
+    ax.set(xscale="log", xlabel=cost, ylabel="cIoU, %")
+    ax.margins(0.08, 0.1)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    plotting.set_title(ax, title)
+    return ax
+
+
+def plot_nothing(ax: Axes, text: str = NOT_TRAINED) -> Axes:
+    """Axes that say that there is nothing to show, and look like no result."""
+    ax.set(xticks=[], yticks=[], xlim=(0, 1))
+    _gap(ax, 0.5, 1.0, "")
+    from . import plotting
+
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=plotting.ALARM,
+            bbox=dict(facecolor="white", edgecolor="none", pad=3))
+    return ax
+
+
+def frontier(points: Sequence[Mapping], cost: str) -> list[Mapping]:
+    """The points that no other beats or equals in both cost and cIoU, the cheapest first.
+
+    >>> [p["name"] for p in frontier([{"name": "a", "t": 1, "ciou": 0.5},
+    ...     {"name": "b", "t": 2, "ciou": 0.4}, {"name": "c", "t": 3, "ciou": 0.6}], "t")]
+    ['a', 'c']
+    """
+    kept: list[Mapping] = []
+    for point in sorted(points, key=lambda p: (p[cost], -p["ciou"])):
+        if not kept or point["ciou"] > kept[-1]["ciou"]:
+            kept.append(point)
+    return kept
+
+
+def plot_all(rows: Sequence[Mapping], times: Sequence[Mapping], out: Path | str) -> list[Path]:
+    """The paper's figures from the two tables of `measure`; PNG files, no model."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from . import plotting
+
+    plotting.use_style()
+    out, table, paths = Path(out), summarise(rows), []
+    out.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(row["set"] for row in rows)) or [NOT_TRAINED]
+    fig, axes = plotting.small_multiples(len(names), columns=3, width=3.8, height=3.0)
+    for ax, name in zip(axes, names):
+        mine = [r for r in table if r["set"] == name and r["encoding"] == "rrle"]
+        plot_resolution(ax, mine, title=name)
+    fig.savefig(out / "resolution.png", dpi=100)
+    paths.append(out / "resolution.png")
+    fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    plot_encodings(axes, [r for r in table if r["set"] == names[0] and r["grid"] == 16],
+                   [t for t in times if t["grid"] == 16])
+    fig.savefig(out / "encodings.png", dpi=100)
+    return [*paths, out / "encodings.png"]
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m t4s_helpers.ablations",
+                                     description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    _train_options(commands.add_parser("train", help="one adapter for each cell and seed"))
+    _measure_options(commands.add_parser("measure", help="score the adapters that are there"))
+    plot = commands.add_parser("plot", help="the figures from the tables, without a model")
+    plot.add_argument("--tables", type=Path, required=True, help="folder of rows.csv and times.csv")
+    plot.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
+    args = parser.parse_args(argv)
+    try:
+        {"train": _train_command, "measure": _measure_command, "plot": _plot_command}[
+            args.command](args)
+    except AblationError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _train_options(parser) -> None:
+    from .data.instructions import MIXES
+
+    add, usual = parser.add_argument, Recipe()
+    add("--out", type=Path, required=True, help="folder for checkpoints, logs and adapters")
+    add("--ship", type=Path, nargs="?", const=SHIPPED, help="export finished adapters here too "
+        "(without a folder: into the package)")
+    add("--cells", nargs="+", choices=[c.name() for c in DESIGN], metavar="CELL",
+        help=f"only these of {' '.join(c.name() for c in DESIGN)}")
+    add("--seeds", type=int, nargs="+", default=list(SEEDS))
+    add("--base", type=Path, help="folder to load the backbone from, if not its own")
+    add("--mix", choices=MIXES, default=usual.mix, help="of requests about scenes")
+    add("--quantize", choices=("nf4", "none"), default=usual.quantize)
+    for name, told in (("backbone", "name of the backbone"), ("samples", "conversations"),
+                       ("batch", "conversations in a pass"), ("accumulate", "passes in a step"),
+                       ("turns", "requests in a conversation"), ("lr", "learning rate"),
+                       ("rank", "of the LoRA matrices"), ("style", "of the answer's sentence"),
+                       ("data", "COCO folder or CSV file of your own; rendered scenes else"),
+                       ("data-seed", "of what is asked about which picture")):
+        value = getattr(usual, name.replace("-", "_"))
+        add(f"--{name}", type=type(value), default=value, help=f"{told} ({value!r})")
+
+
+def _train_command(args) -> None:
+    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
+    design = [c for c in DESIGN if not args.cells or c.name() in args.cells]
+    for folder in train(args.out, recipe, args.seeds, design, args.base, args.ship):
+        print(folder)
+
+
+def _measure_options(parser) -> None:
+    add = parser.add_argument
+    add("--adapters", type=Path, default=SHIPPED, help="folder of <cell>-s<seed> folders")
+    add("--out", type=Path, required=True, help="folder for rows.csv and times.csv")
+    add("--backbone", default="embedded")
+    add("--refiner", default="mobile_sam")
+    add("--data", help="folder with RefCOCO's files; rendered scenes else")
+    add("--split", default="val", help="part of the data")
+    add("-n", type=int, default=96, help="requests a split")
+    add("--timed", type=int, default=8, help="requests answered one by one for seconds")
+    add("--batch", type=int, default=32)
+
+
+def _measure_command(args) -> None:
+    from .refine import load_refiner
+
+    found = trained(args.adapters)
+    if not any(found.values()):
+        raise AblationError(f"No adapter of the ablation lies in {args.adapters}: train them with "
+                            "'python -m t4s_helpers.ablations train', or name their folder.")
+    sets = refer_sets(args.data, args.n, args.split) if args.data else scene_sets(args.n)
+    rows, times = measure(found, sets, load_refiner(args.refiner), args.backbone, args.timed,
+                          args.batch)
+    for path in (write_rows(rows, args.out / "rows.csv"), write_rows(times, args.out / "times.csv")):
+        print(path)
+    for row in coverage(found):
+        print(f"{row['encoding']:>5} {row['grid']}: {row['adapters']}")
+
+
+def _plot_command(args) -> None:
+    rows, times = (read_rows(args.tables / f"{name}.csv") for name in ("rows", "times"))
+    for path in plot_all(rows, times, args.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

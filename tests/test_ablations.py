@@ -1,0 +1,322 @@
+"""The ablations: training that resumes, rows and tables, and gaps that never look like results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from t4s_helpers import ablations
+from t4s_helpers.ablations import DESIGN, NOT_TRAINED, AblationError, Cell, Recipe
+
+RRLE = Cell("rrle", 16)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """Stands for the training of one adapter; says whom it trained, and can be cut off."""
+    done = SimpleNamespace(names=[], fail_at=None)
+
+    def one(folder, cell, seed, recipe, base):
+        if len(done.names) == done.fail_at:
+            raise KeyboardInterrupt
+        done.names.append(cell.name(seed))
+        (folder / "adapter").mkdir(parents=True)
+        (folder / "adapter" / "adapter_config.json").write_text("{}")
+        (folder / "adapter" / "finished").touch()
+
+    monkeypatch.setattr(ablations, "_train_one", one)
+    return done
+
+
+def test_every_cell_is_trained_with_every_seed(trainer, tmp_path):
+    folders = ablations.train(tmp_path)
+    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 10
+    assert {"full-16-s0", "irle-16-s1", "rrle-16-s0", "rrle-24-s1", "rrle-32-s0"} < set(trainer.names)
+    assert all(len(seeds) == 2 for seeds in ablations.trained(tmp_path).values())
+
+
+def test_training_goes_on_where_it_was_cut_off(trainer, tmp_path):
+    trainer.fail_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        ablations.train(tmp_path)
+    first, trainer.fail_at = list(trainer.names), None
+    ablations.train(tmp_path)
+    assert len(first) == 3 and len(trainer.names) == 10 and trainer.names[:3] == first
+
+
+def test_adapters_of_different_recipes_never_share_a_folder(trainer, tmp_path):
+    ablations.train(tmp_path, Recipe(samples=100), [0], [RRLE])
+    with pytest.raises(AblationError, match="samples was 100 and is now 200"):
+        ablations.train(tmp_path, Recipe(samples=200), [0])
+    ablations.train(tmp_path, Recipe(samples=100), [1], [RRLE])
+    assert trainer.names == ["rrle-16-s0", "rrle-16-s1"]
+
+
+def test_the_command_passes_the_recipe_on(monkeypatch, tmp_path):
+    got = {}
+    monkeypatch.setattr(ablations, "train", lambda *a: got.update(args=a) or [])
+    ablations.main(["train", "--out", str(tmp_path), "--samples", "7", "--lr", "0.001", "--cells",
+                    "rrle-24", "--seeds", "3", "--ship"])
+    out, recipe, seeds, design, base, ship = got["args"]
+    assert recipe == Recipe(samples=7, lr=1e-3) and seeds == [3] and design == [Cell("rrle", 24)]
+    assert base is None and ship == ablations.SHIPPED
+
+
+@pytest.fixture(scope="module")
+def really_trained(tmp_path_factory):
+    tiny_model = pytest.importorskip("tiny_model")
+    out = tmp_path_factory.mktemp("ablation")
+    recipe = Recipe(samples=4, batch=2, turns=1, rank=4)
+    ablations.train(out, recipe, [0, 1], [RRLE], tiny_model.folder(), out / "shipped")
+    return out
+
+
+def test_seeds_change_the_matrices_and_not_the_requests(really_trained):
+    from safetensors.torch import load_file
+
+    shipped = ablations.trained(really_trained / "shipped")
+    assert sorted(shipped[RRLE]) == [0, 1] and not shipped[Cell("full", 16)]
+    first, second = (load_file(shipped[RRLE][s] / "adapter_model.safetensors") for s in (0, 1))
+    assert any((first[name] != second[name]).any() for name in first if "lora_A" in name)
+    assert (shipped[RRLE][0] / "log.csv").is_file()
+    base = json.loads((shipped[RRLE][0] / "adapter_config.json").read_text())
+    assert base["base_model_name_or_path"] == "embedded"
+
+
+def test_all_cells_are_asked_the_same_about_the_same_pictures():
+    from t4s_helpers.data.instructions import instruction
+
+    seen = {}
+    for cell in DESIGN:
+        _, turns = instruction(5, "res", 2, seed=0, size=cell.size, scheme=cell.scheme, style="box")
+        seen[cell] = [turn.question for turn in turns], turns[0].text
+    assert len({tuple(questions) for questions, _ in seen.values()}) == 1
+    assert len({answer for _, answer in seen.values()}) == len(DESIGN)
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+class FakeRefiner:
+    """Takes the top row of pixels away; counts its pictures and calls."""
+
+    name = "mobile_sam"
+
+    def __init__(self):
+        self.images, self.sizes = 0, []
+
+    def set_image(self, pixels):
+        self.images += 1
+
+    def refine(self, masks, seed):
+        self.sizes.append(len(masks))
+        cut = masks.copy()
+        cut[:, 0] = False
+        return SimpleNamespace(masks=cut, fallback=np.zeros(len(masks), bool))
+
+
+def sample():
+    truth = np.zeros((1, 4, 4), bool)
+    truth[0, :2] = True
+    return SimpleNamespace(id="s", size=(4, 4), masks=truth, pixels=lambda: None)
+
+
+def test_all_adapters_masks_of_a_picture_are_refined_on_one_embedding():
+    refiner = FakeRefiner()
+    full, empty = np.ones((2, 2), int), np.zeros((2, 2), int)
+    answers = {(RRLE, 0): (full, 9), (RRLE, 1): (empty, 5), (Cell("full", 16), 0): (full, 70)}
+    rows = ablations._scored(sample(), answers, refiner, 0)
+    assert refiner.images == 1 and refiner.sizes == [3] and len(rows) == 6
+    found = {(r["encoding"], r["seed"], r["refiner"]): r for r in rows}
+    assert found["rrle", 0, "none"]["intersection"] == 8 and found["rrle", 0, "none"]["union"] == 16
+    assert found["rrle", 0, "mobile_sam"]["intersection"] == 4
+    assert found["rrle", 1, "mobile_sam"]["predicted"] == 0
+    assert found["full", 0, "none"]["tokens"] == 70
+    assert found["rrle", 1, "mobile_sam"]["refine_seconds"] == 0 < (
+        found["rrle", 0, "mobile_sam"]["refine_seconds"])
+
+
+def test_nothing_said_is_no_reason_to_look_at_the_picture():
+    refiner = FakeRefiner()
+    rows = ablations._scored(sample(), {(RRLE, 0): (np.zeros((2, 2), int), 5)}, refiner, 0)
+    assert refiner.images == 0 and [r["intersection"] for r in rows] == [0, 0]
+
+
+def test_measuring_what_is_not_trained_gives_no_rows():
+    nothing = {cell: {} for cell in DESIGN}
+    assert ablations.measure(nothing, {"test": [sample()]}, FakeRefiner()) == ([], [])
+
+
+def test_a_trained_adapter_is_measured(really_trained, monkeypatch):
+    import tiny_model
+
+    from t4s_helpers import backbones
+
+    load = backbones.load_backbone
+    monkeypatch.setattr(backbones, "load_backbone",
+                        lambda *a, **k: load(*a, source=tiny_model.folder(), **k))
+    found = ablations.trained(really_trained)
+    rows, times = ablations.measure(found, {"test": ablations.scene_sets(2)["test"]}, None,
+                                    n_timed=1, progress=False)
+    assert len(rows) == 4 and {r["seed"] for r in rows} == {0, 1}
+    assert {t["decoding"] for t in times} == {"plain", "fast"}
+    assert all(r["tokens"] > 0 and r["refiner"] == "none" for r in rows)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def answer(name, seed, both, union, **more):
+    return {"set": "test", "encoding": "rrle", "grid": 16, "refiner": "none", "id": name,
+            "seed": seed, "intersection": both, "union": union, "box_right": both > 5,
+            "tokens": 10 + seed, **more}
+
+
+ROWS = [answer("a", 0, 8, 10), answer("b", 0, 2, 10), answer("a", 1, 6, 10), answer("b", 1, 0, 10)]
+
+
+def test_scores_and_error_bars_by_hand():
+    [row] = ablations.summarise(ROWS)
+    assert row["ciou"] == pytest.approx(16 / 40) and row["giou"] == pytest.approx(0.4)
+    assert (row["seed_low"], row["seed_high"]) == (pytest.approx(0.3), pytest.approx(0.5))
+    assert row["n"] == 2 and row["seeds"] == 2 and row["acc50"] == 0.5 and row["tokens"] == 10.5
+    # Requests are drawn, both seeds of one together: all a gives 14/20, all b gives 2/20.
+    assert row["ciou_low"] == pytest.approx(0.1) and row["ciou_high"] == pytest.approx(0.7)
+
+
+def test_a_cell_that_is_not_trained_has_no_number_anywhere():
+    cases = [{"encoding": c.scheme, "grid": c.size, "refiner": "none"} for c in DESIGN]
+    table = ablations.with_gaps(ablations.summarise(ROWS), cases)
+    assert [row["status"] for row in table].count(NOT_TRAINED) == 4
+    for row in table:
+        numbers = {k for k, v in row.items() if isinstance(v, float)}
+        assert (row["status"] == "measured") == bool(numbers)
+    assert ablations.coverage(ablations.trained("no such folder")) == [
+        {"encoding": c.scheme, "grid": c.size, "adapters": NOT_TRAINED} for c in DESIGN]
+
+
+def test_rows_come_back_from_csv_as_they_were(tmp_path):
+    rows = [answer("a", 0, 8, 10, seconds=0.25, fallback=False), answer("b *2, \"x\"", 1, 0, 3)]
+    path = ablations.write_rows(rows, tmp_path / "deep" / "rows.csv")
+    assert ablations.read_rows(path) == rows
+    assert ablations.read_rows(ablations.write_rows([], tmp_path / "none.csv")) == []
+    with pytest.raises(AblationError, match="There is no table .*missing.csv"):
+        ablations.read_rows(tmp_path / "missing.csv")
+
+
+def test_size_groups_hold_their_edges():
+    rows = [{"target": t, "pixels": 256} for t in (0, 1, 3, 4, 15, 16, 256)]
+    assert [r["size"] for r in ablations.size_groups(rows)] == [
+        "0 to 1 cells", "1 to 4 cells", "1 to 4 cells", "4 to 16 cells", "4 to 16 cells",
+        "16 cells and more", "16 cells and more"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_frontier_is_what_nothing_beats(seed):
+    rng = np.random.default_rng(seed)
+    points = [{"name": k, "t": int(t), "ciou": float(c)} for k, (t, c) in enumerate(
+        zip(rng.integers(1, 9, 30), rng.integers(0, 9, 30) / 9))]
+    kept = ablations.frontier(points, "t")
+
+    def beaten(p):
+        return any(q["t"] <= p["t"] and q["ciou"] >= p["ciou"]
+                   and (q["t"], q["ciou"]) != (p["t"], p["ciou"]) for q in points)
+
+    values = {(p["t"], p["ciou"]) for p in points if not beaten(p)}
+    assert {(p["t"], p["ciou"]) for p in kept} == values and len(kept) == len(values)
+
+
+def test_text_costs_count_the_true_descriptors():
+    from t4s_helpers.data.expressions import scene_samples
+    from t4s_helpers.rle import encode
+    from t4s_helpers.tokens import count_tokens, load_tokenizer
+
+    tokenizer, [one] = load_tokenizer(), scene_samples("test", 1, "res")
+    rows = ablations.text_costs([one], tokenizer, (16,), ("full", "rrle"))
+    assert [r["tokens"] for r in rows] == [
+        count_tokens(tokenizer, encode(one.grid(16), one.labels, scheme))
+        for scheme in ("full", "rrle")]
+    short = ablations.text_costs([one], tokenizer, (16,), ("full", "rrle"), "x")
+    assert all(a["tokens"] < b["tokens"] for a, b in zip(short, rows))
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def axes():
+    from matplotlib import pyplot
+
+    fig, axes = pyplot.subplots(1, 3)
+    yield axes
+    pyplot.close(fig)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
+    ax = ablations.plot_resolution(axes[0], ablations.summarise(ROWS))
+    assert texts(ax).count(NOT_TRAINED) == 2
+    points = {x for line in ax.lines for x in line.get_xdata() if len(line.get_xdata())}
+    assert points == {0}, "a point at 16 alone"
+    assert sum(patch.get_hatch() is not None for patch in ax.patches) == 2
+
+
+def test_no_line_leads_over_a_grid_that_is_not_trained(axes):
+    rows = [{**row, "grid": grid} for row in ROWS for grid in (16, 32)]
+    ax = ablations.plot_resolution(axes[0], ablations.summarise(rows))
+    solid = [list(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "-"]
+    assert sorted(solid) == [[0], [2]]
+    rows += [{**row, "grid": 24} for row in ROWS]
+    ax = ablations.plot_resolution(axes[1], ablations.summarise(rows))
+    assert [0, 1, 2] in [list(line.get_xdata()) for line in ax.lines]
+
+
+def test_encodings_show_what_there_is_and_name_what_is_not(axes):
+    times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "tokens": 9, "seconds": s}
+             for mode, s in (("plain", 2.0), ("fast", 1.0))]
+    ablations.plot_encodings(axes, ablations.summarise(ROWS), times)
+    for ax, heights in zip(axes, ([40.0], [9.0], [2.0, 1.0])):
+        assert texts(ax) == [NOT_TRAINED] * 2
+        assert sorted(round(p.get_height(), 6) for p in ax.patches if not p.get_hatch()) == sorted(
+            heights)
+
+
+def test_nothing_looks_like_nothing(axes):
+    ax = ablations.plot_nothing(axes[0], "no adapter")
+    assert "no adapter" in texts(ax) and not ax.lines and not ax.collections
+
+
+def test_figures_come_from_the_tables_without_a_model(tmp_path):
+    ablations.write_rows(ROWS, tmp_path / "rows.csv")
+    ablations.write_rows([], tmp_path / "times.csv")
+    program = ("import sys; sys.modules.update({n: None for n in ('torch', 'transformers', 'timm')});"
+               "from t4s_helpers.ablations import main; main(sys.argv[1:])")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plot", "--tables", str(tmp_path), "--out",
+         str(tmp_path / "figures")], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"resolution.png", "encodings.png"}
+
+
+def test_the_command_says_what_to_do_where_nothing_is_trained(tmp_path):
+    with pytest.raises(SystemExit, match="No adapter .* train"):
+        ablations.main(["measure", "--adapters", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="There is no table"):
+        ablations.main(["plot", "--tables", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_refcoco_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(AblationError, match="holds no refcoco"):
+        ablations.refer_sets(tmp_path, 3)
