@@ -23,7 +23,7 @@ STAMP := $(VENV)/complete-$(shell { cat $(LOCK); pwd; } | cksum | tr -cs '0-9\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help workbook test lab benchmark readme lock clean
+.PHONY: help workbook test lab data evaluate benchmark readme lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,8 +38,16 @@ test: $(STAMP) ## run the tests; ARGS="-k codec"
 lab: $(STAMP) ## open JupyterLab
 	@$(RUN) -m jupyterlab $(ARGS)
 
-benchmark: $(STAMP) ## time the codec
-	@$(RUN) -m t4s_helpers.bench_codec
+data: $(STAMP) ## data sets that can be read; ARGS="refcoco --root /data" checks one's files
+	@$(RUN) -m t4s_helpers.data $(ARGS)
+
+evaluate: $(STAMP) ## answer and score samples; ARGS="run OUT --adapter scenes", ARGS="tables OUT"
+	@$(RUN) -m t4s_helpers.evaluate $(ARGS)
+
+BENCHMARKS := codec data decoding refine
+
+benchmark: $(STAMP) ## time codec, reading, decoding and refining; BENCHMARKS=codec for one
+	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.bench_$$name $(ARGS); done
 
 readme: $(STAMP) ## make the README's results table anew
 	@$(RUN) -m t4s_helpers.results readme

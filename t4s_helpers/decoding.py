@@ -206,7 +206,7 @@ def _inputs(backbone, encoder, images, questions):
     out = backbone.processor(text=texts, images=[[image] for image in images],
                              return_tensors="pt", padding=True,
                              add_special_tokens=encoder.needs_bos(texts[0]))
-    return out.to(backbone.model.device)
+    return out.to(backbone.model.device, backbone.model.dtype)  # the type is that of pictures
 
 
 def _answer(tokenizer, ids: list[int], seconds: float, writer=None) -> Answer:

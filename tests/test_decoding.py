@@ -27,6 +27,15 @@ def test_a_batch_says_what_each_request_would_alone(shipped):
     assert [a.text for a in together] == [a.text for a in alone]
 
 
+def test_pictures_come_in_the_models_own_type():
+    """Not every family converts them itself: DeepSeek-VL 7B in bfloat16 would fail."""
+    backbone = tiny_model.backbone()
+    backbone.model.bfloat16()
+    made = decoding._inputs(backbone, backbone.encoder, [SAMPLES[0].pixels()], ["Where is it?"])
+    assert str(made["pixel_values"].dtype) == "torch.bfloat16"
+    assert str(made["input_ids"].dtype) == "torch.int64"
+
+
 def test_sampling_is_repeated_by_its_seed(shipped):
     def said(seed):
         return [a.text for a in decoding.generate(

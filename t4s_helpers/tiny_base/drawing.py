@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from ..prompts import BOX_BINS
 from .dense import GRID, HEADS, IGNORE
-from .matching import WORDS, _fit, _normed
+from .matching import WORDS, _fit, _normed, insert_layer
 
 SIDE = GRID // 2
 """Visual tokens in a row of them; each shows two rows and two columns of cells."""
@@ -229,30 +229,6 @@ class Room:
         at = list(VISUAL).index(name)
         start = sum(list(VISUAL.values())[:at])
         return self.visual[:, start:start + VISUAL[name]]
-
-
-def insert_layer(model, at: int):
-    """The model with a layer before layer ``at`` of its language model that adds nothing yet."""
-    from copy import deepcopy
-
-    from transformers import LlavaForConditionalGeneration
-
-    def moved(name: str) -> str:
-        before, mark, after = name.partition("language_model.layers.")
-        number, _, rest = after.partition(".")
-        up = bool(mark) and int(number) >= at
-        return f"{before}{mark}{int(number) + up}.{rest}" if mark else name
-
-    config = deepcopy(model.config)
-    config.text_config.num_hidden_layers += 1
-    grown = LlavaForConditionalGeneration(config).float()
-    state = {moved(name): weight.float() for name, weight in model.state_dict().items()}
-    missing = grown.load_state_dict(state, strict=False).missing_keys
-    assert all(f".layers.{at}." in name for name in missing), missing
-    layer = grown.model.language_model.layers[at]
-    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-        torch.nn.init.zeros_(projection.weight)
-    return grown.eval()
 
 
 def add_drawing(model, tokenizer, images, targets):

@@ -57,7 +57,7 @@ def add_matching(model, tokenizer, images, targets, questions):
         the grown model, float32, and a dictionary with the shares of right tokens of the visual
         probe among ``category``, ``color`` and ``size``.
     """
-    grown = _grow(model)
+    grown = insert_layer(insert_layer(model, 0), 0)
     language = grown.model.language_model
     table = language.embed_tokens.weight.detach()
     with torch.no_grad():
@@ -74,30 +74,28 @@ def add_matching(model, tokenizer, images, targets, questions):
     return grown, _probe_accuracy(seen @ probe, truth)
 
 
-def _grow(model):
-    """The model with two layers below the others that add nothing yet."""
+def insert_layer(model, at: int):
+    """The model with a layer before layer ``at`` of its language model that adds nothing yet."""
     from copy import deepcopy
 
     from transformers import LlavaForConditionalGeneration
 
+    def moved(name: str) -> str:
+        before, mark, after = name.partition("language_model.layers.")
+        number, _, rest = after.partition(".")
+        up = bool(mark) and int(number) >= at
+        return f"{before}{mark}{int(number) + up}.{rest}" if mark else name
+
     config = deepcopy(model.config)
-    config.text_config.num_hidden_layers += 2
+    config.text_config.num_hidden_layers += 1
     grown = LlavaForConditionalGeneration(config).float()
-    state = {_two_up(name): weight.float() for name, weight in model.state_dict().items()}
-    fresh = set(grown.load_state_dict(state, strict=False).missing_keys)
-    assert all(".layers.0." in name or ".layers.1." in name for name in fresh), fresh
-    for layer in grown.model.language_model.layers[:2]:
-        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            torch.nn.init.zeros_(projection.weight)
+    state = {moved(name): weight.float() for name, weight in model.state_dict().items()}
+    missing = grown.load_state_dict(state, strict=False).missing_keys
+    assert all(f".layers.{at}." in name for name in missing), missing
+    layer = grown.model.language_model.layers[at]
+    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        torch.nn.init.zeros_(projection.weight)
     return grown.eval()
-
-
-def _two_up(name: str) -> str:
-    before, mark, after = name.partition("language_model.layers.")
-    if not mark:
-        return name
-    number, _, rest = after.partition(".")
-    return f"{before}{mark}{int(number) + 2}.{rest}"
 
 
 def _normed(x):
