@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import ADAPTERS
+from .tables import number_or_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -502,12 +503,7 @@ def read_rows(path: Path | str) -> list[dict]:
 def _read(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    return number_or_text(text)
 
 
 # --- figures -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import numpy as np
 from .decoding import MODES, answer_samples, generate
 from .prompts import ask, turn
 from .rle import SCHEMES
+from .tables import number_or_text
 
 LIMIT = 9000
 """Tokens after which an answer is cut: a full-length one of a 32x32 grid is shorter."""
@@ -199,16 +200,7 @@ def read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _value(text: str):
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+        return [{name: number_or_text(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a table as Markdown, for showing in a notebook; saving is `t4s_helpers.results`' job."""
+"""Tables: rows as Markdown for a notebook, cells of a CSV file read back; `t4s_helpers.results` saves."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ def markdown_table(
         "|" + "|".join(sides) + "|" if line is None else "| " + " | ".join(line) + " |"
         for line in lines
     )
+
+
+def number_or_text(cell: str) -> int | float | str:
+    """A cell of a CSV file as what it was: a whole number, a number, else the text.
+
+    >>> number_or_text("16"), number_or_text("0.5"), number_or_text("rrle")
+    (16, 0.5, 'rrle')
+    """
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell
 
 
 def _all_numbers(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

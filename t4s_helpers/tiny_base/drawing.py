@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from ..prompts import BOX_BINS
 from .dense import GRID, HEADS, IGNORE
-from .matching import WORDS, _fit, _normed, insert_layer
+from .matching import WORDS, _fit, _normed, insert_layer, match_in_pairs
 
 SIDE = GRID // 2
 """Visual tokens in a row of them; each shows two rows and two columns of cells."""
@@ -416,7 +416,6 @@ def _same_place(attention, at: slice, box, room, bos, rows: bool) -> None:
     """Logits: minus `SAME_BOX` times about the squared distance of fingerprints, plus `SAME_ROW` times the
     agreement of rows; the start of the text is a little worse than an agreeing row with nothing in it."""
     dim, half = attention.head_dim, attention.head_dim // 2
-    theta = attention.config.rope_parameters["rope_theta"]
     unit = dim**0.25
     query = [*(2 * SAME_BOX) ** 0.5 * box.T]
     key = [*(2 * SAME_BOX) ** 0.5 * room.of("print").T / LOUD]
@@ -426,13 +425,7 @@ def _same_place(attention, at: slice, box, room, bos, rows: bool) -> None:
     row = room.row.T / (WRITE * READ_ROW) if rows else none.expand(6, -1)
     query += [SAME_ROW**0.5 * part for part in row[:4]]
     key += [SAME_ROW**0.5 * part for part in room.of("row").T / LOUD]
-    for k, pair in enumerate(range(FIRST_PAIR, half - 1)):
-        angle = torch.tensor(DISTANCE * theta ** (-pair / half))
-        first, second = query[2 * k], query[2 * k + 1]
-        i, j = at.start + pair, at.start + half + pair
-        attention.q_proj.weight[i] = unit * (angle.cos() * first + angle.sin() * second)
-        attention.q_proj.weight[j] = unit * (angle.cos() * second - angle.sin() * first)
-        attention.k_proj.weight[i], attention.k_proj.weight[j] = unit * key[2 * k], unit * key[2 * k + 1]
+    match_in_pairs(attention, at, query, key, FIRST_PAIR, DISTANCE, unit)
     i, j = at.start + half - 1, at.start + dim - 1
     attention.q_proj.weight[i] = unit * 1.3 * SAME_ROW * row[5]
     attention.k_proj.weight[i] = unit * bos

@@ -229,21 +229,35 @@ def _compare(attention, at: slice, query, key, always) -> None:
         query, key: ``(14, width)``, two rows to a rotary pair from `FIRST_PAIR` on.
         always: ``(width,)``, a key that every query likes, in the last pair.
     """
-    dim, half = attention.head_dim, attention.head_dim // 2
-    theta = attention.config.rope_parameters["rope_theta"]
-    gain = (SHARPNESS * dim**0.5) ** 0.5
+    half = attention.head_dim // 2
+    gain = (SHARPNESS * attention.head_dim**0.5) ** 0.5
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight[at] = 0
         projection.bias[at] = 0
-    for k, pair in enumerate(range(FIRST_PAIR, half - 1)):
-        angle = torch.tensor(DISTANCE * theta ** (-pair / half))
-        first, second = query[2 * k], query[2 * k + 1]
-        i, j = at.start + pair, at.start + half + pair
-        attention.q_proj.weight[i] = gain * (angle.cos() * first + angle.sin() * second)
-        attention.q_proj.weight[j] = gain * (angle.cos() * second - angle.sin() * first)
-        attention.k_proj.weight[i], attention.k_proj.weight[j] = gain * key[2 * k], gain * key[2 * k + 1]
+    match_in_pairs(attention, at, query, key, FIRST_PAIR, DISTANCE, gain)
     attention.q_proj.bias[at.start + half - 1] = gain
     attention.k_proj.weight[at.start + half - 1] = gain * always
+
+
+def match_in_pairs(attention, at: slice, query, key, first: int, distance: float, gain: float) -> None:
+    """Write what is compared into a head's slow rotary pairs, but for the last.
+
+    Args:
+        at: the head's rows of the projections.
+        query, key: two directions, ``(width,)`` each, to a pair; queries are turned back by the angle
+            of ``distance`` tokens, so that they meet the keys there.
+        first: number of the first pair.
+        gain: size of both queries and keys.
+    """
+    half = attention.head_dim // 2
+    theta = attention.config.rope_parameters["rope_theta"]
+    for k, pair in enumerate(range(first, half - 1)):
+        angle = torch.tensor(distance * theta ** (-pair / half))
+        one, other = query[2 * k], query[2 * k + 1]
+        i, j = at.start + pair, at.start + half + pair
+        attention.q_proj.weight[i] = gain * (angle.cos() * one + angle.sin() * other)
+        attention.q_proj.weight[j] = gain * (angle.cos() * other - angle.sin() * one)
+        attention.k_proj.weight[i], attention.k_proj.weight[j] = gain * key[2 * k], gain * key[2 * k + 1]
 
 
 def _probe_accuracy(said, truth) -> dict[str, float]:
