@@ -64,8 +64,10 @@ def _targets(language: str, connector: str) -> str:
     return rf".*({language}\..*({_LLAMA_LINEAR})|{connector})"
 
 
-_EMBEDDED = _targets(r"language_model\.layers\.[2-9]", r"multi_modal_projector\.linear_[12]")
-"""The embedded model's two lowest layers, which look up words (tiny_base.matching), stay as they are."""
+_EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.linear_[12]")
+"""The embedded model's three lowest layers, which look things up (tiny_base.matching, .drawing), stay as
+they are, and 4 bits would blur them and what the connector hands to them."""
+_WIRED = (r".*language_model\.layers\.[0-2]\.", r".*multi_modal_projector")
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
 _SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
 _PADDED = "scaled and padded to a square"
@@ -74,7 +76,8 @@ _NATIVE = "its own aspect, sides rounded to whole patches; tokens grow with the 
 
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         "squeezed to 128x128", _EMBEDDED, 0, 0.009, "Apache-2.0", n_image_tokens=64),
+         "squeezed to 128x128", _EMBEDDED, 0, 0.012, "Apache-2.0",
+         keep=(r".*vision_tower", "lm_head", *_WIRED), n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
          "LLaVA-1.5 7B", _SQUARE_336, _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
     Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",

@@ -51,7 +51,9 @@ def test_rectangles_of_words_are_drawn_where_they_were_asked():
     rng = np.random.default_rng(0)
     for _ in range(80):
         turn = words.rectangle_turn(rng)
-        lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in turn.text.split("\n")]
+        assert turn.text.startswith("\n<seg>") and turn.text.endswith("</seg>")
+        drawn = turn.text.removeprefix("\n<seg>").removesuffix("</seg>")
+        lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in drawn.split("\n")]
         assert len(lines) == int(turn.question.split()[0])
         assert {sum(int(n) for _, n in line) for line in lines} == {int(turn.question.split()[3])}
 

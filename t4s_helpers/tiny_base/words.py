@@ -91,7 +91,8 @@ def _runs(row: list[str]) -> list[str]:
 def rectangle_turn(rng) -> Turn:
     """Draw a rectangle of one word on a ground of another, as run lengths: keeping count of rows.
 
-    Corners are given as boxes are elsewhere, in 32nds, or as plain row and column numbers.
+    Corners are given as boxes are elsewhere, in 32nds, or as plain row and column numbers. The tags
+    stand around it where counting starts and ends, as they will around masks.
     """
     ground, word = any_phrase(rng, 2), any_phrase(rng, 4)
     rows, cols = ((16, 16) if rng.random() < 0.6 else rng.integers(2, 25, 2))
@@ -106,7 +107,7 @@ def rectangle_turn(rng) -> Turn:
            f"columns {x0} to {x1}, as runs:")
     if (rows, cols) == (16, 16) and rng.random() < 0.6:
         ask = f"16 rows of 16 {ground}, {word} at {2 * x0} {2 * y0} {2 * x1 + 1} {2 * y1 + 1}:"
-    return Turn(ask, tuple(text))
+    return Turn(ask, ("\n", "<seg>", *text, "</seg>"))
 
 
 def text_turn(rng) -> Turn:
