@@ -8,6 +8,7 @@ import pytest
 import tiny_model
 import torch
 
+from t4s_helpers import backbones
 from t4s_helpers.descriptors import mask_to_box
 from t4s_helpers.prompts import box_in_words
 from t4s_helpers.data.scenes import make_scene
@@ -92,6 +93,12 @@ def test_rows_are_looked_at_in_shares_that_sum_to_one():
     for row in looks:
         assert math.isclose(row["here"] + row["rows"] + row["elsewhere"], 1, abs_tol=1e-3)
         assert 0 < row["n"] <= 4 * 16
+
+
+def test_the_shipped_base_looks_at_the_row_it_writes():
+    looks = {row["head"]: row for row in drawing.looks_at_rows(backbones.load_backbone("embedded"), n=12)}
+    assert looks["stated"]["right"] > 0.8 and looks["stated"]["here"] > 0.4
+    assert looks["matching"]["here"] > 2 * looks["matching"]["rows"]
 
 
 def test_a_base_without_matching_is_refused(tmp_path):

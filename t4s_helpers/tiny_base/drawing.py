@@ -15,9 +15,6 @@ an hour. `add_drawing` gives a base that already has `.matching` what it takes:
 - a new third layer looks for visual tokens of this row whose box is the stated or the matching one,
   and hands on where the object begins and ends in it.
 
-The base that ships does not have it yet: what was trained on an earlier version, which took from word
-embeddings everything in the directions used, lost words that are frequent.
-
 Nothing of it is trained on descriptors, and what is read where decides nothing yet: which label
 stands for an object, how beginnings become counts, and when to end is left to the layers above.
 
