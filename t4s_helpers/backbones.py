@@ -38,6 +38,7 @@ class Spec:
         lora_targets: regular expression over module names: the linear layers of connector and
             language model, and nothing else.
         keep: regular expressions of module names that stay unquantized.
+        precise: those of modules that are computed in float32 even where training multiplies in 16 bits.
         memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
         billions: of parameters, all parts together.
         licence: of the weights.
@@ -55,6 +56,7 @@ class Spec:
     billions: float
     licence: str
     keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
+    precise: tuple[str, ...] = ()
     n_image_tokens: int | None = None
     revision: str = "main"
     squeeze: bool = False
@@ -66,8 +68,9 @@ def _targets(language: str, connector: str) -> str:
 
 _EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.linear_[12]")
 """The embedded model's three lowest layers, which look things up (tiny_base.matching, .drawing), stay as
-they are, and 4 bits would blur them and what the connector hands to them."""
-_WIRED = (r".*language_model\.layers\.[0-2]\.", r".*multi_modal_projector")
+they are. 4 bits would blur them and what the connector hands to them; in bfloat16 one row in three is
+taken for another."""
+_WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
 _SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
 _PADDED = "scaled and padded to a square"
@@ -77,7 +80,8 @@ _NATIVE = "its own aspect, sides rounded to whole patches; tokens grow with the 
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
          "squeezed to 128x128", _EMBEDDED, 0, 0.012, "Apache-2.0",
-         keep=(r".*vision_tower", "lm_head", *_WIRED), n_image_tokens=64),
+         keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
+         precise=(_WIRED,), n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
          "LLaVA-1.5 7B", _SQUARE_336, _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
     Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",

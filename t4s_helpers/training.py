@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -257,6 +259,33 @@ def arguments(out: Path, **changes):
     return TrainingArguments(**{**defaults, **changes})
 
 
+def in_full_precision(modules) -> None:
+    """Have modules compute in float32, whatever the autocast around them; for good.
+
+    Args:
+        modules: each is called with positional and keyword arguments, in which tensors of a 16-bit
+            type become float32.
+    """
+    import torch
+
+    def wrapped(forward):
+        def precise(*args, **kwargs):
+            args, kwargs = torch.utils._pytree.tree_map(_as_float32, (args, kwargs))
+            with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+                return forward(*args, **kwargs)
+        return functools.wraps(forward)(precise)
+
+    for module in modules:
+        module.forward = wrapped(module.forward)
+
+
+def _as_float32(value):
+    import torch
+
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
 def resumable_trainer(**options):
     """A `transformers.Trainer` whose resume really restores the model.
 
@@ -475,6 +504,8 @@ def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
     if hasattr(dataset, "lengths"):
         settings.setdefault("train_sampling_strategy", "group_by_length")
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
+    in_full_precision(module for name, module in model.named_modules()
+                      if any(re.fullmatch(one, name) for one in backbone.spec.precise))
     passes = accumulate or max(1, PAPER_BATCH // (batch * n_processes()))
     trainer = resumable_trainer(
         model=model, train_dataset=dataset, data_collator=collate,

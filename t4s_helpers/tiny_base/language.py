@@ -217,7 +217,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
 
-    from ..training import CsvLog, arguments, last_checkpoint, resumable_trainer
+    from ..training import CsvLog, arguments, in_full_precision, last_checkpoint, resumable_trainer
     from .architecture import build_model, build_processor
     from .tokenizer import train_tokenizer
     from .tower import load_tower
@@ -235,6 +235,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     freeze_tower(model)
     if hold is not None:
         hold_below(model, hold)
+        in_full_precision(model.model.language_model.layers[:hold])
     trainer = resumable_trainer(
         model=model,
         train_dataset=ChunkedItems(
@@ -264,7 +265,8 @@ def hold_below(model, layers: int) -> None:
     """Leave only what lies above the lowest layers trainable.
 
     The layers of `.matching` were fitted to word embeddings and visual tokens as they are: these
-    stay, and the layers themselves while the ones above learn to use what is handed on.
+    stay, and the layers themselves while the ones above learn to use what is handed on. (`train`
+    computes them in float32: what tells one row from the next is lost in bfloat16.)
     """
     parts = (model.model.vision_tower, model.model.multi_modal_projector,
              model.get_input_embeddings(), *model.model.language_model.layers[:layers])
