@@ -154,7 +154,7 @@ def test_the_base_really_is_in_four_bits(short_run):
 
     _, backbone = short_run
     quantized = [n for n, m in backbone.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
-    assert len(quantized) == 4 * 7 + 2 and not any("vision_tower" in n for n in quantized)
+    assert len(quantized) == 7 and all(".layers.3." in n for n in quantized)  # what is wired is kept
     assert all(m.weight.quant_state.nested for m in backbone.model.modules()
                if isinstance(m, bnb.nn.Linear4bit))
 
@@ -316,3 +316,26 @@ def test_an_optimizer_of_bitsandbytes_trains_too(tmp_path):
                        optim="adamw_8bit")
     rows = training.read_log(tmp_path / "log.csv")
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_what_must_be_exact_is_computed_in_full_precision_under_autocast():
+    """The embedded model's wired layers read sixteenths apart; 16 bits would take one row for another."""
+    import torch
+
+    model = copy.deepcopy(tiny_model.backbone().model)
+    layers, said = model.model.language_model.layers, {}
+    for k in (0, len(layers) - 1):
+        layers[k].mlp.gate_proj.register_forward_hook(
+            lambda _, args, out, k=k: said.update({k: out.dtype}))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    plain = model(input_ids=ids).logits
+    training.in_full_precision(layers[:1])
+    assert torch.equal(model(input_ids=ids).logits, plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids)
+    assert said == {0: torch.float32, len(layers) - 1: torch.bfloat16}
+
+
+def test_fine_tuning_keeps_the_wired_layers_exact(short_run):
+    layers = short_run[1].model.base_model.model.model.language_model.layers
+    assert ["forward" in vars(layer) for layer in layers] == [True, True, True, False]
