@@ -32,6 +32,9 @@ LIMIT = 9000
 EQUAL_SIZES = (8, 12, 16, 20, 24, 28, 32)
 """Grid sizes at which the modes are compared."""
 
+WAYS = (*MODES, "trees")
+"""How answers are written: ``trees`` is ``fast`` with trees of drafts, as on a GPU; ``fast`` without."""
+
 KEYS = ("answers", "scheme", "size", "mode", "batch")
 """What tells the rows of the table apart."""
 
@@ -42,6 +45,11 @@ def true_tokens(encoder, sample, size=16, scheme: str = "rrle") -> list[int]:
     return [i for piece in said for i in encoder.piece_ids(piece)] + [encoder.tokenizer.eos_token_id]
 
 
+def _options(way: str) -> dict:
+    """What `generate` is told for one of `WAYS`."""
+    return {"mode": "fast", "trees": True} if way == "trees" else {"mode": way, "trees": False}
+
+
 def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = "rrle",
                   batch: int = 1, own: bool = True) -> dict:
     """Answer requests and time it; their pictures are read again for each.
@@ -49,8 +57,8 @@ def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = 
     Args:
         backbone: a `t4s_helpers.backbones.Backbone`.
         samples: requests that want a mask.
-        mode, size, scheme, batch: as for `t4s_helpers.decoding.generate`. Mode ``plain`` writes
-            whatever encoding the model has learned, unless it is led.
+        mode: one of `WAYS`; ``plain`` writes whatever encoding the model has learned, unless it is led.
+        size, scheme, batch: as for `t4s_helpers.decoding.generate`.
         own: time the model's own answers; else it is led along the true ones.
 
     Returns:
@@ -64,8 +72,8 @@ def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = 
     start = time.process_time()
     answers = generate(
         backbone, [s.pixels() for s in samples], [one.question for one in asked],
-        [one.labels for one in asked], size, scheme=scheme, mode=mode, batch=batch, progress=False,
-        leads=leads, max_new_tokens=None if own and mode == "plain" else LIMIT)
+        [one.labels for one in asked], size, scheme=scheme, batch=batch, progress=False,
+        **_options(mode), leads=leads, max_new_tokens=None if own and mode == "plain" else LIMIT)
     cpu = 1000 * (time.process_time() - start) / len(answers)
     passes = [a.trace.passes if a.trace else a.n_tokens for a in answers]
     first, middle, third = np.percentile([1000 * a.seconds for a in answers], (25, 50, 75))
@@ -105,8 +113,11 @@ def speedups(rows: Sequence[dict]) -> list[dict]:
 
 
 def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrle",
-                  limit: int = 600) -> dict:
+                  limit: int = 600, way: str = "fast") -> dict:
     """Whether ``fast`` writes what ``constrained`` writes, token by token.
+
+    Args:
+        way: ``"fast"`` or ``"trees"``, see `WAYS`.
 
     Returns:
         a row: the settings, ``n``, ``equal`` (answers that are the same), ``tokens`` compared,
@@ -115,14 +126,15 @@ def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrl
     """
     def answers(mode: str, batch: int) -> list:
         return [answer for answer, _ in answer_samples(
-            backbone, samples, size, scheme, mode=mode, batch=batch, progress=False,
-            max_new_tokens=limit)]
+            backbone, samples, size, scheme, batch=batch, progress=False,
+            **_options(mode), max_new_tokens=limit)]
 
-    slow, fast = answers("constrained", max(batch, 8)), answers("fast", batch)
+    slow, fast = answers("constrained", max(batch, 8)), answers(way, batch)
     same = [a.text == b.text and a.n_tokens == b.n_tokens and a.trace.sources == b.trace.sources
             for a, b in zip(slow, fast, strict=True)]
     different = [sample.id for sample, equal in zip(samples, same) if not equal]
-    return {"scheme": scheme, "size": size, "batch": batch, "n": len(samples), "equal": sum(same),
+    return {"scheme": scheme, "size": size, "batch": batch, "mode": way, "n": len(samples),
+            "equal": sum(same),
             "tokens": sum(a.n_tokens for a in slow),
             "passes_fast": float(np.median([a.trace.passes for a in fast])),
             "passes_constrained": float(np.median([a.trace.passes for a in slow])),
@@ -261,12 +273,14 @@ def equality_jobs(backbone, n: int):
     """Samples with and without a target spread over the grid sizes, one at a time and together."""
     from .data.expressions import scene_samples
 
-    cases = [(size, batch) for size in EQUAL_SIZES for batch in (1, 8)]
+    cases = [(size, batch, way) for size in EQUAL_SIZES for batch, way in
+             ((1, "fast"), (8, "fast"), (4, "trees"))]
     each = -(-n // len(cases))
-    for k, (size, batch) in enumerate(cases):
-        settings = {"scheme": "rrle", "size": size, "batch": batch, "n": each}
-        yield settings, lambda k=k, size=size, batch=batch: compare_modes(
-            backbone, scene_samples("test", each, "gres", start=90_000 + k * each), size, batch)
+    for k, (size, batch, way) in enumerate(cases):
+        settings = {"scheme": "rrle", "size": size, "batch": batch, "mode": way, "n": each}
+        yield settings, lambda k=k, size=size, batch=batch, way=way: compare_modes(
+            backbone, scene_samples("test", each, "gres", start=90_000 + k * each), size, batch,
+            way=way)
 
 
 def confidence_jobs(backbone, n: int):
@@ -290,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="requests per setting; twice as many in batches")
     parser.add_argument("--schemes", nargs="+", default=[*SCHEMES], choices=SCHEMES)
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32])
-    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=MODES)
+    parser.add_argument("--modes", nargs="+", default=[*WAYS], choices=WAYS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--own", action="store_true", help="the model's own answers, not true ones")
     parser.add_argument("--equality", type=int, metavar="N",

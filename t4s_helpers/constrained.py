@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from .drafting import CPU_OVERHEAD, GPU_OVERHEAD, Draft, Pace, Part
+from .drafting import (
+    CPU_OVERHEAD, GPU_OVERHEAD, GPU_TREE, Draft, Guess, Pace, Part, Tree, in_turn,
+)
 from .grammar import START, Grammar, State
 from .prompts import BOX_BINS, read_box
 from .rle import SEG_OPEN
@@ -105,7 +107,8 @@ class Writer:
         self.closed_at: int | None = None  # tokens up to the closing tag, once it is there
         self.read = 0  # how many of them the model's cache holds
         self.trace = Trace()
-        self.parts: list[Part] = []  # the last draft
+        self.tree = Tree()  # the last draft
+        self.heard: list[int] = []  # what the model said beyond a wrong guess at its sentence
 
     @property
     def finished(self) -> bool:
@@ -206,33 +209,53 @@ class Writer:
         box = read_box(self.tokenizer.decode(sentence))
         return None if box is None else box[3] * self.rows // BOX_BINS
 
-    def guess(self, ahead: int) -> list[int]:
+    def guess(self, ahead: int) -> Tree:
         """Tokens that may well follow, at no cost if they do not."""
-        self.parts = [] if self.finished else self.pace.cut(self._guesses(ahead))
-        return [token for part in self.parts for token in part.ids]
+        self.tree = Tree() if self.finished else self.pace.plan(self._guesses(ahead))
+        return self.tree
 
-    def _guesses(self, ahead: int):
-        """The draft in parts, as far as it can be continued."""
-        end = Part((self.end,), 0.9)
+    def _guesses(self, ahead: int) -> list[Guess]:
+        """How the answer may go on."""
         if self.grammar is None:
             return []
         if self.in_grammar:
-            return chain(self.draft.parts(self.state, ahead), [end])
-        return [end] if self.state is not None else self._opening(ahead)
+            return self.draft.guesses(self.state, ahead, self._end)
+        return self._end() if self.state is not None else self._opening(ahead)
 
-    def _opening(self, ahead: int):
-        said = list(self.ids)
-        for part in self.pace.sentence(said):
-            yield part
-            said += part.ids
-        if tuple(said) in self.pace.sentences:
-            self.draft.bottom = self._bottom(said)
-            yield from self.draft.parts(START, ahead)
+    def _end(self) -> list[Guess]:
+        return in_turn(iter([Part((self.end,), 0.9)]))
 
-    def learn(self, accepted: int) -> None:
-        """Take note of how many tokens of the last draft were kept."""
-        self.pace.learn(self.parts, accepted)
-        self.parts = []
+    def _opening(self, ahead: int) -> list[Guess]:
+        """The sentence: as it was heard, else as one was before; and what comes behind its tag."""
+        part = self._as_heard() or self.pace.sentence(self.ids)
+        if part is None:
+            return []
+        said = (*self.ids, *part.ids)
+        return in_turn(iter([part]), partial(self._opened_with, said, ahead))
+
+    def _as_heard(self) -> Part | None:
+        """What the model was about to say when it was last asked, up to the opening tag."""
+        n, tags = len(self.ids), self.tags
+        said = self.ids + self.heard
+        for end in range(n + 1, len(said) + 1):
+            if said[end - len(tags):end] == tags:
+                return Part(tuple(said[n:end]), "heard")
+        return None
+
+    def _opened_with(self, sentence: Sequence[int], ahead: int) -> list[Guess]:
+        if tuple(sentence[-len(self.tags):]) != tuple(self.tags):
+            return []
+        self.draft.bottom = self._bottom(sentence)
+        return self.draft.guesses(START, ahead, self._end)
+
+    def hear(self, tokens: Sequence[int]) -> None:
+        """Take note of what the model would say next, had its sentence gone on as it was drafted."""
+        self.heard = list(tokens)
+
+    def learn(self, accepted: Sequence[int]) -> None:
+        """Take note of which tokens of the last draft were kept: their indices in the tree."""
+        self.pace.learn(self.tree, accepted)
+        self.tree = Tree()
 
 
 def _numbers(logits) -> np.ndarray:
@@ -304,10 +327,13 @@ class DraftingDecoder:
             answers to each prompt in turn, which then is read once.
         ahead: rows that a draft reaches beyond the current one, at most.
         limit: most tokens of an answer, its end included.
+        trees: read drafts that differ in a few places as a tree, in one pass, as if tokens read along
+            cost nothing; by default on a GPU only.
     """
 
-    def __init__(self, writers: Sequence[Writer], ahead: int = AHEAD, limit: int = 4096):
-        self.writers, self.ahead, self.limit = list(writers), ahead, limit
+    def __init__(self, writers: Sequence[Writer], ahead: int = AHEAD, limit: int = 4096,
+                 trees: bool | None = None):
+        self.writers, self.ahead, self.limit, self.trees = list(writers), ahead, limit, trees
 
     def __call__(self, model, input_ids, **options):
         """Called by ``generate``; returns prompt and answers, int64 ``(B, T)``, padded at the end."""
@@ -320,10 +346,10 @@ class DraftingDecoder:
         logits = _at_hand(out.logits[:, -1:])
         each = len(self.writers) // len(input_ids)
         cache.repeat(each)
-        self._set_overhead(input_ids.device)
+        self._set_pace(input_ids.device)
         rows = list(range(len(self.writers)))
         for row in rows:
-            self._accept(row, [], logits[row // each])
+            self._accept(row, Tree(), logits[row // each])
         while going := [row for row in rows if not self._over(row)]:
             cache.select([rows.index(row) for row in going])
             rows = going
@@ -331,43 +357,58 @@ class DraftingDecoder:
             logits = _at_hand(cache.forward(model, fed))
             for row in rows:
                 self.writers[row].trace.passes += 1
-            cache.keep([self._accept(row, tokens, some)
-                        for row, tokens, some in zip(rows, fed, logits)])
+            cache.keep([self._accept(row, tree, some)
+                        for row, tree, some in zip(rows, fed, logits)])
         return self._sequences(input_ids.repeat_interleave(each, 0))
 
-    def _set_overhead(self, device) -> None:
+    def _set_pace(self, device) -> None:
         """On a processor the rows of a batch share what a pass costs beside its tokens."""
-        overhead = GPU_OVERHEAD if device.type != "cpu" else CPU_OVERHEAD / len(self.writers)
+        rows, on_cpu = len(self.writers), device.type == "cpu"
+        trees = not on_cpu if self.trees is None else self.trees
         for writer in self.writers:
-            writer.pace.overhead = overhead
+            writer.pace.overhead = GPU_OVERHEAD if trees or not on_cpu else CPU_OVERHEAD / rows
+            writer.pace.tree = max(GPU_TREE // 8, GPU_TREE // rows) if trees else 0
 
     def _over(self, row: int) -> bool:
         return self.writers[row].finished or len(self.writers[row].ids) >= self.limit
 
-    def _feed(self, row: int) -> list[int]:
-        """What the cache has not read of an answer, and a guess at how it goes on."""
+    def _feed(self, row: int) -> Tree:
+        """What the cache has not read of an answer, and behind it guesses at how it goes on."""
         writer = self.writers[row]
-        return [*writer.ids[writer.read:], *writer.guess(self.ahead)]
+        fed = Tree(writer.ids[writer.read:])
+        behind, guess = len(fed.tokens) - 1, writer.guess(self.ahead)
+        for token, parent in zip(guess.tokens, guess.parents):
+            fed.add(behind if parent < 0 else behind + 1 + parent, [token])
+        return fed
 
-    def _accept(self, row: int, fed: list[int], logits) -> int:
-        """Go as far as the logits reach; returns how many of the tokens that were fed stay.
+    def _accept(self, row: int, fed: Tree, logits) -> list[int]:
+        """Go as far as the logits reach; returns which of the tokens that were fed stay, in order.
 
-        ``logits[k]`` speak of the token after ``fed[k]``; with nothing fed, of the first one.
+        ``logits[k]`` speak of the token after number ``k`` of those fed; with nothing fed, of the first.
         """
         writer = self.writers[row]
-        at = start = max(0, len(writer.ids) - writer.read - 1)
-        going = True
-        while going and not self._over(row):
-            token = writer.choose(logits[at])
-            going = at + 1 < len(fed) and fed[at + 1] == token
-            writer.push(token, drafted=going)
-            at += going
-        writer.learn(at - start)
+        at: int | None = max(0, len(writer.ids) - writer.read - 1)
+        kept = list(range(at + 1)) if fed.tokens else []
+        drafted = len(kept)
+        while at is not None and not self._over(row):
+            token, before = writer.choose(logits[at]), at
+            at = fed.child(at, token)
+            writer.push(token, drafted=at is not None)
+            if at is not None:
+                kept.append(at)
+            elif fed.tokens and writer.state is None:
+                writer.hear(self._beyond(fed, before, logits))
+        writer.learn([k - drafted for k in kept[drafted:]])
         while not self._over(row) and (token := writer.forced()) is not None:
             writer.push(token)
-        kept = at + 1 if fed else 0
-        writer.read += kept
+        writer.read += len(kept)
         return kept
+
+    @staticmethod
+    def _beyond(fed: Tree, at: int, logits) -> list[int]:
+        """What the model says after each guess behind one that it did not follow."""
+        return [int(logits[k].argmax()) for k in range(at + 1, len(fed.tokens))
+                if fed.parents[k] == k - 1]
 
     def _sequences(self, input_ids):
         longest = max(len(writer.ids) for writer in self.writers)
@@ -419,32 +460,51 @@ class _Cache:
             self.inner.rope_deltas = self.inner.rope_deltas[at.to(self.inner.rope_deltas.device)]
         self.lengths = [self.lengths[row] for row in rows]
 
-    def forward(self, model, fed: list[list[int]]):
+    def forward(self, model, fed: list[Tree]):
         """Logits after every token fed, float ``(B, longest, vocabulary)``."""
-        longest, device = max(map(len, fed)), self.cache.layers[0].keys.device
+        longest, device = max(len(tree.tokens) for tree in fed), self.cache.layers[0].keys.device
         self.before = self.columns
         ids = torch.zeros((len(fed), longest), dtype=torch.long)
-        mask = torch.zeros((len(fed), self.before + longest), dtype=torch.long)
-        for row, (tokens, length) in enumerate(zip(fed, self.lengths)):
-            ids[row, :len(tokens)] = torch.tensor(tokens)
-            mask[row, self.before - length:self.before + len(tokens)] = 1
-        places = (torch.tensor(self.lengths)[:, None] + torch.arange(longest)).to(device)
+        steps = torch.arange(longest).repeat(len(fed), 1)
+        for row, tree in enumerate(fed):
+            ids[row, :len(tree.tokens)] = torch.tensor(tree.tokens)
+            steps[row, :len(tree.tokens)] = torch.tensor(tree.depths())
+        places = (torch.tensor(self.lengths)[:, None] + steps).to(device)
         if (deltas := getattr(self.inner, "rope_deltas", None)) is not None:
             places = (places + deltas.to(device))[None].expand(3, -1, -1)  # M-RoPE's three axes
-        out = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=True,
-                    past_key_values=self.cache, return_dict=True, position_ids=places)
+        out = model(input_ids=ids.to(device), attention_mask=self._mask(fed, longest).to(device),
+                    use_cache=True, past_key_values=self.cache, return_dict=True,
+                    position_ids=places)
         return out.logits
 
-    def keep(self, kept: list[int]) -> None:
-        """Forget all but the first ``kept`` of the tokens that each row was fed last."""
-        self.lengths = [length + n for length, n in zip(self.lengths, kept)]
-        if len(kept) == 1:
-            if surplus := self.columns - self.before - kept[0]:
+    def _mask(self, fed: list[Tree], longest: int):
+        """Who is seen: int64 ``(B, T)`` where drafts are chains, else bool ``(B, 1, longest, T)``."""
+        if all(tree.is_chain for tree in fed):
+            mask = torch.zeros((len(fed), self.before + longest), dtype=torch.long)
+            for row, (tree, length) in enumerate(zip(fed, self.lengths)):
+                mask[row, self.before - length:self.before + len(tree.tokens)] = 1
+            return mask
+        mask = torch.zeros((len(fed), 1, longest, self.before + longest), dtype=torch.bool)
+        mask[..., self.before:] = torch.eye(longest, dtype=torch.bool)  # padding sees itself
+        for row, (tree, length) in enumerate(zip(fed, self.lengths)):
+            n = len(tree.tokens)
+            mask[row, 0, :n, self.before - length:self.before] = True
+            mask[row, 0, :n, self.before:self.before + n] = torch.from_numpy(tree.ancestors())
+        return mask
+
+    def keep(self, kept: list[list[int]]) -> None:
+        """Forget all but some of the tokens that each row was fed last, given by number, ascending."""
+        self.lengths = [length + len(some) for length, some in zip(self.lengths, kept)]
+        if len(kept) == 1 and kept[0] == list(range(len(kept[0]))):
+            if surplus := self.columns - self.before - len(kept[0]):
                 self.cache.crop(-surplus)
             return
         width = max(self.lengths)
-        ends = torch.tensor(kept)[:, None] + self.before
-        columns = (ends - width + torch.arange(width)).clamp(min=0)
+        columns = torch.zeros((len(kept), width), dtype=torch.long)
+        for row, (some, length) in enumerate(zip(kept, self.lengths)):
+            old = length - len(some)
+            columns[row, width - length:width - len(some)] = torch.arange(self.before - old, self.before)
+            columns[row, width - len(some):] = self.before + torch.tensor(some, dtype=torch.long)
         for layer in self.cache.layers:
             at = columns.to(layer.keys.device)[:, None, :, None]
             layer.keys = layer.keys.gather(2, at.expand(-1, layer.keys.shape[1], -1,

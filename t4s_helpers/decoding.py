@@ -76,7 +76,7 @@ def token_budget(encoder, labels, size=16) -> int:
 def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
              max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
              progress: bool = True, mode: str = "plain", scheme: str = "rrle",
-             draws: int = 1, leads=None) -> list[Answer]:
+             draws: int = 1, leads=None, trees: bool | None = None) -> list[Answer]:
     """Answer questions about images.
 
     Args:
@@ -95,6 +95,8 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
             and question once for all of them.
         leads: for each question the token ids of an answer, its end included, that is written in place
             of the model's own choice: what a given answer costs, whatever the model has learned.
+        trees: whether mode ``fast`` reads many drafts at once, as a tree: fewer passes over more tokens;
+            by default on a GPU, where tokens read along cost next to nothing.
 
     Raises:
         DecodingError: images, questions and labels differ in number, an unknown mode, a request
@@ -132,7 +134,7 @@ def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
                    rng=np.random.default_rng([seed, k, draw + more]) if temperature else None,
                    lead=leads[k] if leads else None)
             for k, draw in chunk for more in range(draws // once)]
-        extra = _decoder(mode, writers, prompt, min(budget, room))
+        extra = _decoder(mode, writers, prompt, min(budget, room), trees)
         if mode == "plain":
             extra = {"logits_processor": [FiniteLogits(leads and [leads[k] for k in asked])]}
         start = time.perf_counter()
@@ -192,13 +194,15 @@ def _names_per_question(labels, n: int) -> list[tuple[str, ...]]:
     return [tuple(some) for some in labels]
 
 
-def _decoder(mode: str, writers, prompt: int, budget: int) -> dict:
+def _decoder(mode: str, writers, prompt: int, budget: int, trees: bool | None) -> dict:
     """What ``generate`` is told beside its own options."""
     from .constrained import DescriptorProcessor, DraftingDecoder
 
     if mode == "constrained":
         return {"logits_processor": [DescriptorProcessor(writers, prompt)]}
-    return {"custom_generate": DraftingDecoder(writers, limit=budget)} if mode == "fast" else {}
+    if mode == "fast":
+        return {"custom_generate": DraftingDecoder(writers, limit=budget, trees=trees)}
+    return {}
 
 
 def _inputs(backbone, encoder, images, questions):

@@ -32,17 +32,19 @@ def test_every_mode_writes_the_true_answer(requests):
 def test_a_row_tells_what_was_measured(requests):
     backbone = tiny_model.backbone()
     rows = [bench.time_decoding(backbone, requests, mode, 4, "rrle", 2, own=False)
-            for mode in ("plain", "fast")]
-    plain, fast = rows
+            for mode in ("plain", "fast", "trees")]
+    plain, fast, trees = rows
     assert plain["tokens"] == fast["tokens"] == plain["passes"] > fast["passes"]
+    assert trees["mode"] == "trees" and trees["passes"] <= fast["passes"]
     assert all(row["ms_q1"] <= row["ms"] <= row["ms_q3"] and row["cpu_ms"] > 0 for row in rows)
     assert "fast" in bench.written(fast) and "rrle" in bench.written(fast)
 
 
 def test_fast_and_constrained_are_compared(requests, monkeypatch):
     backbone = tiny_model.backbone()
-    row = bench.compare_modes(backbone, requests, 3, 2)
-    assert (row["equal"], row["n"], row["first"]) == (2, 2, "")
+    for way in ("fast", "trees"):
+        row = bench.compare_modes(backbone, requests, 3, 2, way=way)
+        assert (row["mode"], row["equal"], row["n"], row["first"]) == (way, 2, 2, "")
     from dataclasses import replace
 
     honest = bench.answer_samples

@@ -24,13 +24,14 @@ def shipped():
     return backbones.load_backbone("embedded", adapter="scenes")
 
 
-def both(backbone, samples, size, scheme="rrle", batches=(1,), limit=1500):
+def both(backbone, samples, size, scheme="rrle", batches=(1,), limit=1500, trees=(None,)):
     """Answers of ``constrained``, and of ``fast`` in batches of every size asked for."""
-    def answers(mode, batch):
+    def answers(mode, batch, trees=None):
         return answer_samples(backbone, samples, size, scheme, mode=mode, batch=batch,
-                              progress=False, max_new_tokens=limit)
+                              progress=False, max_new_tokens=limit, trees=trees)
 
-    return answers("constrained", 16), [answers("fast", batch) for batch in batches]
+    return answers("constrained", 16), [answers("fast", batch, tree) for batch in batches
+                                        for tree in trees]
 
 
 def check(slow, fasts, samples, size, scheme="rrle"):
@@ -60,7 +61,7 @@ def test_every_family_writes_the_same_fast_and_slow(name):
     backbone.model.float()
     photos = load_photos()[:3]
     for size, scheme in ((4, "rrle"), ((2, 7), "irle"), (2, "full")):
-        slow, fasts = both(backbone, photos, size, scheme, (1, 3))
+        slow, fasts = both(backbone, photos, size, scheme, (1, 3), trees=(False, True))
         check(slow, fasts, photos, size, scheme)
 
 
@@ -80,6 +81,23 @@ def test_the_embedded_model_writes_the_same_fast_and_slow(shipped, size, n):
         passes, tokens = (np.mean(values) for values in zip(
             *((a.trace.passes, a.n_tokens) for a, _ in fast)))
         assert passes < tokens / 4
+
+
+def test_trees_of_drafts_take_fewer_passes_to_the_same_answers(shipped):
+    samples = scene_samples("test", 12, "gres", start=32_000)
+    slow, fasts = both(shipped, samples, 16, batches=(1, 5), trees=(False, True))
+    check(slow, fasts, samples, 16)
+    chain, tree = (sum(a.trace.passes for a, _ in fast) for fast in fasts[:2])
+    assert tree < chain
+
+
+def test_what_was_heard_in_passing_is_drafted(shipped):
+    """A wrong guess at the sentence costs one pass, not one for each of its numbers."""
+    samples = scene_samples("test", 12, "res", start=33_000)
+    said = [a for a, _ in answer_samples(shipped, samples, 8, mode="fast", batch=1, progress=False)]
+    [tag] = shipped.encoder.piece_ids(SEG_OPEN)
+    spent = [a.trace.at_pass[a.ids.index(tag)] for a in said[4:]]
+    assert np.mean(spent) < 4, spent
 
 
 @pytest.mark.parametrize("scheme", ["irle", "full"])
