@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -48,14 +49,28 @@ def test_dense_runs_are_those_of_the_descriptor():
 
 
 def test_rectangles_of_words_are_drawn_where_they_were_asked():
-    rng = np.random.default_rng(0)
-    for _ in range(80):
+    rng, forms = np.random.default_rng(0), set()
+    for _ in range(120):
         turn = words.rectangle_turn(rng)
-        assert turn.text.startswith("\n<seg>") and turn.text.endswith("</seg>")
-        drawn = turn.text.removeprefix("\n<seg>").removesuffix("</seg>")
+        said, drawn = turn.text.removesuffix("</seg>").split("\n<seg>")
+        if rows := re.search(r"in rows (\d+) to (\d+), columns (\d+) to (\d+), as runs:$",
+                             turn.question):
+            y0, y1, x0, x1 = map(int, rows.groups())
+            n, cols = int(turn.question.split()[0]), int(turn.question.split()[3])
+        else:
+            bins = re.search(r" at (\d+) (\d+) (\d+) (\d+)( on .*\.|:)$", turn.question)
+            x0, y0, x1, y1 = (int(v) // 2 for v in bins.groups()[:4])
+            n = cols = 16
+            assert said in ("", "At " + " ".join(bins.groups()[:4]) + ":")
+        forms.add((bool(rows), said == ""))
         lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in drawn.split("\n")]
-        assert len(lines) == int(turn.question.split()[0])
-        assert {sum(int(n) for _, n in line) for line in lines} == {int(turn.question.split()[3])}
+        grid = [[word for word, count in line for _ in range(int(count))] for line in lines]
+        assert len(grid) == n and {len(line) for line in grid} == {cols}
+        inside = {grid[y][x] for y in range(y0, y1 + 1) for x in range(x0, x1 + 1)}
+        outside = {grid[y][x] for y in range(n) for x in range(cols)
+                   if not (y0 <= y <= y1 and x0 <= x <= x1)}
+        assert len(inside) == 1 and len(outside) <= 1 and not inside & outside
+    assert len(forms) == 3
 
 
 def test_runs_exercises_are_true():
@@ -85,9 +100,10 @@ def test_the_text_diet_has_no_picture():
     folder = str(tiny_model.folder())
     assert "image" not in language.base_item(0, folder, diet="text")
     assert "image" in language.base_item(0, folder, diet="all")
-    first_of_text = (language.TEXT_EVERY - 1) * language.BATCH
-    assert "image" in language.base_item(first_of_text - 1, folder, diet="all")
-    assert "image" not in language.base_item(first_of_text, folder, diet="all")
+    for diet, every in language.TEXT_EVERY.items():
+        first_of_text = (every - 1) * language.BATCH
+        assert "image" in language.base_item(first_of_text - 1, folder, diet=diet)
+        assert "image" not in language.base_item(first_of_text, folder, diet=diet)
 
 
 @pytest.mark.parametrize("diet", ["boxes", "all"])

@@ -158,20 +158,41 @@ def refit_connector(connector, features, codes, room, steps: int = 1500, seed: i
     Returns:
         share of the variance of ``codes`` that it does not write.
     """
+    features, codes = features.flatten(0, 1), codes.flatten(0, 1)
+    with torch.no_grad():
+        wanted = with_codes(connector(features), codes, room)
+    weight = torch.cat([torch.full((n,), MATTERS[name]) for name, n in VISUAL.items()])
+    return approach(connector, features, wanted, room, weight, codes.var(0).sum(), steps, seed)
+
+
+def with_codes(tokens, codes, room):
+    """Visual tokens ``(N, width)`` that say ``codes`` in ``room``, and the rest as before."""
+    length = tokens.norm(dim=-1, keepdim=True)
+    return tokens - tokens @ room @ room.T + codes @ room.T * LOUD * length / 16
+
+
+def approach(connector, features, wanted, room, weight, variance, steps: int, seed: int) -> float:
+    """Train a connector to turn features into the visual tokens that are wanted.
+
+    Args:
+        connector: changed in place.
+        features: float ``(N, 768)``.
+        wanted: float ``(N, width)``.
+        room: orthonormal ``(width, n)``; errors in its directions count more, each by its ``weight``.
+        variance: of the codes in ``room``, all directions together.
+
+    Returns:
+        share of that variance that is not written.
+    """
     from tqdm.auto import tqdm
 
     from ..backbones import multiplies_in_bf16
 
     noise = torch.Generator().manual_seed(seed)
-    features, codes = features.flatten(0, 1), codes.flatten(0, 1)
-    with torch.no_grad():
-        before = connector(features)
-        length = before.norm(dim=-1, keepdim=True)
-        wanted = before - before @ room @ room.T + codes @ room.T * LOUD * length / 16
+    length = wanted.norm(dim=-1, keepdim=True)
     descent = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
-    spread = codes.var(0).sum() * LOUD**2 / 256
-    weight = torch.cat([torch.full((n,), MATTERS[name]) for name, n in VISUAL.items()])
+    spread = variance * LOUD**2 / 256
     with torch.enable_grad():
         for parameter in connector.parameters():
             parameter.requires_grad_(True)

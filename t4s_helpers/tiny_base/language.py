@@ -28,8 +28,11 @@ from .architecture import N_VISUAL
 from .rendering import ChunkedItems
 
 BATCH = 8
-TEXT_EVERY = 4
-"""One batch in so many holds exercises without pictures."""
+TEXT_EVERY = {"all": 4, "drawing": 2}
+"""One batch in so many holds exercises without pictures, by diet."""
+
+RECTANGLES = {"drawing": 20}
+"""How many of these exercises draw rectangles, against four others; 4 in the other diets."""
 
 LENGTH = 176
 """Text tokens at which a conversation gets no further exchange: short answers come by the dozen,
@@ -38,9 +41,10 @@ so that one pass over the picture trains many of them and batches hold little pa
 BOX_KINDS = ("attribute", "attribute", "position", "relation", "all", "pair", "none", "none")
 
 
-DIETS = ("text", "boxes", "all")
+DIETS = ("text", "boxes", "all", "drawing")
 """``text``: exercises without pictures, on which copying is learned first and fast; ``boxes``:
-where things are and what they are; ``all``: everything, a batch in `TEXT_EVERY` without pictures."""
+where things are and what they are; ``all``: everything, a batch in `TEXT_EVERY` without pictures;
+``drawing``: the same with more of these, most of which draw rectangles."""
 
 
 def scene_turn(rng, scene, diet: str = "all") -> Turn:
@@ -127,8 +131,9 @@ def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
 
     encode = cached_encoder(folder)
     rng = np.random.default_rng([seed, index, 21])
-    if diet == "text" or diet == "all" and (index // BATCH) % TEXT_EVERY == TEXT_EVERY - 1:
-        turns = until_long(encode, lambda: text_turn(rng))
+    every = 1 if diet == "text" else TEXT_EVERY.get(diet)
+    if every and (index // BATCH) % every == every - 1:
+        turns = until_long(encode, lambda: text_turn(rng, RECTANGLES.get(diet, 4)))
         return packed(side_by_side(encode(turns), encode.tokenizer))
     scene = make_scene(split, index)
     turns = until_long(encode, lambda: scene_turn(rng, scene, diet))

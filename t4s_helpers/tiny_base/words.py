@@ -95,24 +95,44 @@ def rectangle_turn(rng) -> Turn:
     stand around it where counting starts and ends, as they will around masks.
     """
     ground, word = any_phrase(rng, 2), any_phrase(rng, 4)
-    rows, cols = ((16, 16) if rng.random() < 0.6 else rng.integers(2, 25, 2))
+    if rng.random() < 0.65:
+        return _rectangle_in_bins(rng, ground, word)
+    rows, cols = ((16, 16) if rng.random() < 0.3 else rng.integers(2, 25, 2))
     y0, y1 = sorted(int(v) for v in rng.integers(0, rows, 2))
     x0, x1 = sorted(int(v) for v in rng.integers(0, cols, 2))
-    empty = [ground] * int(cols)
-    full = [ground] * x0 + [word] * (x1 + 1 - x0) + [ground] * (int(cols) - 1 - x1)
-    text: list[str] = []
-    for row in range(int(rows)):
-        text += (["\n"] if row else []) + _runs(full if y0 <= row <= y1 else empty)
     ask = (f"{rows} rows of {cols} {ground}, with {word} in rows {y0} to {y1}, "
            f"columns {x0} to {x1}, as runs:")
-    if (rows, cols) == (16, 16) and rng.random() < 0.6:
-        ask = f"16 rows of 16 {ground}, {word} at {2 * x0} {2 * y0} {2 * x1 + 1} {2 * y1 + 1}:"
-    return Turn(ask, ("\n", "<seg>", *text, "</seg>"))
+    return Turn(ask, _rectangle(ground, word, (int(rows), int(cols)), (x0, y0, x1, y1)))
 
 
-def text_turn(rng) -> Turn:
-    """One exercise without a picture; half of them draw rectangles, the hardest to learn."""
-    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * 4)
+def _rectangle_in_bins(rng, ground: str, word: str) -> Turn:
+    """Corners in 32nds on 16 rows of 16; half of the answers first say them again, as those about
+    pictures will. A cell that is covered by half belongs to it."""
+    (x0, x1), (y0, y1) = (sorted(int(v) for v in rng.integers(0, 32, 2)) for _ in range(2))
+    drawn = _rectangle(ground, word, (16, 16), (x0 // 2, y0 // 2, x1 // 2, y1 // 2))
+    if rng.random() < 0.5:
+        return Turn(f"16 rows of 16 {ground}, {word} at {x0} {y0} {x1} {y1}:", drawn)
+    return Turn(f"Draw {word} at {x0} {y0} {x1} {y1} on {ground}.",
+                (f"At {x0} {y0} {x1} {y1}", ":", *drawn))
+
+
+def _rectangle(ground: str, word: str, size: tuple[int, int], box) -> tuple[str, ...]:
+    """Pieces of the runs; ``box``: first and last column and row, ``x0 y0 x1 y1``."""
+    (rows, cols), (x0, y0, x1, y1) = size, box
+    full = [ground] * x0 + [word] * (x1 + 1 - x0) + [ground] * (cols - 1 - x1)
+    text: list[str] = []
+    for row in range(rows):
+        text += (["\n"] if row else []) + _runs(full if y0 <= row <= y1 else [ground] * cols)
+    return ("\n", "<seg>", *text, "</seg>")
+
+
+def text_turn(rng, rectangles: int = 4) -> Turn:
+    """One exercise without a picture; half of them draw rectangles, the hardest to learn.
+
+    Args:
+        rectangles: against four exercises of other kinds.
+    """
+    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * rectangles)
     return exercises[int(rng.integers(len(exercises)))](rng)
 
 
