@@ -19,7 +19,7 @@ import torch
 from . import drawing
 from .dense import GRID, HEADS, IGNORE
 
-PARTS = ("runs", "boxes", "print")
+PARTS = ("runs", "boxes", "print", "square")
 """What visual tokens say more exactly afterwards, of `drawing.VISUAL`."""
 
 RIDGE = 1e-3
@@ -34,14 +34,10 @@ def code_directions(language_model):
     first, last = language_model.layers[2].self_attn, language_model.layers[1].self_attn
     n = drawing.VISUAL["boxes"] + drawing.VISUAL["print"]
     start = last.q_proj.out_features - last.head_dim
-    read = [first.v_proj.weight[:drawing.VISUAL["runs"]], last.v_proj.weight[start:start + n]]
-    return torch.linalg.qr((torch.cat(read) * drawing.LOUD).T.float())[0] * _signs(read)
-
-
-def _signs(read):
-    """Signs with which an orthonormal basis keeps its directions: QR may turn some around."""
-    rows = torch.cat(read).T.float()
-    return torch.where((torch.linalg.qr(rows)[0] * rows).sum(0) < 0, -1.0, 1.0)
+    read = torch.cat([first.v_proj.weight[:drawing.VISUAL["runs"]], last.v_proj.weight[start:start + n],
+                      -first.k_proj.weight[2 * first.head_dim - 1:2 * first.head_dim]]).T.float()
+    basis = torch.linalg.qr(read)[0]  # which may turn a direction around
+    return torch.where((basis * read).sum(0) < 0, -basis, basis)
 
 
 def change_tower(model, tower: dict, images, targets, steps: int = 4000, seed: int = 0):
