@@ -287,7 +287,8 @@ def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, 
     assert lines[0]["excluded"] == 1 and excluded[0]["reason"] == "missing image"
     assert lines[0]["miou"] == scored["miou"]
     other = run_tables(tmp_path / "run", background="class", absent="zero")[0][0]
-    assert other["miou"] != scored["miou"] and other["background"] == "class"
+    assert (other["background"], other["absent"]) == ("class", "zero")
+    assert (lines[0]["background"], lines[0]["absent"]) == ("ignored", "skip")
 
 
 def test_the_mode_that_weighs_grids_answers_single_requests_only(tiny):
