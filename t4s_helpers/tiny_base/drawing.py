@@ -158,11 +158,9 @@ def refit_connector(connector, features, codes, room, steps: int = 1500, seed: i
     Returns:
         share of the variance of ``codes`` that it does not write.
     """
-    features, codes = features.flatten(0, 1), codes.flatten(0, 1)
     with torch.no_grad():
         wanted = with_codes(connector(features), codes, room)
-    weight = torch.cat([torch.full((n,), MATTERS[name]) for name, n in VISUAL.items()])
-    return approach(connector, features, wanted, room, weight, codes.var(0).sum(), steps, seed)
+    return approach(connector, features, wanted, room, codes.flatten(0, 1).var(0).sum(), steps, seed)
 
 
 def with_codes(tokens, codes, room):
@@ -171,15 +169,23 @@ def with_codes(tokens, codes, room):
     return tokens - tokens @ room @ room.T + codes @ room.T * LOUD * length / 16
 
 
-def approach(connector, features, wanted, room, weight, variance, steps: int, seed: int) -> float:
+SCENES = 32
+"""Scenes to a step of the connector's fit."""
+
+
+def approach(connector, features, wanted, room, variance, steps: int, seed: int, also=None,
+             tower=None, rate: float = 2e-3) -> float:
     """Train a connector to turn features into the visual tokens that are wanted.
 
     Args:
         connector: changed in place.
-        features: float ``(N, 768)``.
-        wanted: float ``(N, width)``.
-        room: orthonormal ``(width, n)``; errors in its directions count more, each by its ``weight``.
+        features: float ``(N, 64, 768)``, or with ``tower`` pixel values ``(N, 3, 128, 128)``.
+        wanted: float ``(N, 64, width)``.
+        room: orthonormal ``(width, sum of VISUAL)``; errors in its directions count more, see `MATTERS`.
         variance: of the codes in ``room``, all directions together.
+        also: a `.lookup.LookUp` to be trained together with it.
+        tower: trained too, at a fifth of the learning rate.
+        rate: the learning rate at its peak.
 
     Returns:
         share of that variance that is not written.
@@ -189,25 +195,39 @@ def approach(connector, features, wanted, room, weight, variance, steps: int, se
     from ..backbones import multiplies_in_bf16
 
     noise = torch.Generator().manual_seed(seed)
+    weight = torch.cat([torch.full((n,), MATTERS[name]) for name, n in VISUAL.items()])
     length = wanted.norm(dim=-1, keepdim=True)
-    descent = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
+    groups = [{"params": [*connector.parameters(), *(also.parameters() if also else ())]}]
+    if tower is not None:
+        groups.append({"params": list(tower.parameters()), "lr": rate / 5})
+    descent = torch.optim.AdamW(groups, lr=rate, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        descent, [group["lr"] for group in descent.param_groups], total_steps=steps, pct_start=0.05)
     spread = variance * LOUD**2 / 256
     with torch.enable_grad():
-        for parameter in connector.parameters():
-            parameter.requires_grad_(True)
-        for _ in tqdm(range(steps), "connector"):
-            at = torch.randint(len(features), (2048,), generator=noise)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        for _ in tqdm(range(steps), "connector" if tower is None else "tower and connector"):
+            at = torch.randint(len(features), (SCENES,), generator=noise)
             with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16()):
-                said = connector(features[at])
+                seen = features[at] if tower is None else last_features(tower, features[at])
+                said = connector(seen)
             error = (said.float() - wanted[at]) / length[at]
             missed = (error @ room).square() / spread
             loss = error.square().sum(-1).mean() + (missed * weight).sum(-1).mean()
+            if also:
+                loss = loss + also.loss(said.float(), at, noise)
             descent.zero_grad()
             loss.backward()
             descent.step()
             schedule.step()
     return missed.sum(-1).mean().item()
+
+
+def last_features(tower, images):
+    """The tower's features, as the connector gets them: float ``(N, 64, 768)``."""
+    return tower(images, output_hidden_states=True).hidden_states[-1]
 
 
 # --- layers -----------------------------------------------------------------------------------------

@@ -222,6 +222,22 @@ def _wire_look_up(layer, text, seen, truth, words, room, bos, scale):
     return probe
 
 
+def look_up_gain(attention) -> float:
+    """Size of the look-up's queries and of its keys."""
+    return (SHARPNESS * attention.head_dim**0.5) ** 0.5
+
+
+def write_look_up(attention, probe) -> None:
+    """Let the keys of every head of the look-up read ``probe``, ``(width, len(WORDS))``."""
+    dim, half, gain = attention.head_dim, attention.head_dim // 2, look_up_gain(attention)
+    for head in range(attention.k_proj.out_features // dim):
+        key = gain * _codes(head).T @ probe.T
+        first = head * dim + FIRST_PAIR
+        n = half - 1 - FIRST_PAIR
+        attention.k_proj.weight[first:first + n] = key[0::2]
+        attention.k_proj.weight[first + half:first + half + n] = key[1::2]
+
+
 def _compare(attention, at: slice, query, key, always) -> None:
     """Let a head's logits be `SHARPNESS` times ``query . key`` at `DISTANCE` tokens, plus ``always``.
 
@@ -229,8 +245,7 @@ def _compare(attention, at: slice, query, key, always) -> None:
         query, key: ``(14, width)``, two rows to a rotary pair from `FIRST_PAIR` on.
         always: ``(width,)``, a key that every query likes, in the last pair.
     """
-    half = attention.head_dim // 2
-    gain = (SHARPNESS * attention.head_dim**0.5) ** 0.5
+    half, gain = attention.head_dim // 2, look_up_gain(attention)
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight[at] = 0
         projection.bias[at] = 0

@@ -101,7 +101,7 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
     model = DenseTower()
     if start:
         strange = model.load_state_dict(load_tower(start), strict=False)
-        if strange.unexpected_keys or set(strange.missing_keys) > {"heads.weight", "heads.bias"}:
+        if strange.unexpected_keys or not set(strange.missing_keys) <= {"heads.weight", "heads.bias"}:
             raise ValueError(f"The tower in {start} has another shape: {strange}")
     trainer = resumable_trainer(
         model=model, data_collator=collate,
