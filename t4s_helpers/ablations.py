@@ -61,22 +61,30 @@ class AblationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to write an answer: what differs between the adapters of the ablation."""
+    """What differs between the adapters of an ablation: how an answer is written, and if need be what
+    the recipe says of the sentence before it or of the mix of requests."""
 
     scheme: str
     size: int
+    style: str = ""
+    mix: str = ""
 
     def name(self, seed: int | None = None) -> str:
         """Of the cell, or of its adapter with one seed.
 
-        >>> Cell("rrle", 16).name(), Cell("rrle", 16).name(1)
-        ('rrle-16', 'rrle-16-s1')
+        >>> Cell("rrle", 16).name(), Cell("rrle", 16).name(1), Cell("rrle", 16, mix="all").name(1)
+        ('rrle-16', 'rrle-16-s1', 'rrle-16-all-s1')
         """
-        return f"{self.scheme}-{self.size}" + ("" if seed is None else f"-s{seed}")
+        own = [self.scheme, str(self.size), self.style, self.mix, "" if seed is None else f"s{seed}"]
+        return "-".join(part for part in own if part)
 
 
 DESIGN = (Cell("full", 16), Cell("irle", 16), Cell("rrle", 16), Cell("rrle", 24), Cell("rrle", 32))
 """The three encodings at 16 x 16, and R-RLE at the three resolutions."""
+
+LEVERS = (Cell("rrle", 16), Cell("rrle", 16, style="plain"), Cell("rrle", 16, mix="all"))
+"""What the recipe does besides: an answer states a box first, against a fixed sentence; and nothing but
+targets is asked for, against the mix with questions."""
 
 
 def trained(folder: Path | str = SHIPPED, design: Sequence[Cell] = DESIGN) -> dict:
@@ -203,12 +211,13 @@ def _train_one(folder: Path, cell: Cell, seed: int, recipe: Recipe, base) -> Non
 def _conversations(backbone, cell: Cell, recipe: Recipe):
     from .training import sample_data, scene_data
 
-    layout = dict(seed=recipe.data_seed, size=cell.size, scheme=cell.scheme, style=recipe.style)
+    layout = dict(seed=recipe.data_seed, size=cell.size, scheme=cell.scheme,
+                  style=cell.style or recipe.style)
     if recipe.data:
         from .data.own import load_own
 
         return sample_data(backbone, load_own(recipe.data), recipe.samples, **layout)
-    return scene_data(backbone, recipe.samples, mix=recipe.mix, n=recipe.turns, **layout)
+    return scene_data(backbone, recipe.samples, mix=cell.mix or recipe.mix, n=recipe.turns, **layout)
 
 
 def _ship(folder: Path, place: Path, backbone: str) -> None:
@@ -334,6 +343,63 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
              "refiner": way, **pixel_counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
              "tokens": answers[cell, s][1], "refine_seconds": each if coarse[k].any() else 0.0}
             for way, (masks, fell, each) in ways.items() for k, (cell, s) in enumerate(answers)]
+
+
+def measure_levers(found: Mapping[Cell, Mapping[int, Path]], targets: Sequence, questions: Sequence,
+                   backbone: str = "embedded", batch: int = 32, progress: bool = True) -> list[dict]:
+    """What each lever of the recipe is worth: masks of targets, and answers to questions.
+
+    Args:
+        found: from `trained`, of `LEVERS`.
+        targets: samples of one target.
+        questions: samples of questions, which the bare backbone answers too.
+
+    Returns:
+        one row an answer: ``lever`` (the cell's name, ``base`` for the bare backbone, and the cell's
+        name with ``expected IoU`` where the first cell's grids are weighed,
+        `t4s_helpers.expected_iou`), ``seed``, ``id``, and for a target pixel counts and ``tokens``,
+        for a question ``score``.
+    """
+    from .backbones import load_backbone
+    from .evaluate import evaluate
+    from .metrics import box_iou
+    from .scoring import box_from_text
+
+    def answered(model, samples, lever: str, seed: int, **options) -> list[dict]:
+        rows, _ = evaluate(model, samples, batch=batch, progress=progress, **options)
+        kept = ("id", "intersection", "union", "tokens", "score")
+        return [{"lever": lever, "seed": seed, **{k: row[k] for k in kept if k in row}, **box(row)}
+                for row in rows]
+
+    def box(row) -> dict:
+        boxes = [box_from_text(row[name]) for name in ("box", "true_box") if name in row]
+        return {"box_right": None not in boxes and box_iou(*boxes) > 0.5} if boxes else {}
+
+    out = answered(load_backbone(backbone), questions, "base", 0)
+    for cell, seeds in found.items():
+        for s, folder in seeds.items():
+            model = load_backbone(backbone, adapter=folder)
+            out += answered(model, targets, cell.name(), s, mode="fast", size=cell.size)
+            out += answered(model, questions, cell.name(), s)
+            if cell == next(iter(found)):
+                out += answered(model, targets, f"{cell.name()}, expected IoU", s, mode="expected_iou",
+                                size=cell.size)
+    return out
+
+
+def lever_table(rows: Sequence[Mapping]) -> list[dict]:
+    """One row a lever: `summarise` of its masks, and ``questions``, the share answered right.
+
+    >>> lever_table([{"lever": "base", "seed": 0, "id": "q", "score": 1.0}])
+    [{'lever': 'base', 'questions': 1.0}]
+    """
+    masks = {row["lever"]: row for row in summarise([r for r in rows if "union" in r], ("lever",))}
+    table = []
+    for lever in dict.fromkeys(row["lever"] for row in rows):
+        right = [row["score"] for row in rows if row["lever"] == lever and "score" in row]
+        table.append({"lever": lever, **masks.get(lever, {}),
+                      **({"questions": float(np.mean(right))} if right else {})})
+    return table
 
 
 def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], size: int = 16,
@@ -741,6 +807,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
 
 
+_ALL = tuple(dict.fromkeys((*DESIGN, *LEVERS)))
+
+
 def _train_options(parser) -> None:
     from .data.instructions import MIXES
 
@@ -748,8 +817,8 @@ def _train_options(parser) -> None:
     add("--out", type=Path, required=True, help="folder for checkpoints, logs and adapters")
     add("--ship", type=Path, nargs="?", const=SHIPPED, help="export finished adapters here too "
         "(without a folder: into the package)")
-    add("--cells", nargs="+", choices=[c.name() for c in DESIGN], metavar="CELL",
-        help=f"only these of {' '.join(c.name() for c in DESIGN)}")
+    names = [c.name() for c in _ALL]
+    add("--cells", nargs="+", choices=names, metavar="CELL", help=f"only these of {' '.join(names)}")
     add("--seeds", type=int, nargs="+", default=list(SEEDS))
     add("--base", type=Path, help="folder to load the backbone from, if not its own")
     add("--mix", choices=MIXES, default=usual.mix, help="of requests about scenes")
@@ -766,7 +835,7 @@ def _train_options(parser) -> None:
 
 def _train_command(args) -> None:
     recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
-    design = [c for c in DESIGN if not args.cells or c.name() in args.cells]
+    design = [c for c in _ALL if not args.cells or c.name() in args.cells]
     for folder in train(args.out, recipe, args.seeds, design, args.base, args.ship):
         print(folder)
 

@@ -104,12 +104,17 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
         masks.update_counts(*(row["ceiling"] if ceiling else counts), sample_id=row.get("id"),
                             malformed=malformed)
         if row["true_box"] is not None:
-            boxes.update(_read(row["ceiling_box" if ceiling else "box"]), _read(row["true_box"]),
+            boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]), box_from_text(row["true_box"]),
                          malformed=malformed)
     return {**(boxes.compute() if len(boxes) else {}), **masks.compute()}
 
 
-def _read(box: str | None):
+def box_from_text(box: str | None) -> list[int] | None:
+    """A row's ``box`` as numbers ``[x0, y0, x1, y1]``, in pixels; None stays None.
+
+    >>> box_from_text("8 0 24 16")
+    [8, 0, 24, 16]
+    """
     return None if box is None else [int(side) for side in box.split()]
 
 
