@@ -265,8 +265,11 @@ class Lazy:
         return [[0, 1], [2, 3]]
 
 
-def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, tmp_path):
+def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, tmp_path, monkeypatch):
     from typing import NamedTuple
+
+    from t4s_helpers import decoding, evaluate as module
+    from t4s_helpers.rle import encode
 
     class Excluded(NamedTuple):
         id: str
@@ -275,6 +278,14 @@ def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, 
 
     found = [s for s in scene_samples("test", 60, "semantic") if set(s.labels) <= {"cloud", "star"}][:2]
     found += [replace(s, id=s.id + "b", masks=s.masks) for s in found]
+
+    def generate(backbone, pictures, questions, labels, *more, **options):  # one class, everywhere
+        said = decoding.generate(backbone, pictures, questions, labels, *more, **options)
+        return [replace(one, text=f"<seg>{encode(np.full((4, 4), 1 + asked.index(known)), asked)}</seg>")
+                for one, asked in zip(said, labels)]
+
+    known = found[0].labels[0]
+    monkeypatch.setattr(module, "generate", generate)
     lazy = Lazy(found, [Excluded("gone", "missing image", "gone.jpg does not exist")])
     rows, scored = evaluate(tiny, lazy, 4, folder=tmp_path / "run", batch=2, absent="skip", **FAST)
     assert sorted(lazy.made) == list(range(len(found))), "each sample is made once"
@@ -287,6 +298,7 @@ def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, 
     assert lines[0]["excluded"] == 1 and excluded[0]["reason"] == "missing image"
     assert lines[0]["miou"] == scored["miou"]
     other = run_tables(tmp_path / "run", background="class", absent="zero")[0][0]
+    assert 0 < other["miou"] != scored["miou"] > 0
     assert (other["background"], other["absent"]) == ("class", "zero")
     assert (lines[0]["background"], lines[0]["absent"]) == ("ignored", "skip")
 
