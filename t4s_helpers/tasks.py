@@ -264,13 +264,11 @@ def _true_map(sample, classes: list[str]) -> np.ndarray:
     truth = _layered(sample.masks, [classes.index(label) + 1 for label in sample.labels])
     stored = sample.meta.get("class_map")  # of data sets whose truth is a map: it knows what is void
     if stored is not None:
-        truth[stored.read() == VOID] = UNSCORED
+        from .data.semantic import IGNORE
+
+        truth[stored.read() == IGNORE] = UNSCORED
     truth[_ignored(sample)] = UNSCORED
     return truth
-
-
-VOID = 255
-"""Value of unlabelled pixels in the class maps that readers hand on."""
 
 
 def _ignored(sample) -> np.ndarray:
@@ -291,14 +289,16 @@ def _layered(masks, indices) -> np.ndarray:
 
 
 def _class_map(sample, reading, refiner, seed: int) -> np.ndarray:
-    """The predicted class map over the asked labels, int32 ``(H, W)``; where refined masks overlap, SAM's surest counts."""
+    """The predicted class map over the asked labels, int32 ``(H, W)``; where refined masks overlap, SAM's
+    surest counts, see `t4s_helpers.refine.merge_masks`."""
     shown = [int(k) for k in np.unique(reading.grid) if k]
     masks = reading.masks[[k - 1 for k in shown]]
     if refiner is None or not len(masks):
         return _layered(masks, shown) if shown else np.zeros(sample.size, np.int32)
+    from .refine import merge_masks
+
     result = refiner.set_image(sample.pixels()).refine(masks, seed=seed)
-    surest_last = np.argsort(np.nan_to_num(result.scores, nan=-1.0), kind="stable")
-    return _layered(result.masks[surest_last], [shown[k] for k in surest_last])
+    return np.array([0, *shown], np.int32)[merge_masks(result.masks, result.merge_scores)]
 
 
 def _named(counts: dict, names: Sequence[str]) -> dict[str, list[int]]:
