@@ -1319,6 +1319,7 @@ def loss_curve(
             transform=ax.get_xaxis_transform(), label=f"not finite ({broken.sum()} steps)",
         )
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.locator_params(axis="x", nbins=5)  # counts of samples are long words
     _fit(ax, "legend", _clear_corner(ax))
     return set_title(ax, title)
 
