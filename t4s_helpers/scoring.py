@@ -104,8 +104,8 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
         masks.update_counts(*(row["ceiling"] if ceiling else counts), sample_id=row.get("id"),
                             malformed=malformed)
         if row["true_box"] is not None:
-            boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]), box_from_text(row["true_box"]),
-                         malformed=malformed)
+            boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
+                         box_from_text(row["true_box"]), malformed=malformed)
     return {**(boxes.compute() if len(boxes) else {}), **masks.compute()}
 
 

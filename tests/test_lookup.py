@@ -52,23 +52,20 @@ def test_keys_are_read_off_the_layer_and_written_back_unchanged(backbone, shown)
         attention.k_proj.weight.copy_(before)
 
 
-def test_logits_are_those_of_the_layer(backbone, batch, shown):
+def test_logits_are_those_of_the_layer(backbone, batch, shown, monkeypatch):
     """Rotary turns, the start of the text and all: against the model's own attention."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    model, tokens = backbone.model, None
+    model, behind = backbone.model, 20
+    monkeypatch.setattr(lookup, "BEHIND", (behind, behind + 1))
     own = fresh(backbone, shown)
     attention = model.model.language_model.layers[1].self_attn
     with torch.no_grad():
         tokens = model.model.multi_modal_projector(eyes.see(model, batch["pixel_values"][:1]))
         seen = matching._normed(tokens)
-        coded = torch.randn(1, own.heads, 1, 14)
-        behind = 20
-        noise = torch.Generator()
-        lookup_behind = lookup.BEHIND
-        lookup.BEHIND = (behind, behind + 1)
+        noise = torch.Generator().manual_seed(0)
+        coded = torch.randn(1, own.heads, 1, 14, generator=noise)
         got = own._logits(seen, coded, noise)
-        lookup.BEHIND = lookup_behind
 
         half, dim = attention.head_dim // 2, attention.head_dim
         theta = attention.config.rope_parameters["rope_theta"]

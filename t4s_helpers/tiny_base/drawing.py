@@ -230,6 +230,11 @@ def last_features(tower, images):
     return tower(images, output_hidden_states=True).hidden_states[-1]
 
 
+def see(model, images):
+    """`last_features` of a model's tower, some pictures at a time."""
+    return torch.cat([last_features(model.model.vision_tower, part) for part in images.split(50)])
+
+
 # --- layers -----------------------------------------------------------------------------------------
 
 
@@ -293,9 +298,7 @@ def add_drawing(model, tokenizer, images, targets):
     language = grown.model.language_model
     layers, table = language.layers, language.embed_tokens.weight
     with torch.no_grad():
-        features = torch.cat([
-            grown.model.vision_tower(part, output_hidden_states=True).hidden_states[-1]
-            for part in images.split(50)])
+        features = see(grown, images)
         old = grown.model.multi_modal_projector(features[:300]).flatten(0, 1)
         taken = F.normalize(layers[0].self_attn.o_proj.weight[:, :len(WORDS)], dim=0)
         taken = torch.linalg.qr(taken)[0]

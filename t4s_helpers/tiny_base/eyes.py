@@ -20,6 +20,7 @@ import torch
 
 from . import drawing
 from .dense import GRID, HEADS, IGNORE
+from .drawing import see
 
 TO_CARRY = 1000
 """Scenes from which the connector's first layer learns to read the new features."""
@@ -100,11 +101,6 @@ def fit(model, tokenizer, images, targets, like, steps: int = 4000, together: bo
         said, some = connector(see(model, images[::7])), wanted[::7]
         rest = (said - some) / some.norm(dim=-1, keepdim=True)
         return lost, (rest - rest @ room @ room.T).square().sum(-1).mean().item()
-
-
-def see(model, images):
-    """The tower's features, as the connector gets them: float ``(N, 64, 768)``."""
-    return torch.cat([drawing.last_features(model.model.vision_tower, part) for part in images.split(50)])
 
 
 def _carry_over(linear, before, features) -> None:
