@@ -35,6 +35,10 @@ EQUAL_SIZES = (8, 12, 16, 20, 24, 28, 32)
 WAYS = (*MODES, "trees")
 """How answers are written: ``trees`` is ``fast`` with trees of drafts, as on a GPU; ``fast`` without."""
 
+TIE = 2e-4
+"""Difference of two logits within which rounding decides: a pass over many tokens sums in another order
+than passes over one."""
+
 KEYS = ("answers", "scheme", "size", "mode", "batch")
 """What tells the rows of the table apart."""
 
@@ -120,9 +124,9 @@ def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrl
         way: ``"fast"`` or ``"trees"``, see `WAYS`.
 
     Returns:
-        a row: the settings, ``n``, ``equal`` (answers that are the same), ``tokens`` compared,
-        medians of ``passes_fast`` and ``passes_constrained``, ``first`` (id of the first sample that
-        differs, or "").
+        a row: the settings, ``n``, ``equal`` (answers that are the same), ``tied`` (others, see
+        `part_at_a_tie`), ``tokens`` compared, medians of ``passes_fast`` and
+        ``passes_constrained``, ``first`` (id of the first sample that differs otherwise, or "").
     """
     def answers(mode: str, batch: int) -> list:
         return [answer for answer, _ in answer_samples(
@@ -132,13 +136,29 @@ def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrl
     slow, fast = answers("constrained", max(batch, 8)), answers(way, batch)
     same = [a.text == b.text and a.n_tokens == b.n_tokens and a.trace.sources == b.trace.sources
             for a, b in zip(slow, fast, strict=True)]
-    different = [sample.id for sample, equal in zip(samples, same) if not equal]
+    tied = [not equal and part_at_a_tie(a, b) for equal, a, b in zip(same, slow, fast)]
+    different = [sample.id for sample, *alike in zip(samples, same, tied) if not any(alike)]
     return {"scheme": scheme, "size": size, "batch": batch, "mode": way, "n": len(samples),
-            "equal": sum(same),
+            "equal": sum(same), "tied": sum(tied),
             "tokens": sum(a.n_tokens for a in slow),
             "passes_fast": float(np.median([a.trace.passes for a in fast])),
             "passes_constrained": float(np.median([a.trace.passes for a in slow])),
             "first": next(iter(different), "")}
+
+
+def part_at_a_tie(a, b) -> bool:
+    """Whether two answers part at a choice that the model left to rounding: both tokens' logits are
+    within `TIE`.
+
+    Args:
+        a, b: different `t4s_helpers.decoding.Answer` objects to one request, with traces.
+    """
+    at = next((k for k, (one, other) in enumerate(zip(a.ids, b.ids)) if one != other), None)
+    if at is None or a.trace.sources[at] != "chosen":
+        return False
+    choice = a.trace.choices[a.trace.sources[:at].count("chosen")]
+    scores = dict(zip(choice.tokens.tolist(), choice.scores.tolist()))
+    return abs(scores[a.ids[at]] - scores.get(b.ids[at], float("inf"))) < TIE
 
 
 def sampled_row(backbone, sample, answer, row: int, draws: int = 256, seed: int = 0) -> np.ndarray:
@@ -169,7 +189,7 @@ def sampled_row(backbone, sample, answer, row: int, draws: int = 256, seed: int 
             if writer.state is not None and writer.state.at.row == row:
                 break
             writer.push(token)
-        writer.read = len(writer.ids)
+        writer.read = len(writer.ids) - 1  # the last one is the end of the prompt here
     inputs = _inputs(backbone, backbone.encoder, [sample.pixels()], [asked.question])
     said = torch.tensor([writers[0].ids], device=inputs["input_ids"].device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
@@ -317,9 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backbone = load_backbone(args.backbone, adapter=args.adapter or None)
     if args.equality:
         rows = run(equality_jobs(backbone, args.equality), args.out / "equality.csv", args.fresh, print)
-        equal, n = (sum(row[key] for row in rows) for key in ("equal", "n"))
-        print(f"{equal} of {n} answers are the same")
-        return int(equal < n)
+        equal, tied, n = (sum(row[key] for row in rows) for key in ("equal", "tied", "n"))
+        print(f"{equal} of {n} answers are the same, {tied} others part at a tie")
+        return int(equal + tied < n)
     if args.confidence:
         rows = run(confidence_jobs(backbone, args.confidence), args.out / "confidence.csv", args.fresh,
                    lambda row: None)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,9 @@ short."""
 
 AHEAD = 32
 """Rows that a draft reaches beyond the current one."""
+
+HEARD = 3
+"""How many ways to go on are kept of what a model says beyond a wrong guess."""
 
 
 class ConstraintError(RuntimeError):
@@ -105,10 +110,11 @@ class Writer:
         self.ids: list[int] = []
         self.state: State | None = None
         self.closed_at: int | None = None  # tokens up to the closing tag, once it is there
-        self.read = 0  # how many of them the model's cache holds
+        self.read = -1  # how many of them the model's cache holds; first not even the prompt's last
         self.trace = Trace()
         self.tree = Tree()  # the last draft
-        self.heard: list[int] = []  # what the model said beyond a wrong guess at its sentence
+        # What the model said beyond a wrong guess at its sentence: tokens and their probabilities.
+        self.heard: list[tuple[list[int], list[float]]] = []
 
     @property
     def finished(self) -> bool:
@@ -205,13 +211,23 @@ class Writer:
         self.draft.bottom = self._bottom(self.ids)
 
     def _bottom(self, sentence: Sequence[int]) -> int | None:
-        """The last row of the box that the sentence states."""
+        """The last row whose middle lies in the box that the sentence states."""
         box = read_box(self.tokenizer.decode(sentence))
-        return None if box is None else box[3] * self.rows // BOX_BINS
+        if box is None:
+            return None
+        # The mask may end anywhere in its last bin; at three quarters of it the guess is best.
+        return ceil((box[3] + 0.75) * self.rows / BOX_BINS - 0.5) - 1
 
     def guess(self, ahead: int) -> Tree:
         """Tokens that may well follow, at no cost if they do not."""
         self.tree = Tree() if self.finished else self.pace.plan(self._guesses(ahead))
+        return self.tree
+
+    def guess_opening(self) -> Tree:
+        """The sentence before the descriptor, as far as answers before tell."""
+        self.tree = Tree()
+        if self.grammar and (part := self.pace.sentence(())):
+            self.tree.plant(-1, part)
         return self.tree
 
     def _guesses(self, ahead: int) -> list[Guess]:
@@ -227,30 +243,40 @@ class Writer:
 
     def _opening(self, ahead: int) -> list[Guess]:
         """The sentence: as it was heard, else as one was before; and what comes behind its tag."""
-        part = self._as_heard() or self.pace.sentence(self.ids)
-        if part is None:
+        parts = self._as_heard()
+        if not parts and (part := self.pace.sentence(self.ids)):
+            parts = [part]
+        return [Guess(part, partial(self._opened_with, part.ids, ahead)) for part in parts]
+
+    def _as_heard(self) -> list[Part]:
+        """What the model was about to say when it was last asked, up to the opening tag; and the same
+        with another token in one place, the next likeliest there."""
+        words = [tokens[0] for tokens, _ in self.heard]
+        said = self.ids + words
+        ends = range(len(self.ids) + 1, len(said) + 1)
+        end = next((n for n in ends if said[n - len(self.tags):n] == self.tags), None)
+        if end is None:
             return []
-        said = (*self.ids, *part.ids)
-        return in_turn(iter([part]), partial(self._opened_with, said, ahead))
+        words = words[:end - len(self.ids)]
+        sure = float(np.prod([chances[0] for _, chances in self.heard[:len(words)]]))
+        return [Part(tuple(words), "heard"), *(
+            Part((*words[:k], token, *words[k + 1:]), sure * chance / self.heard[k][1][0])
+            for k in range(len(words)) for token, chance in list(zip(*self.heard[k]))[1:])]
 
-    def _as_heard(self) -> Part | None:
-        """What the model was about to say when it was last asked, up to the opening tag."""
-        n, tags = len(self.ids), self.tags
-        said = self.ids + self.heard
-        for end in range(n + 1, len(said) + 1):
-            if said[end - len(tags):end] == tags:
-                return Part(tuple(said[n:end]), "heard")
-        return None
-
-    def _opened_with(self, sentence: Sequence[int], ahead: int) -> list[Guess]:
-        if tuple(sentence[-len(self.tags):]) != tuple(self.tags):
+    def _opened_with(self, more: Sequence[int], ahead: int) -> list[Guess]:
+        sentence = [*self.ids, *more]
+        if sentence[-len(self.tags):] != self.tags:
             return []
-        self.draft.bottom = self._bottom(sentence)
-        return self.draft.guesses(START, ahead, self._end)
+        draft = Draft(self.grammar, self.cols, self._bottom(sentence))
+        return draft.guesses(START, ahead, self._end)
 
-    def hear(self, tokens: Sequence[int]) -> None:
-        """Take note of what the model would say next, had its sentence gone on as it was drafted."""
-        self.heard = list(tokens)
+    def hear(self, words: Sequence[tuple[list[int], list[float]]]) -> None:
+        """Take note of what the model would say next, had its sentence gone on as it was drafted.
+
+        Args:
+            words: for each place the likeliest tokens, and their probabilities.
+        """
+        self.heard = list(words)
 
     def learn(self, accepted: Sequence[int]) -> None:
         """Take note of which tokens of the last draft were kept: their indices in the tree."""
@@ -338,18 +364,20 @@ class DraftingDecoder:
     def __call__(self, model, input_ids, **options):
         """Called by ``generate``; returns prompt and answers, int64 ``(B, T)``, padded at the end."""
         kwargs = {name: v for name, v in options.items() if name not in _NOT_FOR_FORWARD}
-        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
-        out = model(**inputs, return_dict=True)
+        self._set_pace(input_ids.device)
+        each = len(self.writers) // len(input_ids)
+        opening = self._opening()
         mask = kwargs.get("attention_mask")
         lengths = (torch.ones_like(input_ids) if mask is None else mask).sum(-1).tolist()
-        cache = _Cache(model, out.past_key_values, lengths)
-        logits = _at_hand(out.logits[:, -1:])
-        each = len(self.writers) // len(input_ids)
+        out = model(**_first_inputs(model, input_ids, kwargs, opening), return_dict=True)
+        # From here on the prompt's last token is the first of those that were just read.
+        cache = _Cache(model, out.past_key_values, [length - 1 for length in lengths],
+                       before=input_ids.shape[1] - 1)
         cache.repeat(each)
-        self._set_pace(input_ids.device)
+        logits = _at_hand(out.logits[:, -1 - len(opening):])
         rows = list(range(len(self.writers)))
-        for row in rows:
-            self._accept(row, Tree(), logits[row // each])
+        cache.keep([self._accept(row, Tree([int(input_ids[row // each, -1]), *opening]),
+                                 logits[row // each]) for row in rows])
         while going := [row for row in rows if not self._over(row)]:
             cache.select([rows.index(row) for row in going])
             rows = going
@@ -360,6 +388,13 @@ class DraftingDecoder:
             cache.keep([self._accept(row, tree, some)
                         for row, tree, some in zip(rows, fed, logits)])
         return self._sequences(input_ids.repeat_interleave(each, 0))
+
+    def _opening(self) -> list[int]:
+        """A guess at how the answers begin, to be read along with the prompts."""
+        if any(writer.ids for writer in self.writers):  # what is written is part of the prompt
+            return []
+        trees = [writer.guess_opening() for writer in self.writers]
+        return next((tree.tokens for tree in trees if tree.tokens), [])
 
     def _set_pace(self, device) -> None:
         """On a processor the rows of a batch share what a pass costs beside its tokens."""
@@ -405,10 +440,10 @@ class DraftingDecoder:
         return kept
 
     @staticmethod
-    def _beyond(fed: Tree, at: int, logits) -> list[int]:
+    def _beyond(fed: Tree, at: int, logits) -> list[tuple[list[int], list[float]]]:
         """What the model says after each guess behind one that it did not follow."""
-        return [int(logits[k].argmax()) for k in range(at + 1, len(fed.tokens))
-                if fed.parents[k] == k - 1]
+        chain = takewhile(lambda k: fed.parents[k] == k - 1, range(at + 1, len(fed.tokens)))
+        return [_likeliest(logits[k]) for k in chain]
 
     def _sequences(self, input_ids):
         longest = max(len(writer.ids) for writer in self.writers)
@@ -417,6 +452,24 @@ class DraftingDecoder:
         rows = [(writer.ids + [pad] * longest)[:longest] for writer in self.writers]
         answers = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
         return torch.cat([input_ids, answers], dim=-1)
+
+
+def _likeliest(logits) -> tuple[list[int], list[float]]:
+    """The first few tokens and their probabilities."""
+    best = torch.as_tensor(logits).float().softmax(-1).topk(HEARD)
+    return best.indices.tolist(), best.values.tolist()
+
+
+def _first_inputs(model, input_ids, kwargs: dict, opening: list[int]) -> dict:
+    """Inputs of the pass over the prompt and what is guessed to follow it, alike for all rows."""
+    if opening:
+        guessed = torch.tensor(opening, device=input_ids.device).expand(len(input_ids), -1)
+        input_ids = torch.cat([input_ids, guessed], -1)
+        kwargs = model._update_model_kwargs_for_generation({}, dict(kwargs),
+                                                           num_new_tokens=len(opening))
+        if "logits_to_keep" in kwargs:
+            kwargs["logits_to_keep"] = 1 + len(opening)
+    return model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **kwargs)
 
 
 def _at_hand(logits):
@@ -435,8 +488,8 @@ class _Cache:
     out prompts of different lengths.
     """
 
-    def __init__(self, model, cache, lengths: list[int]):
-        self.cache, self.lengths, self.before = cache, list(lengths), 0
+    def __init__(self, model, cache, lengths: list[int], before: int):
+        self.cache, self.lengths, self.before = cache, list(lengths), before
         self.inner = getattr(model, "model", model)
 
     @property

@@ -19,8 +19,8 @@ import numpy as np
 
 from .grammar import Grammar, Position, State
 
-CPU_OVERHEAD, GPU_OVERHEAD = 40.0, 2000.0
-"""What a pass costs beside the tokens it reads, in tokens: measured for the embedded model on one core,
+CPU_OVERHEAD, GPU_OVERHEAD = 80.0, 2000.0
+"""What a pass costs beside the tokens it reads, in tokens: measured for the embedded model on two cores,
 and for a 7B model, whose weights must be read from memory for one token as for a hundred."""
 
 GPU_TREE = 256

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny_model
 
 from t4s_helpers import bench_decoding as bench
+from t4s_helpers.constrained import Choice, Trace
 from t4s_helpers.data.expressions import scene_samples
-from t4s_helpers.decoding import MODES, generate
+from t4s_helpers.decoding import MODES, Answer, generate
+from t4s_helpers.grammar import START
 from t4s_helpers.prompts import ask, turn
 
 
@@ -44,7 +47,7 @@ def test_fast_and_constrained_are_compared(requests, monkeypatch):
     backbone = tiny_model.backbone()
     for way in ("fast", "trees"):
         row = bench.compare_modes(backbone, requests, 3, 2, way=way)
-        assert (row["mode"], row["equal"], row["n"], row["first"]) == (way, 2, 2, "")
+        assert (row["mode"], row["equal"], row["tied"], row["n"], row["first"]) == (way, 2, 0, 2, "")
     from dataclasses import replace
 
     honest = bench.answer_samples
@@ -57,6 +60,18 @@ def test_fast_and_constrained_are_compared(requests, monkeypatch):
     monkeypatch.setattr(bench, "answer_samples", wrong)
     row = bench.compare_modes(backbone, requests, 3, 2)
     assert (row["equal"], row["first"]) == (1, requests[1].id)
+
+
+@pytest.mark.parametrize(("gap", "source", "tie"), [
+    (1e-5, "chosen", True), (0.1, "chosen", False), (1e-5, "free", False)])
+def test_only_a_choice_between_equals_counts_as_a_tie(gap, source, tie):
+    choices = [Choice(START, np.array([4, 5]), np.array([2.0, 0.0], np.float32)),
+               Choice(START, np.array([3, 7]), np.array([9.0, 9.0 + gap], np.float32))]
+    trace = Trace(sources=["free", "chosen", "forced", source], choices=choices)
+    one = Answer("a", 4, True, 0.0, trace, None, (1, 4, 2, 7))
+    assert bench.part_at_a_tie(one, Answer("b", 4, True, 0.0, trace, None, (1, 4, 2, 3))) == tie
+    assert not bench.part_at_a_tie(one, Answer("c", 4, True, 0.0, trace, None, (1, 4, 2, 8)))
+    assert not bench.part_at_a_tie(one, one)
 
 
 def test_confidence_is_compared_with_draws(requests):
