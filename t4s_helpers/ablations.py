@@ -239,6 +239,13 @@ def scene_sets(n: int) -> dict[str, list]:
             "novel": scene_samples("novel", n, "res", start=8_000)}
 
 
+def lever_sets(n: int) -> tuple[list, list]:
+    """Targets and questions about held-out scenes for `measure_levers`, ``n`` each."""
+    from .data.expressions import scene_samples
+
+    return (scene_samples("test", n, "res", start=8_000), scene_samples("test", n, "vqa", start=4_000))
+
+
 def refer_sets(folder: Path | str, n: int, split: str = "val") -> dict[str, list]:
     """The first ``n`` requests of every RefCOCO data set that lies in a folder (Table 8).
 
@@ -690,6 +697,36 @@ def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequen
     return axes
 
 
+def plot_levers(axes: Sequence[Axes], table: Sequence[Mapping]) -> Sequence[Axes]:
+    """The levers of the recipe: cIoU of masks, and the share of questions answered right; two axes.
+
+    Args:
+        table: rows of `lever_table` with ``recipe``, the name to show. Bars span the bootstrap
+            interval, dots are single seeds. A lever without rows is hatched; one that was not asked
+            for masks (the bare base) or for questions stands in the other axes alone.
+    """
+    from . import plotting
+
+    for ax, key, ylabel in zip(axes, ("ciou", "questions"), ("cIoU, %", "questions right, %")):
+        shown = [r for r in table if key in r or r.get("status") == NOT_TRAINED]
+        for n, row in enumerate(shown):
+            if key not in row:
+                _gap(ax, n)
+                continue
+            value = 100 * row[key]
+            ends = _bounds(row) if key == "ciou" else (value, value)
+            _bar(ax, n, value, plotting.label_colour(2), row["recipe"], ends)
+            if key == "ciou" and row["seeds"] > 1:
+                ax.scatter([n + 0.07] * 2, [100 * row["seed_low"], 100 * row["seed_high"]], s=9,
+                           color=plotting.INK, marker="D", linewidths=0, zorder=3)
+            ax.annotate(f"{value:.1f}", (n, ends[1]), (0, 3), textcoords="offset points", ha="center",
+                        fontsize="small")
+        ax.set_xticks(range(len(shown)), [r["recipe"].replace(", ", ",\n") for r in shown],
+                      fontsize="small")
+        ax.set(xlim=(-0.55, len(shown) - 0.45), ylim=(0, 100), ylabel=ylabel)
+    return axes
+
+
 def _bar(ax: Axes, x: float, value: float, colour: str, label: str, ends) -> None:
     from . import plotting
 
@@ -844,7 +881,7 @@ def _train_command(args) -> None:
 def _measure_options(parser) -> None:
     add = parser.add_argument
     add("--adapters", type=Path, default=SHIPPED, help="folder of <cell>-s<seed> folders")
-    add("--out", type=Path, required=True, help="folder for rows.csv and times.csv")
+    add("--out", type=Path, required=True, help="folder for rows.csv, times.csv and levers.csv")
     add("--backbone", default="embedded")
     add("--refiner", default="mobile_sam")
     add("--data", help="folder with RefCOCO's files; rendered scenes else")
@@ -864,8 +901,12 @@ def _measure_command(args) -> None:
     sets = refer_sets(args.data, args.n, args.split) if args.data else scene_sets(args.n)
     rows, times = measure(found, sets, load_refiner(args.refiner), args.backbone, args.timed,
                           args.batch)
-    for path in (write_rows(rows, args.out / "rows.csv"), write_rows(times, args.out / "times.csv")):
-        print(path)
+    tables = {"rows": rows, "times": times}
+    if not args.data:  # the levers are of the recipe for scenes
+        tables["levers"] = measure_levers(trained(args.adapters, LEVERS), *lever_sets(args.n),
+                                          args.backbone, args.batch)
+    for name, table in tables.items():
+        print(write_rows(table, args.out / f"{name}.csv"))
     for row in coverage(found):
         print(f"{row['encoding']:>5} {row['grid']}: {row['adapters']}")
 

@@ -322,6 +322,19 @@ def test_encodings_show_what_there_is_and_name_what_is_not(axes):
             heights)
 
 
+def test_levers_show_masks_and_questions_apart(axes):
+    row = ablations.summarise(ROWS)[0]
+    table = [{"recipe": "box, targets", "status": "measured", "questions": 0.5, **row},
+             {"recipe": "no box", "status": NOT_TRAINED},
+             {"recipe": "base", "status": "measured", "questions": 0.75}]
+    ablations.plot_levers(axes[:2], table)
+    for ax, names, heights in zip(axes, (["box,\ntargets", "no box"], ["box,\ntargets", "no box", "base"]),
+                                  ([100 * row["ciou"]], [50.0, 75.0])):
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+        assert [p.get_height() for p in ax.patches if not p.get_hatch()] == pytest.approx(heights)
+        assert texts(ax).count(NOT_TRAINED) == 1
+
+
 def test_nothing_looks_like_nothing(axes):
     ax = ablations.plot_nothing(axes[0], "no adapter")
     assert "no adapter" in texts(ax) and not ax.lines and not ax.collections
