@@ -8,7 +8,9 @@ row each (``confidence.csv``).
 
 The true answers of the requests are written, box sentence included, whatever the model would have
 said: every mode is led along the same tokens and pays for its passes in full, so the table does not
-depend on what an adapter has learned. ``--own`` lets the model speak for itself.
+depend on what an adapter has learned; nor does it need a model that knows photos: ``--pictures photos``
+writes about the bundled ones, whose outlines take longer answers than those of scenes. ``--own`` lets
+the model speak for itself.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ TIE = 2e-4
 """Difference of two logits within which rounding decides: a pass over many tokens sums in another order
 than passes over one."""
 
-KEYS = ("answers", "scheme", "size", "mode", "batch")
+KEYS = ("pictures", "answers", "scheme", "size", "mode", "batch")
 """What tells the rows of the table apart."""
 
 
@@ -55,7 +57,7 @@ def _options(way: str) -> dict:
 
 
 def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = "rrle",
-                  batch: int = 1, own: bool = True) -> dict:
+                  batch: int = 1, own: bool = True, pictures: str = "scenes") -> dict:
     """Answer requests and time it; their pictures are read again for each.
 
     Args:
@@ -64,6 +66,7 @@ def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = 
         mode: one of `WAYS`; ``plain`` writes whatever encoding the model has learned, unless it is led.
         size, scheme, batch: as for `t4s_helpers.decoding.generate`.
         own: time the model's own answers; else it is led along the true ones.
+        pictures: what to call the requests in the row.
 
     Returns:
         a row: the settings, ``n``, medians over the answers of ``tokens``, ``passes`` (the one over
@@ -81,7 +84,7 @@ def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = 
     cpu = 1000 * (time.process_time() - start) / len(answers)
     passes = [a.trace.passes if a.trace else a.n_tokens for a in answers]
     first, middle, third = np.percentile([1000 * a.seconds for a in answers], (25, 50, 75))
-    return {"answers": "own" if own else "true", "scheme": scheme, "size": size, "mode": mode,
+    return {"pictures": pictures, "answers": "own" if own else "true", "scheme": scheme, "size": size, "mode": mode,
             "batch": batch, "n": len(answers),
             "tokens": float(np.median([a.n_tokens for a in answers])),
             "passes": float(np.median(passes)), "ms": float(middle), "ms_q1": float(first),
@@ -90,7 +93,8 @@ def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = 
 
 def written(row: dict) -> str:
     """A row of the table as a line of text."""
-    return (f"{row['mode']:12}{row['scheme']:6}{row['size']:3}  batch {row['batch']}  "
+    return (f"{row['pictures']:13}{row['mode']:12}{row['scheme']:6}{row['size']:3}  "
+            f"batch {row['batch']}  "
             f"{row['tokens']:6.0f} tokens {row['passes']:6.0f} passes {row['ms']:8.0f} ms "
             f"({row['ms_q1']:.0f}-{row['ms_q3']:.0f}), "
             f"{row['cpu_ms']:.0f} ms of processor")
@@ -100,7 +104,7 @@ def speedups(rows: Sequence[dict]) -> list[dict]:
     """How much sooner ``fast`` ends, for every setting of the table that has both.
 
     Returns:
-        rows ``answers, scheme, size, batch``, ``over_plain`` (the same encoding), ``over_full``
+        rows ``pictures, answers, scheme, size, batch``, ``over_plain`` (the same encoding), ``over_full``
         (plain full-length at the same grid and batch) and ``over_single`` (answers a second against
         batch 1); ``None`` where the other was not measured.
     """
@@ -109,11 +113,11 @@ def speedups(rows: Sequence[dict]) -> list[dict]:
     def ratio(*key, than: float) -> float | None:
         return ms[key] / than if key in ms else None
 
-    return [{"answers": a, "scheme": scheme, "size": size, "batch": batch,
-             "over_plain": ratio(a, scheme, size, "plain", batch, than=one),
-             "over_full": ratio(a, "full", size, "plain", batch, than=one),
-             "over_single": ratio(a, scheme, size, "fast", 1, than=one)}
-            for (a, scheme, size, mode, batch), one in ms.items() if mode == "fast"]
+    return [{"pictures": of, "answers": a, "scheme": scheme, "size": size, "batch": batch,
+             "over_plain": ratio(of, a, scheme, size, "plain", batch, than=one),
+             "over_full": ratio(of, a, "full", size, "plain", batch, than=one),
+             "over_single": ratio(of, a, scheme, size, "fast", 1, than=one)}
+            for (of, a, scheme, size, mode, batch), one in ms.items() if mode == "fast"]
 
 
 def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrle",
@@ -272,21 +276,39 @@ def run(jobs: Iterable[tuple[dict, object]], path: Path, fresh: bool, say) -> li
                                        for one in wanted)]
 
 
+def timed_requests(pictures: str, n: int) -> list:
+    """Requests of one target.
+
+    Args:
+        pictures: ``"scenes"`` (rendered, held out), ``"photos"`` (the bundled ones), or a folder with
+            RefCOCO's files.
+        n: at most.
+    """
+    from .data.expressions import scene_samples
+    from .data.photos import photo_samples
+    from .data.refer import load_refer
+    from .evaluate import distinct_targets
+
+    if pictures == "scenes":
+        return scene_samples("test", n, "res", start=10_000)
+    found = photo_samples() if pictures == "photos" else load_refer(pictures)
+    return distinct_targets([s for s in found if len(s.labels) == 1])[:n]
+
+
 def timing_jobs(backbone, args):
     """The settings of the table, the small ones first."""
-    from .data.expressions import scene_samples
-
-    samples = scene_samples("test", 2 * args.samples, "res", start=10_000)
+    samples, name = timed_requests(args.pictures, 2 * args.samples), Path(args.pictures).name
     for size in args.sizes:
         for scheme in args.schemes:
             for batch in args.batches:
                 some = samples if batch > 1 else samples[:args.samples]
                 for mode in args.modes:
-                    settings = {"answers": "own" if args.own else "true", "scheme": scheme,
-                                "size": size, "mode": mode, "batch": batch, "n": len(some)}
+                    settings = {"pictures": name, "answers": "own" if args.own else "true",
+                                "scheme": scheme, "size": size, "mode": mode, "batch": batch,
+                                "n": len(some)}
                     yield settings, lambda some=some, mode=mode, size=size, scheme=scheme, \
                         batch=batch: time_decoding(backbone, some, mode, size, scheme, batch,
-                                                   args.own)
+                                                   args.own, name)
 
 
 def equality_jobs(backbone, n: int):
@@ -320,6 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--adapter", default="scenes", help="name or folder; '' for none")
+    parser.add_argument("--pictures", default="scenes", help="'scenes', 'photos' (the bundled ones) or "
+                        "a folder with RefCOCO's files: whose true answers are written")
     parser.add_argument("--samples", type=int, default=8,
                         help="requests per setting; twice as many in batches")
     parser.add_argument("--schemes", nargs="+", default=[*SCHEMES], choices=SCHEMES)

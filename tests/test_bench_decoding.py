@@ -102,8 +102,8 @@ def test_a_table_goes_on_where_it_stopped(tmp_path):
 
 def test_speed_is_told_against_plain_full_length_and_batch_one():
     def row(scheme, mode, batch, ms):
-        return {"answers": "true", "scheme": scheme, "size": 16, "mode": mode, "batch": batch,
-                "ms": ms}
+        return {"pictures": "scenes", "answers": "true", "scheme": scheme, "size": 16, "mode": mode,
+                "batch": batch, "ms": ms}
 
     table = [row("rrle", "plain", 1, 600.0), row("rrle", "fast", 1, 100.0),
              row("full", "plain", 1, 3000.0), row("rrle", "fast", 8, 40.0)]
@@ -121,3 +121,13 @@ def test_the_command_keeps_its_table(tmp_path, capsys):
     before = (tmp_path / "decoding.csv").read_bytes()
     assert bench.main(command) == 0 and (tmp_path / "decoding.csv").read_bytes() == before
     assert "fast" in capsys.readouterr().out
+    assert bench.main([*command, "--pictures", "photos"]) == 0
+    scenes, photos = bench.read_rows(tmp_path / "decoding.csv")
+    assert (scenes["pictures"], photos["pictures"]) == ("scenes", "photos") and scenes == row
+
+
+def test_timed_requests_have_one_target_each_their_own():
+    for pictures in ("scenes", "photos"):
+        found = bench.timed_requests(pictures, 6)
+        assert len(found) == 6 and all(len(s.labels) == 1 and s.masks.any() for s in found)
+        assert len({(s.id, s.masks.tobytes()) for s in found}) == 6
