@@ -82,9 +82,9 @@ class Cell:
 DESIGN = (Cell("full", 16), Cell("irle", 16), Cell("rrle", 16), Cell("rrle", 24), Cell("rrle", 32))
 """The three encodings at 16 x 16, and R-RLE at the three resolutions."""
 
-LEVERS = (Cell("rrle", 16), Cell("rrle", 16, style="plain"), Cell("rrle", 16, mix="all"))
-"""What the recipe does besides: an answer states a box first, against a fixed sentence; and nothing but
-targets is asked for, against the mix with questions."""
+LEVERS = (Cell("rrle", 16, "box", "res"), Cell("rrle", 16, "plain", "res"), Cell("rrle", 16, "box", "all"))
+"""What a recipe decides besides: an answer states a box first, against a fixed sentence; and nothing but
+targets is asked for, against the mix with questions. Trained from the bare base."""
 
 
 def trained(folder: Path | str = SHIPPED, design: Sequence[Cell] = DESIGN) -> dict:
@@ -845,7 +845,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
 
 
-_ALL = tuple(dict.fromkeys((*DESIGN, *LEVERS)))
+_ALL = (*DESIGN, *LEVERS)
 
 
 def _train_options(parser) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from t4s_helpers import ablations
-from t4s_helpers.ablations import DESIGN, NOT_TRAINED, AblationError, Cell, Recipe
+from t4s_helpers.ablations import DESIGN, LEVERS, NOT_TRAINED, AblationError, Cell, Recipe
 
 RRLE = Cell("rrle", 16)
 
@@ -110,19 +110,20 @@ def test_levers_are_measured_on_targets_and_questions():
     from t4s_helpers.backbones import ADAPTERS
     from t4s_helpers.data.expressions import scene_samples
 
-    found = {cell: {} for cell in ablations.LEVERS}
-    found[RRLE] = {0: ADAPTERS / "scenes"}
+    found = {cell: {} for cell in LEVERS}
+    name = LEVERS[0].name()
+    found[LEVERS[0]] = {0: ADAPTERS / "scenes"}
     targets, questions = scene_samples("val", 3, "res"), scene_samples("val", 4, "vqa")
     rows = ablations.measure_levers(found, targets, questions, progress=False)
-    weighed = "rrle-16, expected IoU"
-    assert [sum(r["lever"] == name for r in rows) for name in ("base", "rrle-16", weighed)] == [4, 7, 3]
+    weighed = f"{name}, expected IoU"
+    assert [sum(r["lever"] == lever for r in rows) for lever in ("base", name, weighed)] == [4, 7, 3]
     table = {line["lever"]: line for line in ablations.lever_table(rows)}
-    assert set(table) == {"base", "rrle-16", weighed} and "ciou" not in table["base"]
-    masks = [r for r in rows if r["lever"] == "rrle-16" and "union" in r]
+    assert set(table) == {"base", name, weighed} and "ciou" not in table["base"]
+    masks = [r for r in rows if r["lever"] == name and "union" in r]
     whole = sum(r["intersection"] for r in masks) / sum(r["union"] for r in masks)
-    assert table["rrle-16"]["ciou"] == pytest.approx(whole) and table["rrle-16"]["n"] == 3
-    asked = [r["score"] for r in rows if r["lever"] == "rrle-16" and "score" in r]
-    assert table["rrle-16"]["questions"] == pytest.approx(sum(asked) / 4)
+    assert table[name]["ciou"] == pytest.approx(whole) and table[name]["n"] == 3
+    asked = [r["score"] for r in rows if r["lever"] == name and "score" in r]
+    assert table[name]["questions"] == pytest.approx(sum(asked) / 4)
 
 
 def test_levers_change_the_sentence_and_the_mix(monkeypatch):
@@ -130,7 +131,7 @@ def test_levers_change_the_sentence_and_the_mix(monkeypatch):
 
     seen = []
     monkeypatch.setattr(training, "scene_data", lambda *a, **options: seen.append(options))
-    for cell in ablations.LEVERS:
+    for cell in LEVERS:
         ablations._conversations(None, cell, Recipe())
     assert [(o["style"], o["mix"]) for o in seen] == [("box", "res"), ("plain", "res"), ("box", "all")]
 
