@@ -4,7 +4,9 @@ One adapter is trained for each cell of the design and each seed: the same base,
 conversations, the same steps; only how an answer is written differs. Measuring writes one row an
 answer, from which every table and figure is made again without a model::
 
-    python -m t4s_helpers.ablations train   --out checkpoints/ablations
+    python -m t4s_helpers.ablations start   --out checkpoints/start --ship
+    python -m t4s_helpers.ablations train   --out checkpoints/ablations --ship
+    python -m t4s_helpers.ablations train   --out checkpoints/levers --levers --ship
     python -m t4s_helpers.ablations measure --out checkpoints/ablations/tables
     python -m t4s_helpers.ablations plot    --tables checkpoints/ablations/tables --out figures
 
@@ -19,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +128,8 @@ class Recipe:
 
     One request in a conversation: three full-length answers side by side make such long rows that
     attention over them takes ten times as long as over three R-RLE ones. Rank 32, half of the adapter
-    ``scenes``: a dozen adapters ship.
+    ``scenes``: a dozen adapters ship. ``start``: folder of the adapter that all of them go on from, or
+    "" for the bare base.
     """
 
     backbone: str = "embedded"
@@ -141,6 +144,7 @@ class Recipe:
     quantize: str = "none"
     data: str = ""
     data_seed: int = 0
+    start: str = ""
 
 
 def train(out: Path | str, recipe: Recipe = Recipe(), seeds: Sequence[int] = SEEDS,
@@ -197,12 +201,13 @@ def _finished(folder: Path) -> bool:
 
 def _train_one(folder: Path, cell: Cell, seed: int, recipe: Recipe, base) -> None:
     from .backbones import load_backbone
-    from .training import add_adapter, fine_tune
+    from .training import add_adapter, continued_adapter, fine_tune
 
     backbone = load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
                              source=base)
     dataset, collate = _conversations(backbone, cell, recipe)
-    model = add_adapter(backbone, recipe.rank, 2 * recipe.rank, seed=seed)
+    model = (continued_adapter(backbone, recipe.start) if recipe.start else
+             add_adapter(backbone, recipe.rank, 2 * recipe.rank, seed=seed))
     fine_tune(backbone, dataset, collate, folder, batch=recipe.batch,
               accumulate=recipe.accumulate, model=model, seed=seed, learning_rate=recipe.lr)
     # The adapter's files come one by one; only this mark says that all of them are there.
@@ -221,11 +226,87 @@ def _conversations(backbone, cell: Cell, recipe: Recipe):
     return scene_data(backbone, recipe.samples, mix=cell.mix or recipe.mix, n=recipe.turns, **layout)
 
 
-def _ship(folder: Path, place: Path, backbone: str) -> None:
+START = "start"
+"""Name of the adapter that the cells of `DESIGN` go on from."""
+
+
+class InTurn:
+    """Data sets that take turns, a batch each; read in order.
+
+    One batch holds items of one data set: of like length, where the data sets differ in that.
+
+    Args:
+        parts: map-style data sets, equally long.
+        batch: items of a turn.
+
+    >>> "".join(InTurn(["abcd", "ABCD"], 2))
+    'abABcdCD'
+    """
+
+    def __init__(self, parts: Sequence, batch: int):
+        self.parts, self.batch = list(parts), batch
+
+    def __len__(self) -> int:
+        return len(self.parts) * len(self.parts[0])
+
+    def __getitem__(self, i: int):
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        turn, within = divmod(i, self.batch)
+        lap, part = divmod(turn, len(self.parts))
+        return self.parts[part][lap * self.batch + within]
+
+
+def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe = Recipe(),
+                design: Sequence[Cell] = DESIGN, base: Path | str | None = None,
+                ship: Path | str | None = None) -> Path:
+    """The adapter that all cells go on from: one that knows the task, shrunk to the recipe's rank and
+    taught all cells' ways to write in turn, a batch each.
+
+    To learn the task from the bare base takes some hours, most of them spent on what all cells share:
+    finding the target, and where its rows begin and end. ``adapter`` was trained on one of the cells;
+    the turns make up for that as far as they go.
+
+    Args:
+        out: folder for checkpoints, ``log.csv`` and ``adapter``; goes on where it was cut off.
+        adapter: folder of an adapter for the same backbone, or the name of one that ships.
+        recipe: ``samples`` conversations in all, about other pictures than those of the cells.
+
+    Returns:
+        the folder of the adapter.
+    """
+    from .adapters import shrink_adapter
+    from .backbones import load_backbone
+    from .training import continued_adapter, fine_tune
+
+    out = Path(out)
+    _keep_recipe(out, recipe)
+    if not _finished(out):
+        shrunk = out / "shrunk"
+        if not (shrunk / "adapter_config.json").exists():
+            shrink_adapter(adapter, shrunk, recipe.rank, recipe.backbone, base)
+        backbone = load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
+                                 source=base)
+        turns = max(1, recipe.samples // (len(design) * recipe.batch))
+        each = [_conversations(backbone, cell, replace(
+            recipe, samples=turns * recipe.batch, data_seed=recipe.data_seed + 1000 + k))
+            for k, cell in enumerate(design)]
+        fine_tune(backbone, InTurn([data for data, _ in each], recipe.batch), each[0][1], out,
+                  batch=recipe.batch, accumulate=recipe.accumulate,
+                  model=continued_adapter(backbone, shrunk), learning_rate=recipe.lr,
+                  train_sampling_strategy="sequential")
+        (out / "adapter" / "finished").touch()
+    if ship:
+        _ship(out, Path(ship), recipe.backbone, START)
+    return out / "adapter"
+
+
+def _ship(folder: Path, place: Path, backbone: str, name: str = "") -> None:
     from .adapters import export_adapter
 
-    export_adapter(folder / "adapter", place / folder.name, backbone)
-    (place / folder.name / "log.csv").write_bytes((folder / "log.csv").read_bytes())
+    name = name or folder.name
+    export_adapter(folder / "adapter", place / name, backbone)
+    (place / name / "log.csv").write_bytes((folder / "log.csv").read_bytes())
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -832,6 +913,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m t4s_helpers.ablations",
                                      description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    _start_options(commands.add_parser("start", help="the adapter that the cells go on from"))
     _train_options(commands.add_parser("train", help="one adapter for each cell and seed"))
     _measure_options(commands.add_parser("measure", help="score the adapters that are there"))
     plot = commands.add_parser("plot", help="the figures from the tables, without a model")
@@ -839,25 +921,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     plot.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
     args = parser.parse_args(argv)
     try:
-        {"train": _train_command, "measure": _measure_command, "plot": _plot_command}[
-            args.command](args)
+        {"start": _start_command, "train": _train_command, "measure": _measure_command,
+         "plot": _plot_command}[args.command](args)
     except AblationError as error:
         raise SystemExit(str(error)) from None
 
 
-_ALL = (*DESIGN, *LEVERS)
+def _start_options(parser) -> None:
+    _recipe_options(parser, Recipe(samples=7680))
+    parser.add_argument("--adapter", default="scenes", help="name or folder of one that knows the task")
+
+
+def _start_command(args) -> None:
+    print(train_start(args.out, args.adapter, _recipe(args), base=args.base, ship=args.ship))
 
 
 def _train_options(parser) -> None:
+    add = parser.add_argument
+    _recipe_options(parser, Recipe())
+    add("--levers", action="store_true", help="those of the recipe's levers, from the bare base")
+    names = [c.name() for c in (*DESIGN, *LEVERS)]
+    add("--cells", nargs="+", choices=names, metavar="CELL", help=f"only these of {' '.join(names)}")
+    add("--seeds", type=int, nargs="+", default=list(SEEDS))
+    add("--start", help="folder of the adapter to go on from, or 'none'; by default the one that ships "
+        "for the embedded model, and none for the levers and for other backbones")
+
+
+def _recipe_options(parser, usual: Recipe) -> None:
     from .data.instructions import MIXES
 
-    add, usual = parser.add_argument, Recipe()
+    add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for checkpoints, logs and adapters")
     add("--ship", type=Path, nargs="?", const=SHIPPED, help="export finished adapters here too "
         "(without a folder: into the package)")
-    names = [c.name() for c in _ALL]
-    add("--cells", nargs="+", choices=names, metavar="CELL", help=f"only these of {' '.join(names)}")
-    add("--seeds", type=int, nargs="+", default=list(SEEDS))
     add("--base", type=Path, help="folder to load the backbone from, if not its own")
     add("--mix", choices=MIXES, default=usual.mix, help="of requests about scenes")
     add("--quantize", choices=("nf4", "none"), default=usual.quantize)
@@ -871,10 +967,21 @@ def _train_options(parser) -> None:
         add(f"--{name}", type=type(value), default=value, help=f"{told} ({value!r})")
 
 
+def _recipe(args, start: str = "") -> Recipe:
+    return Recipe(**{name: getattr(args, name) for name in asdict(Recipe()) if name != "start"},
+                  start=start)
+
+
 def _train_command(args) -> None:
-    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
-    design = [c for c in _ALL if not args.cells or c.name() in args.cells]
-    for folder in train(args.out, recipe, args.seeds, design, args.base, args.ship):
+    design = [c for c in (*DESIGN, *LEVERS) if c.name() in args.cells] if args.cells else (
+        LEVERS if args.levers else DESIGN)
+    start = args.start or ("none" if set(design) <= set(LEVERS) or args.backbone != "embedded"
+                           else str(SHIPPED / START))
+    if start != "none" and not (Path(start) / "adapter_config.json").is_file():
+        raise AblationError(f"{start} holds no adapter to go on from. 'python -m t4s_helpers.ablations "
+                            "start' makes one; with '--start none' all begin with the bare base.")
+    for folder in train(args.out, _recipe(args, "" if start == "none" else start), args.seeds, design,
+                        args.base, args.ship):
         print(folder)
 
 

@@ -32,6 +32,34 @@ def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
     return out
 
 
+def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
+                   source: Path | str | None = None) -> Path:
+    """A LoRA adapter of lower rank that comes as near to another as its rank allows.
+
+    Each product of matrices is cut off behind its largest singular values (peft's
+    ``add_weighted_adapter``).
+
+    Args:
+        adapter: folder of a peft adapter, or the name of one that ships.
+        out: the new folder.
+        rank: of the new matrices.
+        name: a key of `t4s_helpers.backbones.BACKBONES`.
+        source: another folder or hub id of the backbone.
+    """
+    from .backbones import load_backbone
+
+    out = Path(out)
+    model = load_backbone(name, source=source, adapter=adapter).model
+    [old] = model.peft_config
+    model.add_weighted_adapter([old], [1.0], "shrunk", combination_type="svd", svd_rank=rank)
+    model.delete_adapter(old)
+    model.save_pretrained(out, selected_adapters=["shrunk"])
+    for file in (out / "shrunk").iterdir():  # peft keeps all adapters but "default" in folders
+        file.replace(out / file.name)
+    (out / "shrunk").rmdir()
+    return out
+
+
 def merge_adapter(name: str, adapter: Path | str, out: Path | str,
                   source: Path | str | None = None) -> Path:
     """Add an adapter's matrices to the weights of its backbone and save the sum with its processor.

@@ -64,11 +64,28 @@ def test_adapters_of_different_recipes_never_share_a_folder(trainer, tmp_path):
 def test_the_command_passes_the_recipe_on(monkeypatch, tmp_path):
     got = {}
     monkeypatch.setattr(ablations, "train", lambda *a: got.update(args=a) or [])
-    ablations.main(["train", "--out", str(tmp_path), "--samples", "7", "--lr", "0.001", "--cells",
-                    "rrle-24", "--seeds", "3", "--ship"])
+    start = tmp_path / "start"
+    start.mkdir()
+    command = ["train", "--out", str(tmp_path), "--samples", "7", "--lr", "0.001", "--cells",
+               "rrle-24", "--seeds", "3", "--ship", "--start", str(start)]
+    with pytest.raises(SystemExit, match="holds no adapter to go on from.*ablations start"):
+        ablations.main(command)
+    (start / "adapter_config.json").write_text("{}")
+    ablations.main(command)
     out, recipe, seeds, design, base, ship = got["args"]
-    assert recipe == Recipe(samples=7, lr=1e-3) and seeds == [3] and design == [Cell("rrle", 24)]
-    assert base is None and ship == ablations.SHIPPED
+    assert recipe == Recipe(samples=7, lr=1e-3, start=str(start)) and seeds == [3]
+    assert design == [Cell("rrle", 24)] and base is None and ship == ablations.SHIPPED
+
+
+@pytest.mark.parametrize("more", [["--levers"], ["--cells", "rrle-16-box-all"],
+                                  ["--backbone", "llava-1.5-7b"], ["--start", "none"]])
+def test_levers_and_other_backbones_begin_with_the_bare_base(monkeypatch, tmp_path, more):
+    got = {}
+    monkeypatch.setattr(ablations, "train", lambda *a: got.update(args=a) or [])
+    ablations.main(["train", "--out", str(tmp_path), *more])
+    _, recipe, _, design, *_ = got["args"]
+    assert recipe.start == ""
+    assert set(design) <= set(LEVERS if more[0] in ("--levers", "--cells") else DESIGN)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +95,36 @@ def really_trained(tmp_path_factory):
     recipe = Recipe(samples=4, batch=2, turns=1, rank=4)
     ablations.train(out, recipe, [0, 1], [RRLE], tiny_model.folder(), out / "shipped")
     return out
+
+
+def test_cells_go_on_from_an_adapter_that_has_seen_them_all(really_trained, tmp_path):
+    from safetensors.torch import load_file
+
+    tiny_model = pytest.importorskip("tiny_model")
+    recipe = Recipe(samples=8, batch=2, turns=1, rank=2, lr=1e-3)
+    design = (RRLE, Cell("irle", 4))
+    source = really_trained / "shipped" / "rrle-16-s0"
+    start = ablations.train_start(tmp_path / "start", source, recipe, design, tiny_model.folder(),
+                                  tmp_path / "shipped")
+    shrunk = load_file(tmp_path / "start" / "shrunk" / "adapter_model.safetensors")
+    after = load_file(start / "adapter_model.safetensors")
+    assert shrunk.keys() == after.keys() == load_file(source / "adapter_model.safetensors").keys()
+    assert {min(t.shape) for t in shrunk.values()} == {2}
+    assert any((shrunk[name] != after[name]).any() for name in shrunk)
+    assert (tmp_path / "shipped" / "start" / "log.csv").is_file()
+    assert ablations.train_start(tmp_path / "start", source, recipe, design) == start  # done before
+    went_on = Recipe(samples=2, batch=2, turns=1, rank=2, lr=0.0, start=str(start))
+    [cell] = ablations.train(tmp_path / "cells", went_on, [0], [RRLE], tiny_model.folder())
+    same = load_file(cell / "adapter_model.safetensors")
+    assert all((same[name] == after[name]).all() for name in after), "it begins where start ended"
+
+
+def test_turns_are_whole_batches_of_distinct_items():
+    parts = [[f"{name}{k}" for k in range(6)] for name in "abc"]
+    seen = list(ablations.InTurn(parts, 2))
+    assert sorted(seen) == sorted(sum(parts, [])) and len(seen) == 18
+    for k in range(0, 18, 2):
+        assert seen[k][0] == seen[k + 1][0] == "abc"[k // 2 % 3]
 
 
 def test_seeds_change_the_matrices_and_not_the_requests(really_trained):
