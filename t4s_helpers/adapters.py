@@ -51,7 +51,8 @@ def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
     out = Path(out)
     model = load_backbone(name, source=source, adapter=adapter).model
     [old] = model.peft_config
-    model.add_weighted_adapter([old], [1.0], "shrunk", combination_type="svd", svd_rank=rank)
+    # As the mean of itself and itself: a single adapter peft would copy as it is.
+    model.add_weighted_adapter([old, old], [0.5, 0.5], "shrunk", combination_type="svd", svd_rank=rank)
     model.delete_adapter(old)
     model.save_pretrained(out, selected_adapters=["shrunk"])
     for file in (out / "shrunk").iterdir():  # peft keeps all adapters but "default" in folders
