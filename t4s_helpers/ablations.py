@@ -200,16 +200,27 @@ def _finished(folder: Path) -> bool:
 
 
 def _train_one(folder: Path, cell: Cell, seed: int, recipe: Recipe, base) -> None:
-    from .backbones import load_backbone
-    from .training import add_adapter, continued_adapter, fine_tune
+    from .training import add_adapter, continued_adapter
 
-    backbone = load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
-                             source=base)
+    backbone = _backbone(recipe, base)
     dataset, collate = _conversations(backbone, cell, recipe)
     model = (continued_adapter(backbone, recipe.start) if recipe.start else
              add_adapter(backbone, recipe.rank, 2 * recipe.rank, seed=seed))
-    fine_tune(backbone, dataset, collate, folder, batch=recipe.batch,
-              accumulate=recipe.accumulate, model=model, seed=seed, learning_rate=recipe.lr)
+    _fine_tune(folder, backbone, dataset, collate, model, recipe, seed=seed)
+
+
+def _backbone(recipe: Recipe, base):
+    from .backbones import load_backbone
+
+    return load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
+                         source=base)
+
+
+def _fine_tune(folder: Path, backbone, dataset, collate, model, recipe: Recipe, **more) -> None:
+    from .training import fine_tune
+
+    fine_tune(backbone, dataset, collate, folder, batch=recipe.batch, accumulate=recipe.accumulate,
+              model=model, learning_rate=recipe.lr, **more)
     # The adapter's files come one by one; only this mark says that all of them are there.
     (folder / "adapter" / "finished").touch()
 
@@ -226,8 +237,8 @@ def _conversations(backbone, cell: Cell, recipe: Recipe):
     return scene_data(backbone, recipe.samples, mix=cell.mix or recipe.mix, n=recipe.turns, **layout)
 
 
-START = "start"
-"""Name of the adapter that the cells of `DESIGN` go on from."""
+START, START_RECIPE = "start", Recipe(samples=7680)
+"""Name of the adapter that the cells of `DESIGN` go on from, and how it is trained."""
 
 
 class InTurn:
@@ -257,7 +268,7 @@ class InTurn:
         return self.parts[part][lap * self.batch + within]
 
 
-def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe = Recipe(),
+def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe = START_RECIPE,
                 design: Sequence[Cell] = DESIGN, base: Path | str | None = None,
                 ship: Path | str | None = None) -> Path:
     """The adapter that all cells go on from: one that knows the task, shrunk to the recipe's rank and
@@ -276,8 +287,7 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
         the folder of the adapter.
     """
     from .adapters import shrink_adapter
-    from .backbones import load_backbone
-    from .training import continued_adapter, fine_tune
+    from .training import continued_adapter
 
     out = Path(out)
     _keep_recipe(out, recipe)
@@ -285,17 +295,13 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
         shrunk = out / "shrunk"
         if not (shrunk / "adapter_config.json").exists():
             shrink_adapter(adapter, shrunk, recipe.rank, recipe.backbone, base)
-        backbone = load_backbone(recipe.backbone, None if recipe.quantize == "none" else recipe.quantize,
-                                 source=base)
+        backbone = _backbone(recipe, base)
         turns = max(1, recipe.samples // (len(design) * recipe.batch))
         each = [_conversations(backbone, cell, replace(
             recipe, samples=turns * recipe.batch, data_seed=recipe.data_seed + 1000 + k))
             for k, cell in enumerate(design)]
-        fine_tune(backbone, InTurn([data for data, _ in each], recipe.batch), each[0][1], out,
-                  batch=recipe.batch, accumulate=recipe.accumulate,
-                  model=continued_adapter(backbone, shrunk), learning_rate=recipe.lr,
-                  train_sampling_strategy="sequential")
-        (out / "adapter" / "finished").touch()
+        _fine_tune(out, backbone, InTurn([data for data, _ in each], recipe.batch), each[0][1],
+                   continued_adapter(backbone, shrunk), recipe, train_sampling_strategy="sequential")
     if ship:
         _ship(out, Path(ship), recipe.backbone, START)
     return out / "adapter"
@@ -722,9 +728,15 @@ def _line(ax: Axes, x, rows, colour: str, label: str | None, **style) -> None:
     ax.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o",
                 markersize=5, capsize=3, elinewidth=1, label=label, **style)
     if not style:
-        for place, row in ((p, r) for p, r in zip(x, rows) if r["seeds"] > 1):
-            ends = [100 * row["seed_low"], 100 * row["seed_high"]]
-            ax.scatter([place + 0.07] * 2, ends, s=9, color=colour, marker="D", linewidths=0)
+        for place, row in zip(x, rows):
+            _seeds(ax, place, row, colour)
+
+
+def _seeds(ax: Axes, x: float, row: Mapping, colour: str, **style) -> None:
+    """The best and the worst single seed of a case, where it has several."""
+    if row["seeds"] > 1:
+        ends = [100 * row["seed_low"], 100 * row["seed_high"]]
+        ax.scatter([x + 0.07] * 2, ends, s=9, color=colour, marker="D", linewidths=0, **style)
 
 
 def _gap(ax: Axes, at: float, width: float = 0.7, text: str = NOT_TRAINED) -> None:
@@ -797,9 +809,8 @@ def plot_levers(axes: Sequence[Axes], table: Sequence[Mapping]) -> Sequence[Axes
             value = 100 * row[key]
             ends = _bounds(row) if key == "ciou" else (value, value)
             _bar(ax, n, value, plotting.label_colour(2), row["recipe"], ends)
-            if key == "ciou" and row["seeds"] > 1:
-                ax.scatter([n + 0.07] * 2, [100 * row["seed_low"], 100 * row["seed_high"]], s=9,
-                           color=plotting.INK, marker="D", linewidths=0, zorder=3)
+            if key == "ciou":
+                _seeds(ax, n, row, plotting.INK, zorder=3)
             ax.annotate(f"{value:.1f}", (n, ends[1]), (0, 3), textcoords="offset points", ha="center",
                         fontsize="small")
         ax.set_xticks(range(len(shown)), [r["recipe"].replace(", ", ",\n") for r in shown],
@@ -928,7 +939,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _start_options(parser) -> None:
-    _recipe_options(parser, Recipe(samples=7680))
+    _recipe_options(parser, START_RECIPE)
     parser.add_argument("--adapter", default="scenes", help="name or folder of one that knows the task")
 
 

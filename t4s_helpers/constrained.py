@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
 from math import ceil
 from typing import NamedTuple
 
@@ -442,8 +441,12 @@ class DraftingDecoder:
     @staticmethod
     def _beyond(fed: Tree, at: int, logits) -> list[tuple[list[int], list[float]]]:
         """What the model says after each guess behind one that it did not follow."""
-        chain = takewhile(lambda k: fed.parents[k] == k - 1, range(at + 1, len(fed.tokens)))
-        return [_likeliest(logits[k]) for k in chain]
+        last = at
+        while last + 1 < len(fed.tokens) and fed.parents[last + 1] == last:
+            last += 1
+        # All places at once: on a GPU every reading of a result waits for the device.
+        best = torch.as_tensor(logits[at + 1:last + 1]).float().softmax(-1).topk(HEARD)
+        return list(zip(best.indices.tolist(), best.values.tolist()))
 
     def _sequences(self, input_ids):
         longest = max(len(writer.ids) for writer in self.writers)
@@ -452,12 +455,6 @@ class DraftingDecoder:
         rows = [(writer.ids + [pad] * longest)[:longest] for writer in self.writers]
         answers = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
         return torch.cat([input_ids, answers], dim=-1)
-
-
-def _likeliest(logits) -> tuple[list[int], list[float]]:
-    """The first few tokens and their probabilities."""
-    best = torch.as_tensor(logits).float().softmax(-1).topk(HEARD)
-    return best.indices.tolist(), best.values.tolist()
 
 
 def _first_inputs(model, input_ids, kwargs: dict, opening: list[int]) -> dict:
@@ -548,7 +545,7 @@ class _Cache:
     def keep(self, kept: list[list[int]]) -> None:
         """Forget all but some of the tokens that each row was fed last, given by number, ascending."""
         self.lengths = [length + len(some) for length, some in zip(self.lengths, kept)]
-        if len(kept) == 1 and kept[0] == list(range(len(kept[0]))):
+        if all(some == list(range(len(kept[0]))) for some in kept):  # all rows end alike
             if surplus := self.columns - self.before - len(kept[0]):
                 self.cache.crop(-surplus)
             return
