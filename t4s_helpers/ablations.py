@@ -7,38 +7,39 @@ answer, from which every table and figure is made again without a model::
     python -m t4s_helpers.ablations start   --out checkpoints/start --ship
     python -m t4s_helpers.ablations train   --out checkpoints/ablations --ship
     python -m t4s_helpers.ablations train   --out checkpoints/levers --levers --ship
-    python -m t4s_helpers.ablations measure --out checkpoints/ablations/tables
-    python -m t4s_helpers.ablations plot    --tables checkpoints/ablations/tables --out figures
+    python -m t4s_helpers.ablations measure --out results/ablations
+    python -m t4s_helpers.ablations plot    --tables results/ablations --out figures
 
-A cell whose adapter is not there is said to be not trained, in every table and figure. All three
-commands go on where they were cut off. Notebook ``08_ablations`` calls the same functions.
+A cell whose adapter is not there is said to be not trained, in every table and figure. All
+commands go on where they were cut off. Notebook ``08_ablations`` shows the tables of ``results/ablations`` and
+measures a few of their rows again; the figures are in `t4s_helpers.ablation_figures`.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .backbones import ADAPTERS
 from .tables import number_or_text
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 SHIPPED = ADAPTERS / "ablations"
 """Where the trained cells ship: one folder ``<scheme>-<size>-s<seed>`` each."""
 
-SEEDS = (0, 1)
+TABLES = Path(__file__).resolve().parents[1] / "results" / "ablations"
+"""Where the tables of the shipped cells lie: what the command ``measure`` found."""
 
-REFINED = ("none", "mobile_sam")
+SEEDS = (0, 1)
 
 NOT_TRAINED = "not trained"
 
@@ -87,6 +88,15 @@ DESIGN = (Cell("full", 16), Cell("irle", 16), Cell("rrle", 16), Cell("rrle", 24)
 LEVERS = (Cell("rrle", 16, "box", "res"), Cell("rrle", 16, "plain", "res"), Cell("rrle", 16, "box", "all"))
 """What a recipe decides besides: an answer states a box first, against a fixed sentence; and nothing but
 targets is asked for, against the mix with questions. Trained from the bare base."""
+
+
+LEVER_NAMES = {
+    "rrle-16-box-res": "box, targets only", "rrle-16-plain-res": "fixed sentence",
+    "rrle-16-box-res, expected IoU": "box, expected IoU",
+    "rrle-16-box-all": "box, mix with questions",
+    "scenes": "shipped adapter", "base": "base, no adapter",
+}
+"""How the rows of `measure_levers` are called in tables and figures."""
 
 
 def trained(folder: Path | str = SHIPPED, design: Sequence[Cell] = DESIGN) -> dict:
@@ -351,7 +361,7 @@ def refer_sets(folder: Path | str, n: int, split: str = "val") -> dict[str, list
 
 def measure(found: Mapping[Cell, Mapping[int, Path]], sets: Mapping[str, Sequence], refiner=None,
             backbone: str = "embedded", n_timed: int = 4, batch: int = 32, seed: int = 0,
-            progress: bool = True) -> tuple[list[dict], list[dict]]:
+            progress: bool = True, keep: Path | None = None) -> tuple[list[dict], list[dict]]:
     """Score every adapter that is there.
 
     Answers are decoded under the grammar in mode ``fast``, so none is malformed. The masks of all
@@ -363,6 +373,8 @@ def measure(found: Mapping[Cell, Mapping[int, Path]], sets: Mapping[str, Sequenc
         refiner: from `t4s_helpers.refine.load_refiner`; ``None``: the coarse masks alone.
         n_timed: requests answered one by one in every decoding mode, for seconds; 0 for none.
         seed: of the refiner's points.
+        keep: folder for what is finished, one file an adapter and one a set, from which a call after
+            an interruption goes on; ``None``: nothing is kept.
 
     Returns:
         ``(rows, times)``. ``rows``: one an answer and refiner, with pixel counts, tokens and the
@@ -370,39 +382,118 @@ def measure(found: Mapping[Cell, Mapping[int, Path]], sets: Mapping[str, Sequenc
     """
     from tqdm.auto import tqdm
 
-    from .backbones import load_backbone
-
-    grids: dict[tuple, Any] = {}
-    times: list[dict] = []
+    keep, refined_by = keep and Path(keep), refiner and refiner.name
+    ids = {name: [sample.id for sample in samples] for name, samples in sets.items()}
     jobs = [(cell, s, folder) for cell, seeds in found.items() for s, folder in seeds.items()]
+    answers, times = {}, []
     for cell, s, folder in tqdm(jobs, desc="answer", unit="adapter", disable=not progress):
-        model = load_backbone(backbone, adapter=folder)
-        for name, samples in sets.items():
-            grids[cell, s, name] = _answers(model, samples, cell, batch)
-        if n_timed and s == min(found[cell]):
-            times += _times(model, next(iter(sets.values()))[:n_timed], cell)
+        timed = n_timed if s == min(found[cell]) else 0
+        about = keep and [ids, timed, _digest(folder)]
+        done = _kept(keep, cell.name(s), about, lambda: _answered(backbone, folder, cell, sets, timed,
+                                                                  batch))
+        answers[cell, s] = done["answers"]
+        times += done["times"]
     rows: list[dict] = []
     for name, samples in sets.items():
-        for k, sample in enumerate(tqdm(samples, desc=f"refine {name}", unit="request",
-                                        disable=not (progress and jobs))):
-            mine = {(cell, s): grids[cell, s, name][k] for cell, s, _ in jobs}
-            rows += [{"set": name, **row} for row in _scored(sample, mine, refiner, seed)]
+        about = keep and [ids[name], [_digest(folder) for *_, folder in jobs], seed, refined_by]
+        bar = tqdm(samples, desc=f"refine {name}", unit="request", disable=not (progress and jobs))
+        rows += _kept(keep, f"refined-{name}", about, lambda: _all_scored(name, bar, answers, refiner,
+                                                                          seed))
     return rows, times
 
 
-def _answers(model, samples, cell: Cell, batch: int) -> list[tuple[np.ndarray, int]]:
+def _all_scored(name: str, samples: Iterable, answers: Mapping[tuple, Mapping], refiner, seed: int):
+    return [{"set": name, **row} for k, sample in enumerate(samples) for row in _scored(
+        sample, {job: said[name][k] for job, said in answers.items()}, refiner, seed)]
+
+
+def _kept(folder: Path | None, name: str, about, make):
+    """What ``make`` returned about the same before, where that was kept; what it returns now else."""
+    from .results import write_json
+
+    if folder is None:
+        return make()
+    told = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    file = Path(folder) / f"{name.replace('/', '_')}-{told}.json"
+    if not file.is_file():
+        made = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, made)
+    return json.loads(file.read_text())
+
+
+def _digest(adapter: Path) -> str:
+    return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def _answered(backbone: str, adapter: Path, cell: Cell, sets, n_timed: int, batch: int) -> dict:
+    """``answers``: set -> (grid as lists, tokens) a sample; ``times``: rows."""
+    from .backbones import load_backbone
     from .decoding import answer_samples
 
-    out = answer_samples(model, samples, cell.size, cell.scheme, mode="fast", batch=batch,
-                         progress=False)
-    return [(reading.grid, said.n_tokens) for said, reading in out]
+    model = load_backbone(backbone, adapter=adapter)
+    answers = {}
+    for name, samples in sets.items():
+        out = answer_samples(model, samples, cell.size, cell.scheme, mode="fast", batch=batch,
+                             progress=False)
+        answers[name] = [(reading.grid.tolist(), said.n_tokens) for said, reading in out]
+    timed = next(iter(sets.values()))[:n_timed] if n_timed else []
+    return {"answers": answers, "times": _times(model, timed, cell)}
+
+
+def measure_limits(sets: Mapping[str, Sequence], sizes: Sequence[int] = (16, 24, 32)) -> list[dict]:
+    """The ceilings on the same requests: true masks through the same grids.
+
+    Returns:
+        rows of `t4s_helpers.evaluate.oracle_table`, rule ``area`` and no refiner, with ``set``.
+    """
+    from .evaluate import oracle_table
+
+    return [{"set": name, **row, "id": row["id"], "grid": int(row["grid"])}
+            for name, samples in sets.items()
+            for row in oracle_table(samples, sizes, ["area"], progress=False)[0]]
+
+
+def measure_again(found: Mapping[Cell, Mapping[int, Path]], sets: Mapping[str, Sequence],
+                  rows: Sequence[Mapping], **more) -> list[dict]:
+    """Answers some of the requests behind finished rows once more, without a refiner.
+
+    Args:
+        found: from `trained`; of each cell, the first seed answers.
+        sets: name -> some of the samples that the rows are about.
+        rows: of `measure`, perhaps made on another machine.
+        more: for `measure`.
+
+    Returns:
+        one row a cell: ``encoding``, ``grid``, ``asked``, and ``same``, how many answers have the
+        tokens and the pixels of their row. Where two tokens are all but equally likely, another
+        processor's rounding can choose the other.
+
+    Raises:
+        AblationError: the rows are about other requests.
+    """
+    firsts = {cell: dict([min(seeds.items())]) for cell, seeds in found.items() if seeds}
+    keys, values = ("set", "id", "encoding", "grid", "seed"), ("tokens", "intersection", "predicted")
+    before = {tuple(row[k] for k in keys): row for row in rows if row["refiner"] == "none"}
+    again, _ = measure(firsts, sets, n_timed=0, **more)
+    counted: dict[tuple, list[bool]] = {}
+    for row in again:
+        old = before.get(tuple(row[k] for k in keys))
+        if old is None:
+            raise AblationError(f"The table has no row of {row['set']} {row['id']} by {row['encoding']} "
+                                f"at {row['grid']}, seed {row['seed']}: it is of other adapters or "
+                                "requests. Make it again with 'python -m t4s_helpers.ablations measure'.")
+        counted.setdefault((row["encoding"], row["grid"]), []).append(
+            all(row[k] == old[k] for k in values))
+    return [{"encoding": encoding, "grid": grid, "asked": len(same), "same": sum(same)}
+            for (encoding, grid), same in counted.items()]
 
 
 def _times(model, samples, cell: Cell) -> list[dict]:
     from .decoding import answer_samples
 
     rows = []
-    for mode in ("plain", "fast"):
+    for mode in ("plain", "fast") if samples else ():
         options = dict(mode=mode, batch=1, progress=False)
         answer_samples(model, samples[:1], cell.size, cell.scheme, **options)  # warms up
         for sample in samples:
@@ -419,7 +510,8 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
 
     if not answers:
         return []
-    coarse = np.concatenate([grid_to_masks(grid, 1, sample.size) for grid, _ in answers.values()])
+    coarse = np.concatenate([grid_to_masks(np.array(grid), 1, sample.size)
+                             for grid, _ in answers.values()])
     ways = {"none": (coarse, np.zeros(len(coarse), bool), 0.0)}
     if refiner is not None and refiner.name != "none":
         start = time.perf_counter()
@@ -441,11 +533,13 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
 
 
 def measure_levers(found: Mapping[Cell, Mapping[int, Path]], targets: Sequence, questions: Sequence,
-                   backbone: str = "embedded", batch: int = 32, progress: bool = True) -> list[dict]:
+                   backbone: str = "embedded", others: Mapping[str, Path | str] | None = None,
+                   batch: int = 32, progress: bool = True) -> list[dict]:
     """What each lever of the recipe is worth: masks of targets, and answers to questions.
 
     Args:
         found: from `trained`, of `LEVERS`.
+        others: name of a lever -> further adapter, a name or a folder, of 16 x 16 descriptors.
         targets: samples of one target.
         questions: samples of questions, which the bare backbone answers too.
 
@@ -470,30 +564,33 @@ def measure_levers(found: Mapping[Cell, Mapping[int, Path]], targets: Sequence, 
         boxes = [box_from_text(row[name]) for name in ("box", "true_box") if name in row]
         return {"box_right": None not in boxes and box_iou(*boxes) > 0.5} if boxes else {}
 
+    jobs = [(cell.name(), s, folder, cell.size) for cell, seeds in found.items()
+            for s, folder in seeds.items()]
+    jobs += [(name, 0, adapter, 16) for name, adapter in (others or {}).items()]
     out = answered(load_backbone(backbone), questions, "base", 0)
-    for cell, seeds in found.items():
-        for s, folder in seeds.items():
-            model = load_backbone(backbone, adapter=folder)
-            out += answered(model, targets, cell.name(), s, mode="fast", size=cell.size)
-            out += answered(model, questions, cell.name(), s)
-            if cell == next(iter(found)):
-                out += answered(model, targets, f"{cell.name()}, expected IoU", s, mode="expected_iou",
-                                size=cell.size)
+    for name, s, adapter, size in jobs:
+        model = load_backbone(backbone, adapter=adapter)
+        out += answered(model, targets, name, s, mode="fast", size=size)
+        out += answered(model, questions, name, s)
+        if name == next(iter(found)).name():
+            out += answered(model, targets, f"{name}, expected IoU", s, mode="expected_iou", size=size)
     return out
 
 
 def lever_table(rows: Sequence[Mapping]) -> list[dict]:
-    """One row a lever: `summarise` of its masks, and ``questions``, the share answered right.
+    """One row for each of `LEVER_NAMES`: what `summarise` says of its masks, and ``questions``, the share
+    answered right, of ``n_questions``; what was not measured has neither and is `NOT_TRAINED`.
 
-    >>> lever_table([{"lever": "base", "seed": 0, "id": "q", "score": 1.0}])
-    [{'lever': 'base', 'questions': 1.0}]
+    >>> lever_table([{"lever": "base", "seed": 0, "id": "q", "score": 1.0}])[-1]["questions"]
+    1.0
     """
     masks = {row["lever"]: row for row in summarise([r for r in rows if "union" in r], ("lever",))}
     table = []
-    for lever in dict.fromkeys(row["lever"] for row in rows):
+    for lever, name in LEVER_NAMES.items():
         right = [row["score"] for row in rows if row["lever"] == lever and "score" in row]
-        table.append({"lever": lever, **masks.get(lever, {}),
-                      **({"questions": float(np.mean(right))} if right else {})})
+        told = {"questions": float(np.mean(right)), "n_questions": len(right)} if right else {}
+        status = "measured" if right or lever in masks else NOT_TRAINED
+        table.append({"recipe": name, "lever": lever, "status": status, **masks.get(lever, {}), **told})
     return table
 
 
@@ -633,6 +730,86 @@ def size_groups(rows: Sequence[Mapping], edges: Sequence[float] = (0, 1, 4, 16, 
     return [{**row, "size": names[k]} for row, k in zip(rows, place)]
 
 
+def rule_gains(rows: Sequence[Mapping], seed: int = 0) -> list[dict]:
+    """What the rule ``area`` gains over ``nearest``, target by target, on the grid alone.
+
+    Args:
+        rows: of `t4s_helpers.evaluate.oracle_table` with both rules, and ``set``.
+
+    Returns:
+        one row a set and grid: ``gain`` in IoU, points, with its 95 % interval ``low``, ``high``; how
+        many targets each rule loses altogether (``lost by nearest``, ``lost by area``); ``n``.
+    """
+    from .metrics import bootstrap
+
+    alone: dict[tuple, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["refiner"] == "none":
+            case = alone.setdefault((row["set"], row["grid"]), {"area": [], "nearest": []})
+            case[row["rule"]].append(row["iou"])
+    out = []
+    for (name, size), case in alone.items():
+        area, nearest = np.array(case["area"]), np.array(case["nearest"])
+        gain = bootstrap(100 * (area - nearest), seed=seed)
+        out.append({"set": name, "grid": size, "gain": gain.value, "low": gain.low,
+                    "high": gain.high, "lost by nearest": int((nearest == 0).sum()),
+                    "lost by area": int((area == 0).sum()), "n": len(area)})
+    return out
+
+
+def oracle_points(rows: Sequence[Mapping], costs: Sequence[Mapping], seed: int = 0) -> list[dict]:
+    """Points of `frontier` for true text: every grid, encoding and refiner, its cost in tokens.
+
+    Args:
+        rows: of `t4s_helpers.evaluate.oracle_table`, rule ``area``; further ways to refine count as
+            far as they were tried at every grid.
+        costs: one row a ``grid``, mean tokens in a column for each encoding.
+    """
+    from .rle import SCHEMES
+
+    area = [r for r in rows if r["rule"] == "area"]
+    everywhere = [way for way in dict.fromkeys(r["refiner"] for r in area)
+                  if {r["grid"] for r in area if r["refiner"] == way} == {r["grid"] for r in area}]
+    tokens = {row["grid"]: row for row in costs}
+    return [{"name": f"{r['grid']} {scheme}", **r, "tokens": tokens[r["grid"]][scheme]}
+            for r in summarise([r for r in area if r["refiner"] in everywhere], ("grid", "refiner"),
+                               seed=seed)
+            for scheme in SCHEMES]
+
+
+def cost_points(scores: Sequence[Mapping], times: Sequence[Mapping]) -> list[dict]:
+    """Points of `frontier` for trained models: ``seconds`` of an answer and its refinement, for every
+    grid, encoding, refiner and decoding mode.
+
+    Args:
+        scores: `summarise` of the rows of `measure`, of one set.
+        times: of `measure`.
+    """
+    points = []
+    for row in scores:
+        for mode in dict.fromkeys(t["decoding"] for t in times):
+            mine = [t["seconds"] for t in times if (t["encoding"], t["grid"], t["decoding"])
+                    == (row["encoding"], row["grid"], mode)]
+            if mine:
+                points.append({**row, "name": f"{row['grid']} {row['encoding']} {mode}",
+                               "seconds": float(np.mean(mine)) + row["refine_seconds"]})
+    return points
+
+
+def frontier(points: Sequence[Mapping], cost: str) -> list[Mapping]:
+    """The points that no other beats or equals in both cost and cIoU, the cheapest first.
+
+    >>> [p["name"] for p in frontier([{"name": "a", "t": 1, "ciou": 0.5},
+    ...     {"name": "b", "t": 2, "ciou": 0.4}, {"name": "c", "t": 3, "ciou": 0.6}], "t")]
+    ['a', 'c']
+    """
+    kept: list[Mapping] = []
+    for point in sorted(points, key=lambda p: (p[cost], -p["ciou"])):
+        if not kept or point["ciou"] > kept[-1]["ciou"]:
+            kept.append(point)
+    return kept
+
+
 def write_rows(rows: Sequence[Mapping], path: Path | str) -> Path:
     """Rows as CSV, whole or not at all; no rows, a file without any."""
     path = Path(path)
@@ -661,258 +838,29 @@ def read_rows(path: Path | str) -> list[dict]:
                 for row in csv.DictReader(file)]
 
 
+def read_tables(*folders: Path | str) -> dict[str, list[dict]]:
+    """The tables that figures are made of, from the first folder that has each.
+
+    Returns:
+        name -> rows: ``rows``, ``times``, ``limits``, ``levers`` of the command ``measure``;
+        ``oracle_rows`` and ``costs`` of notebook ``08_ablations``. What lies nowhere is left out.
+
+    Raises:
+        AblationError: no folder has any.
+    """
+    names = ("rows", "times", "limits", "levers", "oracle_rows", "costs")
+    places = {name: Path(folder) / f"{name}.csv" for folder in reversed(folders) for name in names
+              if (Path(folder) / f"{name}.csv").is_file()}
+    if not places:
+        raise AblationError(f"There is no table in {', '.join(map(str, folders))}; 'python -m "
+                            "t4s_helpers.ablations measure' or notebook 08_ablations makes them.")
+    return {name: read_rows(place) for name, place in places.items()}
+
+
 def _read(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
     return number_or_text(text)
-
-
-# --- figures -------------------------------------------------------------------------------------
-
-
-def _bounds(row: Mapping) -> tuple[float, float]:
-    return 100 * row["ciou_low"], 100 * row["ciou_high"]
-
-
-def plot_resolution(ax: Axes, table: Sequence[Mapping], sizes: Sequence[int] = (16, 24, 32),
-                    refiners: Sequence[str] = REFINED, title: str | None = None,
-                    best_possible: Sequence[Mapping] = ()) -> Axes:
-    """cIoU by grid side, with and without a refiner (Figures 6 and 14).
-
-    Args:
-        table: rows of `summarise` of one data set and one encoding.
-        best_possible: the same of the true masks through the same grids, drawn faint and dashed.
-
-    Bars span the bootstrap interval, dots are single seeds. A grid without rows is hatched and
-    says that it is not trained.
-    """
-    from . import plotting
-
-    at = {size: k for k, size in enumerate(sizes)}
-    for rows, style in ((best_possible, dict(linestyle=":", alpha=0.55)), (table, {})):
-        for k, way in enumerate(refiners):
-            mine = sorted((r for r in rows if r["refiner"] == way and r["grid"] in at),
-                          key=lambda r: r["grid"])
-            # No line leads over a grid that was not measured.
-            for n, part in enumerate(_neighbours(mine, at)):
-                _line(ax, [at[r["grid"]] for r in part], part, plotting.label_colour(k + 2),
-                      None if n else _way(way) + (", true text" if style else ""), **style)
-    for size in set(sizes) - {r["grid"] for r in table}:
-        _gap(ax, at[size])
-    ax.set_xticks(range(len(sizes)), [f"{s}×{s}" for s in sizes])
-    ax.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 100), ylabel="cIoU, %", xlabel="grid, cells")
-    plotting.set_title(ax, title)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", loc="best")
-    return ax
-
-
-def _neighbours(rows: Sequence[Mapping], at: Mapping[int, int]) -> list[list]:
-    """The rows, in order, in runs without a grid missing between them."""
-    runs: list[list] = []
-    for row in rows:
-        if runs and at[row["grid"]] == at[runs[-1][-1]["grid"]] + 1:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return runs
-
-
-def _way(refiner: str) -> str:
-    return "grid alone" if refiner == "none" else refiner
-
-
-def _line(ax: Axes, x, rows, colour: str, label: str | None, **style) -> None:
-    y = np.array([100 * r["ciou"] for r in rows])
-    low, high = np.array([_bounds(r) for r in rows]).T
-    ax.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], color=colour, marker="o",
-                markersize=5, capsize=3, elinewidth=1, label=label, **style)
-    if not style:
-        for place, row in zip(x, rows):
-            _seeds(ax, place, row, colour)
-
-
-def _seeds(ax: Axes, x: float, row: Mapping, colour: str, **style) -> None:
-    """The best and the worst single seed of a case, where it has several."""
-    if row["seeds"] > 1:
-        ends = [100 * row["seed_low"], 100 * row["seed_high"]]
-        ax.scatter([x + 0.07] * 2, ends, s=9, color=colour, marker="D", linewidths=0, **style)
-
-
-def _gap(ax: Axes, at: float, width: float = 0.7, text: str = NOT_TRAINED) -> None:
-    """A place where there could be a result and is none."""
-    from . import plotting
-
-    ax.axvspan(at - width / 2, at + width / 2, facecolor="#f0f0f0", edgecolor=plotting.FAINT,
-               hatch="///", linewidth=0, alpha=0.6, zorder=0)
-    ax.text(at, 0.5, text, rotation=90, ha="center", va="center", color=plotting.ALARM,
-            transform=ax.get_xaxis_transform(), fontsize="small",
-            bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
-
-
-def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequence[Mapping],
-                   schemes: Sequence[str] = ("full", "irle", "rrle")) -> Sequence[Axes]:
-    """Encoding against cIoU, tokens and seconds (Figure 8), three axes.
-
-    Args:
-        table: rows of `summarise` of one data set at one grid.
-        times: rows of `measure` at the same grid; seconds by decoding mode.
-    """
-    from . import plotting
-
-    for k, way in enumerate(REFINED):
-        for n, scheme in enumerate(schemes):
-            for row in table:
-                if (row["refiner"], row["encoding"]) == (way, scheme):
-                    _bar(axes[0], n + 0.2 * (2 * k - 1), 100 * row["ciou"],
-                         plotting.label_colour(k + 2), _way(way), _bounds(row))
-    for n, scheme in enumerate(schemes):
-        mine = [t for t in times if t["encoding"] == scheme]
-        if mine:
-            tokens = [t["tokens"] for t in mine if t["decoding"] == "fast"]
-            _bar(axes[1], n, float(np.mean(tokens)), plotting.label_colour(4), "tokens",
-                 (min(tokens), max(tokens)))
-        for k, mode in enumerate(("plain", "fast")):
-            seconds = [t["seconds"] for t in mine if t["decoding"] == mode]
-            if seconds:
-                _bar(axes[2], n + 0.2 * (2 * k - 1), float(np.mean(seconds)),
-                     plotting.label_colour(k + 5), mode, (min(seconds), max(seconds)))
-    there = {row["encoding"] for row in table}
-    for ax, ylabel in zip(axes, ("cIoU, %", "tokens an answer", "seconds an answer")):
-        for n, scheme in enumerate(schemes):
-            if scheme not in there:
-                _gap(ax, n)
-        ax.set_xticks(range(len(schemes)), schemes)
-        ax.set(xlim=(-0.55, len(schemes) - 0.45), ylabel=ylabel)
-        if not ax.containers:  # no bar: a scale would pretend that there is something to read off
-            ax.set_yticks([])
-        _legend_once(ax)
-    return axes
-
-
-def plot_levers(axes: Sequence[Axes], table: Sequence[Mapping]) -> Sequence[Axes]:
-    """The levers of the recipe: cIoU of masks, and the share of questions answered right; two axes.
-
-    Args:
-        table: rows of `lever_table` with ``recipe``, the name to show. Bars span the bootstrap
-            interval, dots are single seeds. A lever without rows is hatched; one that was not asked
-            for masks (the bare base) or for questions stands in the other axes alone.
-    """
-    from . import plotting
-
-    for ax, key, ylabel in zip(axes, ("ciou", "questions"), ("cIoU, %", "questions right, %")):
-        shown = [r for r in table if key in r or r.get("status") == NOT_TRAINED]
-        for n, row in enumerate(shown):
-            if key not in row:
-                _gap(ax, n)
-                continue
-            value = 100 * row[key]
-            ends = _bounds(row) if key == "ciou" else (value, value)
-            _bar(ax, n, value, plotting.label_colour(2), row["recipe"], ends)
-            if key == "ciou":
-                _seeds(ax, n, row, plotting.INK, zorder=3)
-            ax.annotate(f"{value:.1f}", (n, ends[1]), (0, 3), textcoords="offset points", ha="center",
-                        fontsize="small")
-        ax.set_xticks(range(len(shown)), [r["recipe"].replace(", ", ",\n") for r in shown],
-                      fontsize="small")
-        ax.set(xlim=(-0.55, len(shown) - 0.45), ylim=(0, 100), ylabel=ylabel)
-    return axes
-
-
-def _bar(ax: Axes, x: float, value: float, colour: str, label: str, ends) -> None:
-    from . import plotting
-
-    ax.bar(x, value, 0.36, color=colour, label=label)
-    away = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
-    ax.errorbar([x], [value], away, fmt="none", ecolor=plotting.INK, elinewidth=0.9, capsize=2)
-
-
-def _legend_once(ax: Axes) -> None:
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    if len(handles) > 1:
-        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize="small")
-
-
-def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
-                  title: str | None = None) -> Axes:
-    """Cost against quality; what nothing beats in both is joined.
-
-    Args:
-        points: rows with ``name``, ``ciou``, the cost and ``refiner``.
-        cost: name of the column on the axis, of positive numbers.
-    """
-    from matplotlib.ticker import LogLocator
-
-    from . import plotting
-
-    for k, way in enumerate(dict.fromkeys(p["refiner"] for p in points)):
-        mine = [p for p in points if p["refiner"] == way]
-        ax.scatter([p[cost] for p in mine], [100 * p["ciou"] for p in mine], s=34, zorder=3,
-                   color=plotting.label_colour(k + 2), label=_way(way))
-    best = frontier(points, cost)
-    ax.plot([p[cost] for p in best], [100 * p["ciou"] for p in best], color=plotting.FAINT,
-            linewidth=0.9, zorder=1)
-    for k, p in enumerate(best):
-        ax.annotate(p["name"], (p[cost], 100 * p["ciou"]), (5, -11), textcoords="offset points",
-                    fontsize="x-small")
-    ax.set(xscale="log", xlabel=cost, ylabel="cIoU, %")
-    ax.margins(0.08, 0.1)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    plotting.set_title(ax, title)
-    return ax
-
-
-def plot_nothing(ax: Axes, text: str = NOT_TRAINED) -> Axes:
-    """Axes that say that there is nothing to show, and look like no result."""
-    ax.set(xticks=[], yticks=[], xlim=(0, 1))
-    _gap(ax, 0.5, 1.0, "")
-    from . import plotting
-
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=plotting.ALARM,
-            bbox=dict(facecolor="white", edgecolor="none", pad=3))
-    return ax
-
-
-def frontier(points: Sequence[Mapping], cost: str) -> list[Mapping]:
-    """The points that no other beats or equals in both cost and cIoU, the cheapest first.
-
-    >>> [p["name"] for p in frontier([{"name": "a", "t": 1, "ciou": 0.5},
-    ...     {"name": "b", "t": 2, "ciou": 0.4}, {"name": "c", "t": 3, "ciou": 0.6}], "t")]
-    ['a', 'c']
-    """
-    kept: list[Mapping] = []
-    for point in sorted(points, key=lambda p: (p[cost], -p["ciou"])):
-        if not kept or point["ciou"] > kept[-1]["ciou"]:
-            kept.append(point)
-    return kept
-
-
-def plot_all(rows: Sequence[Mapping], times: Sequence[Mapping], out: Path | str) -> list[Path]:
-    """The paper's figures from the two tables of `measure`; PNG files, no model."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    from . import plotting
-
-    plotting.use_style()
-    out, table, paths = Path(out), summarise(rows), []
-    out.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(row["set"] for row in rows)) or [NOT_TRAINED]
-    fig, axes = plotting.small_multiples(len(names), columns=3, width=3.8, height=3.0)
-    for ax, name in zip(axes, names):
-        mine = [r for r in table if r["set"] == name and r["encoding"] == "rrle"]
-        plot_resolution(ax, mine, title=name)
-    fig.savefig(out / "resolution.png", dpi=100)
-    paths.append(out / "resolution.png")
-    fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    plot_encodings(axes, [r for r in table if r["set"] == names[0] and r["grid"] == 16],
-                   [t for t in times if t["grid"] == 16])
-    fig.savefig(out / "encodings.png", dpi=100)
-    return [*paths, out / "encodings.png"]
 
 
 # --- command line --------------------------------------------------------------------------------
@@ -928,7 +876,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _train_options(commands.add_parser("train", help="one adapter for each cell and seed"))
     _measure_options(commands.add_parser("measure", help="score the adapters that are there"))
     plot = commands.add_parser("plot", help="the figures from the tables, without a model")
-    plot.add_argument("--tables", type=Path, required=True, help="folder of rows.csv and times.csv")
+    plot.add_argument("--tables", type=Path, required=True, nargs="+",
+                      help="folders of tables: results/ablations, results/08_ablations")
     plot.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
     args = parser.parse_args(argv)
     try:
@@ -999,7 +948,7 @@ def _train_command(args) -> None:
 def _measure_options(parser) -> None:
     add = parser.add_argument
     add("--adapters", type=Path, default=SHIPPED, help="folder of <cell>-s<seed> folders")
-    add("--out", type=Path, required=True, help="folder for rows.csv, times.csv and levers.csv")
+    add("--out", type=Path, required=True, help="folder for the tables rows, times, limits and levers")
     add("--backbone", default="embedded")
     add("--refiner", default="mobile_sam")
     add("--data", help="folder with RefCOCO's files; rendered scenes else")
@@ -1017,21 +966,24 @@ def _measure_command(args) -> None:
         raise AblationError(f"No adapter of the ablation lies in {args.adapters}: train them with "
                             "'python -m t4s_helpers.ablations train', or name their folder.")
     sets = refer_sets(args.data, args.n, args.split) if args.data else scene_sets(args.n)
+    unfinished = args.out / "unfinished"
     rows, times = measure(found, sets, load_refiner(args.refiner), args.backbone, args.timed,
-                          args.batch)
-    tables = {"rows": rows, "times": times}
+                          args.batch, keep=unfinished)
+    tables = {"rows": rows, "times": times, "limits": measure_limits(sets)}
     if not args.data:  # the levers are of the recipe for scenes
         tables["levers"] = measure_levers(trained(args.adapters, LEVERS), *lever_sets(args.n),
-                                          args.backbone, args.batch)
+                                          args.backbone, {"scenes": "scenes"}, args.batch)
     for name, table in tables.items():
         print(write_rows(table, args.out / f"{name}.csv"))
+    shutil.rmtree(unfinished)
     for row in coverage(found):
         print(f"{row['encoding']:>5} {row['grid']}: {row['adapters']}")
 
 
 def _plot_command(args) -> None:
-    rows, times = (read_rows(args.tables / f"{name}.csv") for name in ("rows", "times"))
-    for path in plot_all(rows, times, args.out):
+    from .ablation_figures import plot_all
+
+    for path in plot_all(read_tables(*args.tables), args.out):
         print(path)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from t4s_helpers import ablation_figures as figures
 from t4s_helpers import ablations
 from t4s_helpers.ablations import DESIGN, LEVERS, NOT_TRAINED, AblationError, Cell, Recipe
 
@@ -161,11 +162,17 @@ def test_levers_are_measured_on_targets_and_questions():
     name = LEVERS[0].name()
     found[LEVERS[0]] = {0: ADAPTERS / "scenes"}
     targets, questions = scene_samples("val", 3, "res"), scene_samples("val", 4, "vqa")
-    rows = ablations.measure_levers(found, targets, questions, progress=False)
+    rows = ablations.measure_levers(found, targets, questions, others={"scenes": "scenes"},
+                                    progress=False)
     weighed = f"{name}, expected IoU"
-    assert [sum(r["lever"] == lever for r in rows) for lever in ("base", name, weighed)] == [4, 7, 3]
+    counts = {lever: sum(r["lever"] == lever for r in rows) for lever in ablations.LEVER_NAMES}
+    assert {k: n for k, n in counts.items() if n} == {"base": 4, name: 7, weighed: 3, "scenes": 7}
     table = {line["lever"]: line for line in ablations.lever_table(rows)}
-    assert set(table) == {"base", name, weighed} and "ciou" not in table["base"]
+    assert list(table) == list(ablations.LEVER_NAMES) and "ciou" not in table["base"]
+    for lever, line in table.items():
+        assert (line["status"] == NOT_TRAINED) == (counts[lever] == 0) == (
+            not {"ciou", "questions"} & set(line))
+    assert table["scenes"]["ciou"] == table[name]["ciou"], "one adapter under two names"
     masks = [r for r in rows if r["lever"] == name and "union" in r]
     whole = sum(r["intersection"] for r in masks) / sum(r["union"] for r in masks)
     assert table[name]["ciou"] == pytest.approx(whole) and table[name]["n"] == 3
@@ -249,6 +256,61 @@ def test_a_trained_adapter_is_measured(really_trained, monkeypatch):
     assert all(r["tokens"] > 0 and r["refiner"] == "none" for r in rows)
 
 
+@pytest.fixture
+def answering(monkeypatch, tmp_path):
+    """Two adapters whose answers are made up; what was answered and may be told to stop."""
+    state = SimpleNamespace(asked=[], stop="", found={}, grid=[[1, 1], [0, 0]])
+
+    def answered(backbone, folder, cell, sets, timed, batch):
+        if cell.name() == state.stop:
+            raise KeyboardInterrupt
+        state.asked.append(cell.name())
+        times = [{"encoding": cell.scheme, "grid": cell.size, "decoding": "fast", "id": "s",
+                  "tokens": 9, "seconds": 0.5}] * timed
+        return {"answers": {name: [(state.grid, 9)] * len(samples) for name, samples in sets.items()},
+                "times": times}
+
+    for cell in DESIGN[1:3]:
+        folder = tmp_path / cell.name(0)
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(cell.name().encode())
+        state.found[cell] = {0: folder}
+    monkeypatch.setattr(ablations, "_answered", answered)
+    return state
+
+
+def test_measuring_goes_on_where_it_was_cut_off(answering, tmp_path):
+    sets, keep = {"test": [sample()]}, tmp_path / "keep"
+    whole = ablations.measure(answering.found, sets, FakeRefiner(), n_timed=1, progress=False)
+    answering.asked, answering.stop = [], "rrle-16"
+    with pytest.raises(KeyboardInterrupt):
+        ablations.measure(answering.found, sets, FakeRefiner(), n_timed=1, keep=keep, progress=False)
+    answering.stop = ""
+    refiner = FakeRefiner()
+    rows, times = ablations.measure(answering.found, sets, refiner, n_timed=1, keep=keep, progress=False)
+    assert answering.asked == ["irle-16", "rrle-16"] and refiner.images == 1
+    seconds = {"refine_seconds": 0}
+    assert [{**r, **seconds} for r in rows] == [{**r, **seconds} for r in whole[0]]
+    assert times == whole[1] and len(times) == 2
+    again = ablations.measure(answering.found, sets, refiner, n_timed=1, keep=keep, progress=False)
+    assert again == (rows, times) and refiner.images == 1, "nothing is done twice"
+    (answering.found[RRLE][0] / "adapter_model.safetensors").write_bytes(b"trained further")
+    ablations.measure(answering.found, sets, refiner, n_timed=1, keep=keep, progress=False)
+    assert answering.asked[2:] == ["rrle-16"] and refiner.images == 2, "what changed is done again"
+
+
+def test_some_answers_are_given_again_and_compared(answering):
+    sets = {"test": [sample()]}
+    rows, _ = ablations.measure(answering.found, sets, FakeRefiner(), progress=False)
+    again = ablations.measure_again(answering.found, sets, rows, progress=False)
+    assert again == [{"encoding": name, "grid": 16, "asked": 1, "same": 1} for name in ("irle", "rrle")]
+    answering.grid = [[1, 0], [0, 0]]
+    again = ablations.measure_again(answering.found, sets, rows, progress=False)
+    assert [row["same"] for row in again] == [0, 0]
+    with pytest.raises(AblationError, match="no row of other s by irle at 16"):
+        ablations.measure_again(answering.found, {"other": [sample()]}, rows, progress=False)
+
+
 # --- tables --------------------------------------------------------------------------------------
 
 
@@ -312,6 +374,40 @@ def test_the_frontier_is_what_nothing_beats(seed):
     assert {(p["t"], p["ciou"]) for p in kept} == values and len(kept) == len(values)
 
 
+def truth(name, rule, grid, iou, refiner="none"):
+    return {"set": name, "rule": rule, "grid": grid, "refiner": refiner, "iou": iou, "id": f"{name} a",
+            "intersection": 100 * iou, "predicted": 100, "union": 100, "target": 100, "pixels": 6400,
+            "box_right": True}
+
+
+ORACLE = [truth(name, rule, grid, iou + bonus, refiner) for name in ("photos", "mini")
+          for rule, bonus in (("area", 0.1), ("nearest", 0.0))
+          for grid, iou in ((16, 0.0), (24, 0.4), (32, 0.6)) for refiner in ("none", "sam")]
+
+
+def test_what_the_area_rule_gains_by_hand():
+    gains = ablations.rule_gains(ORACLE + [truth("photos", "area", 16, 0.3, "best")])
+    assert [(g["set"], g["grid"]) for g in gains] == [(n, s) for n in ("photos", "mini")
+                                                      for s in (16, 24, 32)]
+    assert all(g["gain"] == pytest.approx(10) and g["n"] == 1 for g in gains)
+    assert [g["lost by nearest"] for g in gains] == [1, 0, 0] * 2
+    assert not any(g["lost by area"] for g in gains)
+
+
+def test_points_of_cost_and_quality():
+    costs = [{"grid": s, "full": 90 * s, "irle": 2 * s, "rrle": 3 * s} for s in (16, 24, 32)]
+    points = ablations.oracle_points(ORACLE + [truth("photos", "area", 16, 1.0, "best")], costs)
+    assert len(points) == 3 * 3 * 2 and {p["refiner"] for p in points} == {"none", "sam"}
+    assert {p["tokens"] for p in points if p["name"] == "24 irle"} == {48}
+    scores = [{"encoding": "rrle", "grid": 16, "refiner": way, "ciou": 0.5, "refine_seconds": s}
+              for way, s in (("none", 0.0), ("sam", 2.0))]
+    times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "seconds": s}
+             for mode, s in (("plain", 4.0), ("fast", 1.0), ("fast", 2.0))]
+    points = ablations.cost_points(scores + [{**scores[0], "grid": 32}], times)
+    assert [(p["name"], p["seconds"]) for p in points] == [
+        ("16 rrle plain", 4.0), ("16 rrle fast", 1.5), ("16 rrle plain", 6.0), ("16 rrle fast", 3.5)]
+
+
 def test_text_costs_count_the_true_descriptors():
     from t4s_helpers.data.expressions import scene_samples
     from t4s_helpers.rle import encode
@@ -343,7 +439,7 @@ def texts(ax):
 
 
 def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
-    ax = ablations.plot_resolution(axes[0], ablations.summarise(ROWS))
+    ax = figures.plot_resolution(axes[0], ablations.summarise(ROWS))
     assert texts(ax).count(NOT_TRAINED) == 2
     points = {x for line in ax.lines for x in line.get_xdata() if len(line.get_xdata())}
     assert points == {0}, "a point at 16 alone"
@@ -352,18 +448,18 @@ def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
 
 def test_no_line_leads_over_a_grid_that_is_not_trained(axes):
     rows = [{**row, "grid": grid} for row in ROWS for grid in (16, 32)]
-    ax = ablations.plot_resolution(axes[0], ablations.summarise(rows))
+    ax = figures.plot_resolution(axes[0], ablations.summarise(rows))
     solid = [list(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "-"]
     assert sorted(solid) == [[0], [2]]
     rows += [{**row, "grid": 24} for row in ROWS]
-    ax = ablations.plot_resolution(axes[1], ablations.summarise(rows))
+    ax = figures.plot_resolution(axes[1], ablations.summarise(rows))
     assert [0, 1, 2] in [list(line.get_xdata()) for line in ax.lines]
 
 
 def test_encodings_show_what_there_is_and_name_what_is_not(axes):
     times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "tokens": 9, "seconds": s}
              for mode, s in (("plain", 2.0), ("fast", 1.0))]
-    ablations.plot_encodings(axes, ablations.summarise(ROWS), times)
+    figures.plot_encodings(axes, ablations.summarise(ROWS), times)
     for ax, heights in zip(axes, ([40.0], [9.0], [2.0, 1.0])):
         assert texts(ax) == [NOT_TRAINED] * 2
         assert sorted(round(p.get_height(), 6) for p in ax.patches if not p.get_hatch()) == sorted(
@@ -375,7 +471,7 @@ def test_levers_show_masks_and_questions_apart(axes):
     table = [{"recipe": "box, targets", "status": "measured", "questions": 0.5, **row},
              {"recipe": "no box", "status": NOT_TRAINED},
              {"recipe": "base", "status": "measured", "questions": 0.75}]
-    ablations.plot_levers(axes[:2], table)
+    figures.plot_levers(axes[:2], table)
     for ax, names, heights in zip(axes, (["box,\ntargets", "no box"], ["box,\ntargets", "no box", "base"]),
                                   ([100 * row["ciou"]], [50.0, 75.0])):
         assert [tick.get_text() for tick in ax.get_xticklabels()] == names
@@ -384,20 +480,45 @@ def test_levers_show_masks_and_questions_apart(axes):
 
 
 def test_nothing_looks_like_nothing(axes):
-    ax = ablations.plot_nothing(axes[0], "no adapter")
+    ax = figures.plot_nothing(axes[0], "no adapter")
     assert "no adapter" in texts(ax) and not ax.lines and not ax.collections
 
 
-def test_figures_come_from_the_tables_without_a_model(tmp_path):
-    ablations.write_rows(ROWS, tmp_path / "rows.csv")
-    ablations.write_rows([], tmp_path / "times.csv")
+OF_TRUTH = {"ceilings.png", "rules.png", "sizes.png", "frontier.png"}
+OF_MODELS = {"resolution.png", "encodings.png", "frontier_model.png", "levers.png"}
+
+
+@pytest.mark.parametrize("folders, made", [(["models"], OF_MODELS), (["models", "truth"], OF_TRUTH | OF_MODELS),
+                                           (["truth"], OF_TRUTH)])
+def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
+    limits = [r for r in ORACLE if r["rule"] == "area" and r["refiner"] == "none"]
+    for name, rows in {"models/rows": [{**r, "refine_seconds": 0.0} for r in ROWS], "models/times": [],
+                       "models/limits": limits, "models/levers": [], "truth/oracle_rows": ORACLE,
+                       "truth/costs": [{"grid": s, "full": 9 * s, "irle": s, "rrle": 2 * s}
+                                       for s in (16, 24, 32)]}.items():
+        ablations.write_rows(rows, tmp_path / f"{name}.csv")
     program = ("import sys; sys.modules.update({n: None for n in ('torch', 'transformers', 'timm')});"
                "from t4s_helpers.ablations import main; main(sys.argv[1:])")
     done = subprocess.run(
-        [sys.executable, "-c", program, "plot", "--tables", str(tmp_path), "--out",
-         str(tmp_path / "figures")], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        [sys.executable, "-c", program, "plot", "--tables", *(str(tmp_path / f) for f in folders),
+         "--out", str(tmp_path / "figures")], cwd=Path(__file__).parents[1], capture_output=True,
+        text=True)
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"resolution.png", "encodings.png"}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == made
+
+
+def test_the_committed_tables_are_of_the_adapters_that_ship():
+    """Every adapter of the design has rows, about the same requests as every other."""
+    folder = Path(__file__).parents[1] / "results" / "ablations"
+    rows = ablations.read_rows(folder / "rows.csv")
+    asked = {}
+    for row in rows:
+        asked.setdefault((row["encoding"], row["grid"], row["seed"], row["refiner"]), []).append(
+            (row["set"], row["id"]))
+    shipped = {(cell.scheme, cell.size, seed, way) for cell, seeds in ablations.trained().items()
+               for seed in seeds for way in ("none", "mobile_sam")}
+    assert len(shipped) == 2 * 2 * len(DESIGN) and set(asked) == shipped
+    assert len({tuple(sorted(requests)) for requests in asked.values()}) == 1
 
 
 def test_the_command_says_what_to_do_where_nothing_is_trained(tmp_path):
