@@ -150,6 +150,34 @@ def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrl
             "first": next(iter(different), "")}
 
 
+def grammar_cost(backbone, samples, size=16, scheme: str = "rrle", batch: int = 1) -> dict:
+    """What it takes to hold ``constrained`` decoding to the grammar.
+
+    Returns:
+        a row: ``mode``, ``scheme``, ``size``, ``batch``, ``steps`` of `generate`, ``step_ms`` on
+        average and ``grammar_ms`` of it spent on the grammar, ``share``.
+    """
+    from unittest.mock import patch
+
+    from .constrained import DescriptorProcessor
+
+    hold, spent = DescriptorProcessor.__call__, []
+
+    def timed(self, *args):
+        start = time.perf_counter()
+        scores = hold(self, *args)
+        spent.append(time.perf_counter() - start)
+        return scores
+
+    with patch.object(DescriptorProcessor, "__call__", timed):
+        start = time.perf_counter()
+        answer_samples(backbone, samples, size, scheme, batch=batch, progress=False, **_options("constrained"))
+        whole = time.perf_counter() - start
+    return {"mode": "constrained", "scheme": scheme, "size": size, "batch": batch, "steps": len(spent),
+            "step_ms": 1e3 * whole / len(spent), "grammar_ms": 1e3 * sum(spent) / len(spent),
+            "share": sum(spent) / whole}
+
+
 def part_at_a_tie(a, b) -> bool:
     """Whether two answers part at a choice that the model left to rounding: both tokens' logits are
     within `TIE`.

@@ -43,6 +43,19 @@ def test_a_row_tells_what_was_measured(requests):
     assert "fast" in bench.written(fast) and "rrle" in bench.written(fast)
 
 
+def test_what_the_grammar_costs_is_a_part_of_every_step(requests):
+    backbone = tiny_model.backbone()
+    before = generate(backbone, [requests[0].pixels()], [ask(requests[0]).question],
+                      [requests[0].labels], 4, mode="constrained")[0]
+    row = bench.grammar_cost(backbone, requests, 4, batch=2)
+    assert row["batch"] == 2 and row["steps"] >= before.n_tokens
+    assert 0 < row["grammar_ms"] < row["step_ms"]
+    assert row["share"] == pytest.approx(row["grammar_ms"] / row["step_ms"])
+    after = generate(backbone, [requests[0].pixels()], [ask(requests[0]).question],
+                     [requests[0].labels], 4, mode="constrained")[0]
+    assert after.text == before.text
+
+
 def test_fast_and_constrained_are_compared(requests, monkeypatch):
     backbone = tiny_model.backbone()
     for way in ("fast", "trees"):
