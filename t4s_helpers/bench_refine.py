@@ -7,6 +7,7 @@ many of the masks that each fallback threshold would throw away were better than
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,26 @@ def time_stages(refiner, samples: Sequence, size=16, seed: int = 0) -> dict:
                 values.append(ms[stage])
     row = {stage: float(np.median(values)) if values else np.nan for stage, values in found.items()}
     return {"n": len(samples), **row, "own": row["prompts"] + row["masks"]}
+
+
+def time_bare_call(refiner, sample, times: int = 9) -> float:
+    """Milliseconds of one call of ``segment_anything``'s own ``predict``, median: the measure of a machine.
+
+    Args:
+        refiner: from `t4s_helpers.refine.load_refiner`, of a SAM model.
+        sample: whose picture is asked about, with twenty points and an empty mask prompt.
+    """
+    predictor = refiner.set_image(sample.pixels()).predictor
+    height, width = sample.size
+    points = np.random.default_rng(0).random((20, 2)) * (width, height)
+    told = dict(point_coords=points, point_labels=np.arange(20) % 2,
+                mask_input=np.zeros((1, 256, 256), np.float32), multimask_output=False)
+    spent = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        predictor.predict(**told)
+        spent.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(spent[1:]))  # the first warms up
 
 
 def trust_table(refiner, objects: Iterator[tuple[np.ndarray, np.ndarray]], ways=None, size=16,
@@ -119,6 +140,8 @@ def main() -> None:
         row = time_stages(sam.asking(prompts), samples)
         told = "  ".join(f"{k} {v:7.1f}" for k, v in row.items() if k != "n")
         print(f"{name:6} n {row['n']}  ms: {told}", flush=True)
+    if not args.no_times:
+        print(f"one bare call {time_bare_call(sam, samples[0]):7.1f} ms", flush=True)
     if args.coco:
         objects = tqdm(coco_objects(args.coco, args.n), total=args.n, unit="object")
         for row in trust_table(sam, objects):
