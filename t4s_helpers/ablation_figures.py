@@ -1,6 +1,6 @@
 """Figures of the ablations, each from finished tables: no model, no picture.
 
-`t4s_helpers.ablations` makes the tables. Notebook ``08_ablations`` and ``python -m
+`t4s_helpers.ablation_tables` makes the tables. Notebook ``08_ablations`` and ``python -m
 t4s_helpers.ablations plot`` call the same functions: ``plot_*`` draws into axes, the others make a
 whole figure. Where a cell of the design was not trained, a hatched place says so.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from . import plotting
-from .ablations import (NOT_TRAINED, cost_points, frontier, lever_table, oracle_points, rule_gains,
+from .ablation_tables import (NOT_TRAINED, cost_points, frontier, lever_table, oracle_points, rule_gains,
                         size_groups, summarise)
 
 SIZES = (16, 24, 32)
@@ -318,7 +318,7 @@ def encodings(scores: Sequence[Mapping], times: Sequence[Mapping], name: str, gr
 
 
 def levers(table: Sequence[Mapping]) -> Figure:
-    """`plot_levers` of the rows of `t4s_helpers.ablations.lever_table`."""
+    """`plot_levers` of the rows of `t4s_helpers.ablation_tables.lever_table`."""
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 3.2), layout="constrained")
     plot_levers(axes, table)
     return fig
@@ -328,7 +328,7 @@ def plot_all(tables: Mapping[str, Sequence[Mapping]], out: Path | str) -> list[P
     """Every figure whose tables are there, as PNG files; no model.
 
     Args:
-        tables: name -> rows as `t4s_helpers.ablations.read_rows` reads them: ``rows``, ``times``,
+        tables: name -> rows as `t4s_helpers.ablation_tables.read_rows` reads them: ``rows``, ``times``,
             ``limits``, ``levers`` of the command ``measure``; ``oracle_rows`` and ``costs`` of
             notebook ``08_ablations``.
 

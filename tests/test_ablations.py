@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from t4s_helpers import ablation_figures as figures
+from t4s_helpers import ablation_tables as tables
 from t4s_helpers import ablations
-from t4s_helpers.ablations import DESIGN, LEVERS, NOT_TRAINED, AblationError, Cell, Recipe
+from t4s_helpers.ablation_tables import NOT_TRAINED, AblationError
+from t4s_helpers.ablations import DESIGN, LEVERS, Cell, Recipe
 
 RRLE = Cell("rrle", 16)
 
@@ -165,10 +167,10 @@ def test_levers_are_measured_on_targets_and_questions():
     rows = ablations.measure_levers(found, targets, questions, others={"scenes": "scenes"},
                                     progress=False)
     weighed = f"{name}, expected IoU"
-    counts = {lever: sum(r["lever"] == lever for r in rows) for lever in ablations.LEVER_NAMES}
+    counts = {lever: sum(r["lever"] == lever for r in rows) for lever in tables.LEVER_NAMES}
     assert {k: n for k, n in counts.items() if n} == {"base": 4, name: 7, weighed: 3, "scenes": 7}
-    table = {line["lever"]: line for line in ablations.lever_table(rows)}
-    assert list(table) == list(ablations.LEVER_NAMES) and "ciou" not in table["base"]
+    table = {line["lever"]: line for line in tables.lever_table(rows)}
+    assert list(table) == list(tables.LEVER_NAMES) and "ciou" not in table["base"]
     for lever, line in table.items():
         assert (line["status"] == NOT_TRAINED) == (counts[lever] == 0) == (
             not {"ciou", "questions"} & set(line))
@@ -324,7 +326,7 @@ ROWS = [answer("a", 0, 8, 10), answer("b", 0, 2, 10), answer("a", 1, 6, 10), ans
 
 
 def test_scores_and_error_bars_by_hand():
-    [row] = ablations.summarise(ROWS)
+    [row] = tables.summarise(ROWS)
     assert row["ciou"] == pytest.approx(16 / 40) and row["giou"] == pytest.approx(0.4)
     assert (row["seed_low"], row["seed_high"]) == (pytest.approx(0.3), pytest.approx(0.5))
     assert row["n"] == 2 and row["seeds"] == 2 and row["acc50"] == 0.5 and row["tokens"] == 10.5
@@ -334,7 +336,7 @@ def test_scores_and_error_bars_by_hand():
 
 def test_a_cell_that_is_not_trained_has_no_number_anywhere():
     cases = [{"encoding": c.scheme, "grid": c.size, "refiner": "none"} for c in DESIGN]
-    table = ablations.with_gaps(ablations.summarise(ROWS), cases)
+    table = tables.with_gaps(tables.summarise(ROWS), cases)
     assert [row["status"] for row in table].count(NOT_TRAINED) == 4
     for row in table:
         numbers = {k for k, v in row.items() if isinstance(v, float)}
@@ -345,16 +347,16 @@ def test_a_cell_that_is_not_trained_has_no_number_anywhere():
 
 def test_rows_come_back_from_csv_as_they_were(tmp_path):
     rows = [answer("a", 0, 8, 10, seconds=0.25, fallback=False), answer("b *2, \"x\"", 1, 0, 3)]
-    path = ablations.write_rows(rows, tmp_path / "deep" / "rows.csv")
-    assert ablations.read_rows(path) == rows
-    assert ablations.read_rows(ablations.write_rows([], tmp_path / "none.csv")) == []
+    path = tables.write_rows(rows, tmp_path / "deep" / "rows.csv")
+    assert tables.read_rows(path) == rows
+    assert tables.read_rows(tables.write_rows([], tmp_path / "none.csv")) == []
     with pytest.raises(AblationError, match="There is no table .*missing.csv"):
-        ablations.read_rows(tmp_path / "missing.csv")
+        tables.read_rows(tmp_path / "missing.csv")
 
 
 def test_size_groups_hold_their_edges():
     rows = [{"target": t, "pixels": 256} for t in (0, 1, 3, 4, 15, 16, 256)]
-    assert [r["size"] for r in ablations.size_groups(rows)] == [
+    assert [r["size"] for r in tables.size_groups(rows)] == [
         "0 to 1 cells", "1 to 4 cells", "1 to 4 cells", "4 to 16 cells", "4 to 16 cells",
         "16 cells and more", "16 cells and more"]
 
@@ -364,7 +366,7 @@ def test_the_frontier_is_what_nothing_beats(seed):
     rng = np.random.default_rng(seed)
     points = [{"name": k, "t": int(t), "ciou": float(c)} for k, (t, c) in enumerate(
         zip(rng.integers(1, 9, 30), rng.integers(0, 9, 30) / 9))]
-    kept = ablations.frontier(points, "t")
+    kept = tables.frontier(points, "t")
 
     def beaten(p):
         return any(q["t"] <= p["t"] and q["ciou"] >= p["ciou"]
@@ -386,7 +388,7 @@ ORACLE = [truth(name, rule, grid, iou + bonus, refiner) for name in ("photos", "
 
 
 def test_what_the_area_rule_gains_by_hand():
-    gains = ablations.rule_gains(ORACLE + [truth("photos", "area", 16, 0.3, "best")])
+    gains = tables.rule_gains(ORACLE + [truth("photos", "area", 16, 0.3, "best")])
     assert [(g["set"], g["grid"]) for g in gains] == [(n, s) for n in ("photos", "mini")
                                                       for s in (16, 24, 32)]
     assert all(g["gain"] == pytest.approx(10) and g["n"] == 1 for g in gains)
@@ -396,14 +398,14 @@ def test_what_the_area_rule_gains_by_hand():
 
 def test_points_of_cost_and_quality():
     costs = [{"grid": s, "full": 90 * s, "irle": 2 * s, "rrle": 3 * s} for s in (16, 24, 32)]
-    points = ablations.oracle_points(ORACLE + [truth("photos", "area", 16, 1.0, "best")], costs)
+    points = tables.oracle_points(ORACLE + [truth("photos", "area", 16, 1.0, "best")], costs)
     assert len(points) == 3 * 3 * 2 and {p["refiner"] for p in points} == {"none", "sam"}
     assert {p["tokens"] for p in points if p["name"] == "24 irle"} == {48}
     scores = [{"encoding": "rrle", "grid": 16, "refiner": way, "ciou": 0.5, "refine_seconds": s}
               for way, s in (("none", 0.0), ("sam", 2.0))]
     times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "seconds": s}
              for mode, s in (("plain", 4.0), ("fast", 1.0), ("fast", 2.0))]
-    points = ablations.cost_points(scores + [{**scores[0], "grid": 32}], times)
+    points = tables.cost_points(scores + [{**scores[0], "grid": 32}], times)
     assert [(p["name"], p["seconds"]) for p in points] == [
         ("16 rrle plain", 4.0), ("16 rrle fast", 1.5), ("16 rrle plain", 6.0), ("16 rrle fast", 3.5)]
 
@@ -439,7 +441,7 @@ def texts(ax):
 
 
 def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
-    ax = figures.plot_resolution(axes[0], ablations.summarise(ROWS))
+    ax = figures.plot_resolution(axes[0], tables.summarise(ROWS))
     assert texts(ax).count(NOT_TRAINED) == 2
     points = {x for line in ax.lines for x in line.get_xdata() if len(line.get_xdata())}
     assert points == {0}, "a point at 16 alone"
@@ -448,18 +450,18 @@ def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(axes):
 
 def test_no_line_leads_over_a_grid_that_is_not_trained(axes):
     rows = [{**row, "grid": grid} for row in ROWS for grid in (16, 32)]
-    ax = figures.plot_resolution(axes[0], ablations.summarise(rows))
+    ax = figures.plot_resolution(axes[0], tables.summarise(rows))
     solid = [list(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "-"]
     assert sorted(solid) == [[0], [2]]
     rows += [{**row, "grid": 24} for row in ROWS]
-    ax = figures.plot_resolution(axes[1], ablations.summarise(rows))
+    ax = figures.plot_resolution(axes[1], tables.summarise(rows))
     assert [0, 1, 2] in [list(line.get_xdata()) for line in ax.lines]
 
 
 def test_encodings_show_what_there_is_and_name_what_is_not(axes):
     times = [{"encoding": "rrle", "grid": 16, "decoding": mode, "tokens": 9, "seconds": s}
              for mode, s in (("plain", 2.0), ("fast", 1.0))]
-    figures.plot_encodings(axes, ablations.summarise(ROWS), times)
+    figures.plot_encodings(axes, tables.summarise(ROWS), times)
     for ax, heights in zip(axes, ([40.0], [9.0], [2.0, 1.0])):
         assert texts(ax) == [NOT_TRAINED] * 2
         assert sorted(round(p.get_height(), 6) for p in ax.patches if not p.get_hatch()) == sorted(
@@ -467,7 +469,7 @@ def test_encodings_show_what_there_is_and_name_what_is_not(axes):
 
 
 def test_levers_show_masks_and_questions_apart(axes):
-    row = ablations.summarise(ROWS)[0]
+    row = tables.summarise(ROWS)[0]
     table = [{"recipe": "box, targets", "status": "measured", "questions": 0.5, **row},
              {"recipe": "no box", "status": NOT_TRAINED},
              {"recipe": "base", "status": "measured", "questions": 0.75}]
@@ -496,7 +498,7 @@ def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
                        "models/limits": limits, "models/levers": [], "truth/oracle_rows": ORACLE,
                        "truth/costs": [{"grid": s, "full": 9 * s, "irle": s, "rrle": 2 * s}
                                        for s in (16, 24, 32)]}.items():
-        ablations.write_rows(rows, tmp_path / f"{name}.csv")
+        tables.write_rows(rows, tmp_path / f"{name}.csv")
     program = ("import sys; sys.modules.update({n: None for n in ('torch', 'transformers', 'timm')});"
                "from t4s_helpers.ablations import main; main(sys.argv[1:])")
     done = subprocess.run(
@@ -510,7 +512,7 @@ def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
 def test_the_committed_tables_are_of_the_adapters_that_ship():
     """Every adapter of the design has rows, about the same requests as every other."""
     folder = Path(__file__).parents[1] / "results" / "ablations"
-    rows = ablations.read_rows(folder / "rows.csv")
+    rows = tables.read_rows(folder / "rows.csv")
     asked = {}
     for row in rows:
         asked.setdefault((row["encoding"], row["grid"], row["seed"], row["refiner"]), []).append(
