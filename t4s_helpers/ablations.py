@@ -218,6 +218,9 @@ def _conversations(backbone, cell: Cell, recipe: Recipe):
 START, START_RECIPE = "start", Recipe(samples=7680)
 """Name of the adapter that the cells of `DESIGN` go on from, and how it is trained."""
 
+CONTINUED = Recipe(samples=2048, lr=3e-4)
+"""How the cells are trained that go on from it; a bare base takes more, as `Recipe` has it."""
+
 
 class InTurn:
     """Data sets that take turns, a batch each; read in order.
@@ -631,12 +634,12 @@ def _start_options(parser) -> None:
 
 
 def _start_command(args) -> None:
-    print(train_start(args.out, args.adapter, _recipe(args), base=args.base, ship=args.ship))
+    print(train_start(args.out, args.adapter, _recipe(args, START_RECIPE), base=args.base, ship=args.ship))
 
 
 def _train_options(parser) -> None:
     add = parser.add_argument
-    _recipe_options(parser, Recipe())
+    _recipe_options(parser, Recipe(), CONTINUED)
     add("--levers", action="store_true", help="those of the recipe's levers, from the bare base")
     names = [c.name() for c in (*DESIGN, *LEVERS)]
     add("--cells", nargs="+", choices=names, metavar="CELL", help=f"only these of {' '.join(names)}")
@@ -645,7 +648,7 @@ def _train_options(parser) -> None:
         "for the embedded model, and none for the levers and for other backbones")
 
 
-def _recipe_options(parser, usual: Recipe) -> None:
+def _recipe_options(parser, usual: Recipe, continued: Recipe | None = None) -> None:
     from .data.instructions import MIXES
 
     add = parser.add_argument
@@ -661,13 +664,15 @@ def _recipe_options(parser, usual: Recipe) -> None:
                        ("rank", "of the LoRA matrices"), ("style", "of the answer's sentence"),
                        ("data", "COCO folder or CSV file of your own; rendered scenes else"),
                        ("data-seed", "of what is asked about which picture")):
-        value = getattr(usual, name.replace("-", "_"))
-        add(f"--{name}", type=type(value), default=value, help=f"{told} ({value!r})")
+        value, other = (getattr(one, name.replace("-", "_")) for one in (usual, continued or usual))
+        also = "" if value == other else f"; {other!r} from an adapter"
+        add(f"--{name}", type=type(value), default=None if also else value,
+            help=f"{told} ({value!r}{also})")
 
 
-def _recipe(args, start: str = "") -> Recipe:
-    return Recipe(**{name: getattr(args, name) for name in asdict(Recipe()) if name != "start"},
-                  start=start)
+def _recipe(args, usual: Recipe, start: str = "") -> Recipe:
+    given = {name: getattr(args, name) for name in asdict(usual) if name != "start"}
+    return replace(usual, start=start, **{k: v for k, v in given.items() if v is not None})
 
 
 def _train_command(args) -> None:
@@ -678,8 +683,8 @@ def _train_command(args) -> None:
     if start != "none" and not (Path(start) / "adapter_config.json").is_file():
         raise AblationError(f"{start} holds no adapter to go on from. 'python -m t4s_helpers.ablations "
                             "start' makes one; with '--start none' all begin with the bare base.")
-    for folder in train(args.out, _recipe(args, "" if start == "none" else start), args.seeds, design,
-                        args.base, args.ship):
+    recipe = _recipe(args, Recipe()) if start == "none" else _recipe(args, CONTINUED, start)
+    for folder in train(args.out, recipe, args.seeds, design, args.base, args.ship):
         print(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,8 @@ def test_the_command_passes_the_recipe_on(monkeypatch, tmp_path):
     out, recipe, seeds, design, base, ship = got["args"]
     assert recipe == Recipe(samples=7, lr=1e-3, start=str(start)) and seeds == [3]
     assert design == [Cell("rrle", 24)] and base is None and ship == ablations.SHIPPED
+    ablations.main(["train", "--out", str(tmp_path), "--start", str(start), "--lr", "0.001"])
+    assert got["args"][1] == replace(ablations.CONTINUED, lr=1e-3, start=str(start))
 
 
 @pytest.mark.parametrize("more", [["--levers"], ["--cells", "rrle-16-box-all"],
@@ -87,7 +90,7 @@ def test_levers_and_other_backbones_begin_with_the_bare_base(monkeypatch, tmp_pa
     monkeypatch.setattr(ablations, "train", lambda *a: got.update(args=a) or [])
     ablations.main(["train", "--out", str(tmp_path), *more])
     _, recipe, _, design, *_ = got["args"]
-    assert recipe.start == ""
+    assert recipe == Recipe(backbone=recipe.backbone), "bare bases are trained for longer"
     assert set(design) <= set(LEVERS if more[0] in ("--levers", "--cells") else DESIGN)
 
 
