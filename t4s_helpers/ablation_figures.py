@@ -113,13 +113,18 @@ def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequen
     Args:
         table: rows of `summarise` of one data set at one grid.
         times: rows of `measure` at the same grid; seconds by decoding mode.
+
+    Bars of cIoU span the bootstrap interval, dots are single seeds; those of tokens and seconds go
+    from the least to the most of a request.
     """
     for k, way in enumerate(_ways(table)):
         for n, scheme in enumerate(schemes):
             for row in table:
                 if (row["refiner"], row["encoding"]) == (way, scheme):
-                    _bar(axes[0], n + 0.2 * (2 * k - 1), 100 * row["ciou"],
-                         plotting.label_colour(k + 2), _way(way), _bounds(row))
+                    x = n + 0.2 * (2 * k - 1)
+                    _bar(axes[0], x, 100 * row["ciou"], plotting.label_colour(k + 2), _way(way),
+                         _bounds(row))
+                    _seeds(axes[0], x, row, plotting.INK, zorder=3)
     for n, scheme in enumerate(schemes):
         mine = [t for t in times if t["encoding"] == scheme]
         if mine:
