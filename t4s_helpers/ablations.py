@@ -257,7 +257,8 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
 
     To learn the task from the bare base takes some hours, most of them spent on what all cells share:
     finding the target, and where its rows begin and end. ``adapter`` was trained on one of the cells;
-    the turns make up for that as far as they go.
+    the turns make up for that as far as they go. No request says which way to write is wanted, so the
+    start itself answers in any: it is to go on from, not to ask.
 
     Args:
         out: folder for checkpoints, ``log.csv`` and ``adapter``; goes on where it was cut off.
