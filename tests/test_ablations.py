@@ -522,7 +522,7 @@ def test_the_committed_tables_are_of_the_adapters_that_ship():
             (row["set"], row["id"]))
     shipped = {(cell.scheme, cell.size, seed, way) for cell, seeds in ablations.trained().items()
                for seed in seeds for way in ("none", "mobile_sam")}
-    assert len(shipped) == 2 * 2 * len(DESIGN) and set(asked) == shipped
+    assert all(ablations.trained().values()) and set(asked) == shipped
     assert len({tuple(sorted(requests)) for requests in asked.values()}) == 1
 
 
