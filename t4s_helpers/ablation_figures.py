@@ -125,6 +125,8 @@ def plot_encodings(axes: Sequence[Axes], table: Sequence[Mapping], times: Sequen
                     _bar(axes[0], x, 100 * row["ciou"], plotting.label_colour(k + 2), _way(way),
                          _bounds(row))
                     _seeds(axes[0], x, row, plotting.INK, zorder=3)
+                    # In words too: a bar of no height looks like none.
+                    _value(axes[0], x, 100 * row["ciou"], 100 * row["ciou_high"])
     for n, scheme in enumerate(schemes):
         mine = [t for t in times if t["encoding"] == scheme]
         if mine:
@@ -168,8 +170,7 @@ def plot_levers(axes: Sequence[Axes], table: Sequence[Mapping]) -> Sequence[Axes
             _bar(ax, n, value, plotting.label_colour(2), row["recipe"], ends)
             if key == "ciou":
                 _seeds(ax, n, row, plotting.INK, zorder=3)
-            ax.annotate(f"{value:.1f}", (n, ends[1]), (0, 3), textcoords="offset points", ha="center",
-                        fontsize="small")
+            _value(ax, n, value, ends[1])
         ax.set_xticks(range(len(shown)), [r["recipe"].replace(", ", ",\n") for r in shown],
                       fontsize="small")
         ax.set(xlim=(-0.55, len(shown) - 0.45), ylim=(0, 100), ylabel=ylabel)
@@ -180,6 +181,11 @@ def _bar(ax: Axes, x: float, value: float, colour: str, label: str, ends) -> Non
     ax.bar(x, value, 0.36, color=colour, label=label)
     away = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
     ax.errorbar([x], [value], away, fmt="none", ecolor=plotting.INK, elinewidth=0.9, capsize=2)
+
+
+def _value(ax: Axes, x: float, value: float, top: float) -> None:
+    ax.annotate(f"{value:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center",
+                fontsize="small")
 
 
 def _legend_once(ax: Axes) -> None:

@@ -616,7 +616,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     if args.command == "run":
         _run_command(args)
-        if Processes().rank:
+        processes = Processes()
+        processes.leave()
+        if processes.rank:
             return 0
     _print_tables(args)
     return 0

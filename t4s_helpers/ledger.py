@@ -162,6 +162,15 @@ class Processes:
         if self.state:
             self.state.wait_for_everyone()
 
+    def leave(self) -> None:
+        """Wait for all, and take leave of them; the last thing that they do together.
+
+        A process that ends without it may be aborted while the threads of its connections still run.
+        """
+        if self.state:
+            self.wait()
+            self.state.destroy_process_group()
+
     def gather(self, items: list) -> list:
         """The lists of all processes, joined in the order of their ranks; the same everywhere."""
         if not self.state:

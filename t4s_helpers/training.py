@@ -682,6 +682,7 @@ def main() -> None:
     from .backbones import BACKBONES, load_backbone
     from .data.instructions import MIXES
     from .data.own import load_own
+    from .ledger import Processes
     from .prompts import SENTENCES
     from .rle import SCHEMES
 
@@ -724,6 +725,7 @@ def main() -> None:
               logging_steps=args.log_every)
     if args.export and int(os.environ.get("RANK", 0)) == 0:
         export_adapter(args.out / "adapter", args.export, backbone.spec.name)
+    Processes().leave()
 
 
 if __name__ == "__main__":

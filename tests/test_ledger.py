@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from t4s_helpers.ledger import RUN_FILE, Ledger, LedgerError, fingerprint, read_lines, read_run
+from t4s_helpers.ledger import (
+    RUN_FILE, Ledger, LedgerError, Processes, fingerprint, read_lines, read_run,
+)
 
 SETTINGS = {"size": 16, "mode": "fast", "samples": "abc"}
 BATCHES = [["a", "b"], ["d", "c"], ["e"]]
@@ -227,3 +230,13 @@ def test_machines_without_a_common_folder_share_a_run(tmp_path):
     assert a == b and [row["id"] for row in a] == ORDER
     for number in "01":
         assert read_run(tmp_path / number)[0] == a
+
+
+def test_processes_wait_for_all_and_then_part():
+    said = []
+    processes = Processes()
+    processes.leave()  # alone: nobody to take leave of
+    processes.state = SimpleNamespace(wait_for_everyone=lambda: said.append("wait"),
+                                      destroy_process_group=lambda: said.append("part"))
+    processes.leave()
+    assert said == ["wait", "part"]
