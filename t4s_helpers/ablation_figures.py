@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from . import plotting
-from .ablation_tables import (NOT_TRAINED, cost_points, frontier, lever_table, oracle_points, rule_gains,
-                        size_groups, summarise)
+from .ablation_tables import (
+    NOT_TRAINED, at_every_grid, cost_points, frontier, lever_table, oracle_points, rule_gains,
+    size_groups, summarise,
+)
 
 SIZES = (16, 24, 32)
 """Grid sides of the design, in cells."""
@@ -234,8 +236,7 @@ def plot_nothing(ax: Axes, text: str = NOT_TRAINED) -> Axes:
 
 
 def _panels(names: Sequence[str], columns: int, width: float, height: float):
-    fig, axes = plotting.small_multiples(max(1, len(names)), columns=columns, width=width, height=height)
-    return fig, axes
+    return plotting.small_multiples(max(1, len(names)), columns=columns, width=width, height=height)
 
 
 def _names(rows: Iterable[Mapping], key: str = "set") -> list[str]:
@@ -249,19 +250,12 @@ def ceilings(table: Sequence[Mapping], sizes: Sequence[int] = SIZES, rule: str =
         table: `summarise` of the rows of `t4s_helpers.evaluate.oracle_table` by set, rule, grid and
             refiner. A way to refine that was tried at one grid alone is left out.
     """
-    table = [r for r in table if r["rule"] == rule and r["refiner"] in _at_every(table, sizes)]
+    table = at_every_grid([r for r in table if r["rule"] == rule], sizes)
     fig, axes = _panels(_names(table), 2, 4.2, 3.3)
     for ax, name in zip(axes, _names(table)):
         plot_resolution(ax, [r for r in table if r["set"] == name], sizes, f"{name}, true text")
         ax.set_ylim(60, 100)
     return fig
-
-
-def _at_every(table: Iterable[Mapping], sizes: Sequence[int]) -> set[str]:
-    seen: dict[str, set] = {}
-    for row in table:
-        seen.setdefault(row["refiner"], set()).add(row["grid"])
-    return {way for way, grids in seen.items() if grids >= set(sizes)}
 
 
 def rules(gains: Sequence[Mapping]) -> Figure:
@@ -283,7 +277,7 @@ def sizes_of_objects(table: Sequence[Mapping], sizes: Sequence[int] = SIZES) -> 
     Args:
         table: `summarise` of the rows of `size_groups` by size, grid and refiner.
     """
-    table = [r for r in table if r["refiner"] in _at_every(table, sizes)]
+    table = at_every_grid(table, sizes)
     order = sorted(_names(table, "size"), key=lambda text: float(text.split()[0]))
     fig, axes = _panels(order, 4, 2.7, 2.9)
     for ax, size in zip(axes, order):

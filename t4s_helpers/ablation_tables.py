@@ -151,6 +151,20 @@ def rule_gains(rows: Sequence[Mapping], seed: int = 0) -> list[dict]:
     return out
 
 
+def at_every_grid(rows: Sequence[Mapping], sizes: Iterable[int] = ()) -> list[Mapping]:
+    """The rows of refiners that were tried at every grid: at those given, else at all of the rows.
+
+    >>> rows = [{"refiner": "a", "grid": 16}, {"refiner": "a", "grid": 24}, {"refiner": "b", "grid": 16}]
+    >>> [row["refiner"] for row in at_every_grid(rows)]
+    ['a', 'a']
+    """
+    grids: dict[str, set[int]] = {}
+    for row in rows:
+        grids.setdefault(row["refiner"], set()).add(row["grid"])
+    wanted = set(sizes) or set().union(*grids.values())
+    return [row for row in rows if grids[row["refiner"]] >= wanted]
+
+
 def oracle_points(rows: Sequence[Mapping], costs: Sequence[Mapping], seed: int = 0) -> list[dict]:
     """Points of `frontier` for true text: every grid, encoding and refiner, its cost in tokens.
 
@@ -161,14 +175,10 @@ def oracle_points(rows: Sequence[Mapping], costs: Sequence[Mapping], seed: int =
     """
     from .rle import SCHEMES
 
-    area = [r for r in rows if r["rule"] == "area"]
-    everywhere = [way for way in dict.fromkeys(r["refiner"] for r in area)
-                  if {r["grid"] for r in area if r["refiner"] == way} == {r["grid"] for r in area}]
+    area = at_every_grid([r for r in rows if r["rule"] == "area"])
     tokens = {row["grid"]: row for row in costs}
     return [{"name": f"{r['grid']} {scheme}", **r, "tokens": tokens[r["grid"]][scheme]}
-            for r in summarise([r for r in area if r["refiner"] in everywhere], ("grid", "refiner"),
-                               seed=seed)
-            for scheme in SCHEMES]
+            for r in summarise(area, ("grid", "refiner"), seed=seed) for scheme in SCHEMES]
 
 
 def cost_points(scores: Sequence[Mapping], times: Sequence[Mapping]) -> list[dict]:
