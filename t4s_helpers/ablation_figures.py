@@ -333,7 +333,7 @@ def plot_all(tables: Mapping[str, Sequence[Mapping]], out: Path | str) -> list[P
     """Every figure whose tables are there, as PNG files; no model.
 
     Args:
-        tables: name -> rows as `t4s_helpers.ablation_tables.read_rows` reads them: ``rows``, ``times``,
+        tables: name -> rows as `t4s_helpers.tables.read_rows` reads them: ``rows``, ``times``,
             ``limits``, ``levers`` of the command ``measure``; ``oracle_rows`` and ``costs`` of
             notebook ``08_ablations``.
 

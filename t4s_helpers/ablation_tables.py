@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .tables import number_or_text
+from .tables import read_rows
 
 TABLES = Path(__file__).resolve().parents[1] / "results" / "ablations"
 """Where the tables of the shipped cells lie: what the command ``measure`` found."""
@@ -231,34 +229,6 @@ def lever_table(rows: Sequence[Mapping]) -> list[dict]:
     return table
 
 
-def write_rows(rows: Sequence[Mapping], path: Path | str) -> Path:
-    """Rows as CSV, whole or not at all; no rows, a file without any."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
-    return path
-
-
-def read_rows(path: Path | str) -> list[dict]:
-    """Rows of a CSV file with numbers and truth values read as such; empty cells are left out.
-
-    Raises:
-        AblationError: there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise AblationError(f"There is no table {path}; 'python -m t4s_helpers.ablations measure' "
-                            "or notebook 08_ablations makes it.")
-    with open(path, newline="") as file:
-        return [{k: _read(v) for k, v in row.items() if v not in ("", None)}
-                for row in csv.DictReader(file)]
-
-
 def read_tables(*folders: Path | str) -> dict[str, list[dict]]:
     """The tables that figures are made of, from the first folder that has each.
 
@@ -276,9 +246,3 @@ def read_tables(*folders: Path | str) -> dict[str, list[dict]]:
         raise AblationError(f"There is no table in {', '.join(map(str, folders))}; 'python -m "
                             "t4s_helpers.ablations measure' or notebook 08_ablations makes them.")
     return {name: read_rows(place) for name, place in places.items()}
-
-
-def _read(text: str) -> Any:
-    if text in ("True", "False"):
-        return text == "True"
-    return number_or_text(text)

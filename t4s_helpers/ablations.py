@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from .ablation_tables import NOT_TRAINED, AblationError, read_tables, write_rows
+from .ablation_tables import NOT_TRAINED, AblationError, read_tables
 from .backbones import ADAPTERS
+from .tables import write_rows
 
 SHIPPED = ADAPTERS / "ablations"
 """Where the trained cells ship: one folder ``<scheme>-<size>-s<seed>`` each."""

@@ -15,7 +15,6 @@ The last column says what the workbook promises.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import pickle
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .tables import write_rows
 
 HEIGHT, WIDTH = 480, 640
 OUTLINES, REFS, SENTENCES, PHOTOS = 197_000, 50_000, 142_000, 20_000
@@ -274,11 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{row['form']:>7} {row['outlines']:>9,} outlines {row['samples']:>9,} samples  "
               f"{row['measure']:<24} {row['value']:>10,.1f} {row['unit']:<10} {row['promised']}")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(rows, options.out)
 
 
 if __name__ == "__main__":

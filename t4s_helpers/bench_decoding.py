@@ -15,8 +15,6 @@ the model speak for itself.
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +24,10 @@ import numpy as np
 from .decoding import MODES, answer_samples, generate
 from .prompts import ask, turn
 from .rle import SCHEMES
-from .tables import number_or_text
+from .tables import read_rows, write_rows
+
+TABLE = Path(__file__).resolve().parents[1] / "results" / "bench_decoding" / "decoding.csv"
+"""The table that is kept with the workbook."""
 
 LIMIT = 9000
 """Tokens after which an answer is cut: a full-length one of a 32x32 grid is shorter."""
@@ -118,6 +119,21 @@ def speedups(rows: Sequence[dict]) -> list[dict]:
              "over_full": ratio(of, a, "full", size, "plain", batch, than=one),
              "over_single": ratio(of, a, scheme, size, "fast", 1, than=one)}
             for (of, a, scheme, size, mode, batch), one in ms.items() if mode == "fast"]
+
+
+def side_by_side(rows: Sequence[dict], value: str = "ms") -> list[dict]:
+    """The table with the decoding modes in columns, one row for all else that tells its rows apart.
+
+    >>> row = {"pictures": "scenes", "answers": "true", "scheme": "rrle", "size": 16, "batch": 1}
+    >>> side_by_side([{**row, "mode": "plain", "passes": 92.0},
+    ...               {**row, "mode": "fast", "passes": 8.0}], "passes")[0]["fast"]
+    8.0
+    """
+    wide: dict[tuple, dict] = {}
+    for row in rows:
+        rest = {key: row[key] for key in KEYS if key != "mode"}
+        wide.setdefault(tuple(rest.values()), rest)[row["mode"]] = row[value]
+    return list(wide.values())
 
 
 def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrle",
@@ -259,27 +275,6 @@ def check_confidence(backbone, sample, size=16, draws: int = 256) -> dict:
             "known": float(found.known[row].mean()), "beyond": int(beyond.sum())}
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a table that an earlier run has left; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{name: number_or_text(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def write_rows(path: Path, rows: Sequence[dict]) -> None:
-    """Save a table, whole or not at all."""
-    from .results import atomic_write
-
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}
-                    for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write({path: text.getvalue().encode()})
-
-
 def run(jobs: Iterable[tuple[dict, object]], path: Path, fresh: bool, say) -> list[dict]:
     """Do jobs that a table lacks; it is saved after each.
 
@@ -292,12 +287,13 @@ def run(jobs: Iterable[tuple[dict, object]], path: Path, fresh: bool, say) -> li
     from tqdm.auto import tqdm
 
     jobs = list(jobs)
-    rows = [] if fresh else read_rows(path)
+    rows = read_rows(path) if path.is_file() and not fresh else []
     for settings, measure in tqdm(jobs, desc=path.stem, unit="setting"):
         if any(all(row.get(key) == value for key, value in settings.items()) for row in rows):
             continue
-        rows.append(measure())
-        write_rows(path, rows)
+        rows.append({name: round(value, 3) if isinstance(value, float) else value
+                     for name, value in measure().items()})
+        write_rows(rows, path)
         say(rows[-1])
     wanted = [settings for settings, _ in jobs]
     return [row for row in rows if any(all(row.get(key) == value for key, value in one.items())

@@ -1,10 +1,16 @@
-"""Tables: rows as Markdown for a notebook, cells of a CSV file read back; `t4s_helpers.results` saves."""
+"""Tables: rows as Markdown for a notebook, and as a CSV file that is read back as it was written.
+
+A notebook's own tables are saved by `t4s_helpers.results.save_table`.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 
@@ -39,12 +45,49 @@ def markdown_table(
     )
 
 
-def number_or_text(cell: str) -> int | float | str:
-    """A cell of a CSV file as what it was: a whole number, a number, else the text.
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
+    """Rows as a CSV file, whole or not at all; no rows, an empty file.
 
-    >>> number_or_text("16"), number_or_text("0.5"), number_or_text("rrle")
-    (16, 0.5, 'rrle')
+    Args:
+        rows: one mapping per row. Columns come in the order in which they first appear; a missing
+            value and None leave the cell empty.
+
+    Returns:
+        the path.
+
+    Raises:
+        t4s_helpers.results.ResultsError: it cannot be written; what was there before still is.
     """
+    from .results import atomic_write
+
+    text, path = io.StringIO(), Path(path)
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    if rows:
+        table.writeheader()
+    table.writerows(rows)
+    atomic_write({path: text.getvalue().encode()})
+    return path
+
+
+def read_rows(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a CSV file by `write_rows`; columns without a value in a row are left out of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: cell_value(text) for name, text in row.items() if text not in ("", None)}
+                for row in csv.DictReader(file)]
+
+
+def cell_value(cell: str) -> bool | int | float | str:
+    """A cell of a CSV file as what it was: true or false, a whole number, a number, else the text.
+
+    >>> cell_value("16"), cell_value("0.5"), cell_value("True"), cell_value("rrle")
+    (16, 0.5, True, 'rrle')
+    """
+    if cell in ("True", "False"):
+        return cell == "True"
     for kind in (int, float):
         try:
             return kind(cell)

@@ -17,6 +17,7 @@ from t4s_helpers import ablation_tables as tables
 from t4s_helpers import ablations
 from t4s_helpers.ablation_tables import NOT_TRAINED, AblationError
 from t4s_helpers.ablations import DESIGN, LEVERS, Cell, Recipe
+from t4s_helpers.tables import read_rows, write_rows
 
 RRLE = Cell("rrle", 16)
 
@@ -348,15 +349,6 @@ def test_a_cell_that_is_not_trained_has_no_number_anywhere():
         {"encoding": c.scheme, "grid": c.size, "adapters": NOT_TRAINED} for c in DESIGN]
 
 
-def test_rows_come_back_from_csv_as_they_were(tmp_path):
-    rows = [answer("a", 0, 8, 10, seconds=0.25, fallback=False), answer("b *2, \"x\"", 1, 0, 3)]
-    path = tables.write_rows(rows, tmp_path / "deep" / "rows.csv")
-    assert tables.read_rows(path) == rows
-    assert tables.read_rows(tables.write_rows([], tmp_path / "none.csv")) == []
-    with pytest.raises(AblationError, match="There is no table .*missing.csv"):
-        tables.read_rows(tmp_path / "missing.csv")
-
-
 def test_size_groups_hold_their_edges():
     rows = [{"target": t, "pixels": 256} for t in (0, 1, 3, 4, 15, 16, 256)]
     assert [r["size"] for r in tables.size_groups(rows)] == [
@@ -502,7 +494,7 @@ def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
                        "models/limits": limits, "models/levers": [], "truth/oracle_rows": ORACLE,
                        "truth/costs": [{"grid": s, "full": 9 * s, "irle": s, "rrle": 2 * s}
                                        for s in (16, 24, 32)]}.items():
-        tables.write_rows(rows, tmp_path / f"{name}.csv")
+        write_rows(rows, tmp_path / f"{name}.csv")
     program = ("import sys; sys.modules.update({n: None for n in ('torch', 'transformers', 'timm')});"
                "from t4s_helpers.ablations import main; main(sys.argv[1:])")
     done = subprocess.run(
@@ -516,7 +508,7 @@ def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
 def test_the_committed_tables_are_of_the_adapters_that_ship():
     """Every adapter of the design has rows, about the same requests as every other."""
     folder = Path(__file__).parents[1] / "results" / "ablations"
-    rows = tables.read_rows(folder / "rows.csv")
+    rows = read_rows(folder / "rows.csv")
     asked = {}
     for row in rows:
         asked.setdefault((row["encoding"], row["grid"], row["seed"], row["refiner"]), []).append(
