@@ -23,6 +23,12 @@ STAMP := $(VENV)/complete-$(shell { cat $(LOCK); pwd; } | cksum | tr -cs '0-9\n'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
+# Let glibc keep the memory of large tensors instead of handing it back to the system after each
+# layer: on two cores SAM's image embedding then takes a third less time, for some 0.4 GB.
+export MALLOC_MMAP_THRESHOLD_ := 1073741824
+export MALLOC_TRIM_THRESHOLD_ := 1073741824
+export MALLOC_TOP_PAD_ := 67108864
+
 .PHONY: help workbook test lab data evaluate benchmark readme lock clean
 
 help: ## this list
