@@ -201,7 +201,8 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
         with 0, and every image tensor concatenated along its first axis. Where items have a
         ``part`` per token, tokens see only those before them in their own part and in part 0, and
-        ``attention_mask`` says so: bool ``(B, 1, T, T)``.
+        ``attention_mask`` says so: bool ``(B, 1, T, T)``. With one part in each item they see all
+        before them, and it is all ones: the padding, behind them, is seen by nobody that counts.
     """
     import torch
 
@@ -216,7 +217,10 @@ def pad_batch(items: list[dict], pad_id: int) -> dict:
         attention[row, :n] = 1
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
     if all("part" in item for item in items):
-        batch["attention_mask"] = _parts_mask([item["part"] for item in items], length)
+        parts = [item["part"] for item in items]
+        # Without a mask to read, causal attention does half of the work.
+        batch["attention_mask"] = (_parts_mask(parts, length) if any(max(own) > 1 for own in parts)
+                                   else torch.ones_like(attention))
     names = {name for item in items for name in item} - {*batch, "part"}
     for name in sorted(names & set(PER_TOKEN)):
         rows = [list(item.get(name, ())) for item in items]

@@ -119,6 +119,26 @@ def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
     assert part == len(turns) == max(item["part"])
 
 
+def test_one_request_a_picture_needs_no_mask_to_read(encoder):
+    import torch
+
+    from t4s_helpers.tiny_base.language import collate, packed, side_by_side
+    from t4s_helpers.training import _parts_mask
+
+    scene, turns = instruction(3, "all", 3, style="box")
+    items = [packed(side_by_side(encoder([one], has_image=True), encoder.tokenizer), scene.image)
+             for one in turns]
+    batch = collate(items, 0)
+    length = batch["input_ids"].shape[1]
+    assert len({len(item["input_ids"]) for item in items}) > 1 and batch["attention_mask"].all()
+    masked = {**batch, "attention_mask": _parts_mask([item["part"] for item in items], length)}
+    model, trained = tiny_model.backbone().model, batch["labels"] != IGNORE
+    with torch.no_grad():
+        ours, theirs = model(**batch), model(**masked)
+    assert torch.allclose(ours.logits[trained], theirs.logits[trained], atol=1e-4)
+    assert float(ours.loss) == pytest.approx(float(theirs.loss), abs=1e-5)
+
+
 def test_padding_is_never_trained_nor_attended():
     batch = pad_batch([{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]},
                        {"input_ids": [5], "labels": [5], "pixel_values": np.ones((1, 3, 2, 2))}], 0)
