@@ -25,9 +25,9 @@ from .bench_decoding import run, time_decoding, timed_requests, written
 
 SHAPES = {
     "llava-1.5-7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                         num_attention_heads=32, num_key_value_heads=32),
+                         num_attention_heads=32),
     "llava-1.5-13b": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
-                          num_attention_heads=40, num_key_value_heads=40),
+                          num_attention_heads=40),
 }
 """Language models of the backbones of the same names, as their repositories configure them."""
 
@@ -35,9 +35,8 @@ VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, nu
               projection_dim=768, image_size=336, patch_size=14)
 """CLIP ViT-L/14 at 336 pixels, the vision tower of both: 576 visual tokens."""
 
-SHRUNK = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-              num_key_value_heads=2)
-"""In place of a shape, to try the command out without a GPU; no measurement."""
+SHRUNK = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+"""In place of both shapes, to try the command out without a GPU; no measurement."""
 
 TARGET_GB = {"llava-1.5-7b": 14, "llava-1.5-13b": 22}
 """What a QLoRA step at batch 4 and 1,024 tokens is to stay under, with checkpointing."""
@@ -74,7 +73,7 @@ def random_weights(name: str, place: Path | str, shrunk: bool = False, seed: int
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 2.5e9 * find(name).billions
     with torch.device("cuda" if fits else "cpu"):  # drawn in minutes on a processor
         model = LlavaForConditionalGeneration._from_config(
-            _config(SHRUNK if shrunk else SHAPES[name], processor.tokenizer, shrunk), dtype=half())
+            _config(name, processor.tokenizer, shrunk), dtype=half())
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "finished").touch()
@@ -94,11 +93,11 @@ def _processor():
                           chat_template=tokenizer.chat_template)
 
 
-def _config(language: dict, tokenizer, shrunk: bool):
+def _config(name: str, tokenizer, shrunk: bool = False):
     from transformers import CLIPVisionConfig, LlavaConfig, LlamaConfig
 
-    tower = {**VISION, **({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-                           "num_attention_heads": 2} if shrunk else {})}
+    toy = SHRUNK if shrunk else {}
+    tower, language = {**VISION, **toy}, {**SHAPES[name], **toy}
     text = LlamaConfig(**language, vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5,
                        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
                        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False)
@@ -210,6 +209,7 @@ def decoding_jobs(args):
     from .backbones import load_backbone
 
     held: dict = {}
+    some = timed_requests("photos", args.samples)
 
     def backbone(name: str):
         if name not in held:  # one model at a time
@@ -221,7 +221,6 @@ def decoding_jobs(args):
         return held[name]
 
     def measure(name: str, mode: str, size: int, about: dict) -> dict:
-        some = timed_requests("photos", args.samples)
         time_decoding(backbone(name), some[:1], mode, size, own=False, pictures="photos")  # warms up
         return {**about, **time_decoding(backbone(name), some, mode, size, own=False,
                                          pictures="photos"), **_versions()}
@@ -229,7 +228,7 @@ def decoding_jobs(args):
     for name in args.shapes:
         about = {**_about(name, args), "weights": args.quantize or "16 bits"}
         for mode, size in DECODE:
-            settings = {**about, "mode": mode, "size": size, "n": args.samples}
+            settings = {**about, "mode": mode, "size": size, "n": len(some)}
             yield settings, lambda name=name, mode=mode, size=size, about=about: measure(
                 name, mode, size, about)
 
