@@ -18,7 +18,6 @@ file or the new one, never half of one.
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
@@ -30,6 +29,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .tables import csv_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -319,17 +320,9 @@ def save_table(rows: Iterable[Mapping[str, Any]], name: str) -> Path:
     if not columns:
         raise ResultsError(f"Table {name!r} has no rows: there is nothing to save.")
     table = [{column: row.get(column) for column in columns} for row in table]
-    text = "".join(_csv_line(row) for row in [columns, *(row.values() for row in table)])
     path = folder / f"{name}.csv"
-    atomic_write({path: text.encode(), path.with_suffix(".json"): _json_bytes(table)})
+    atomic_write({path: csv_text(table).encode(), path.with_suffix(".json"): _json_bytes(table)})
     return path
-
-
-def _csv_line(values: Iterable[Any]) -> str:
-    # With "\n" as its own line end, csv would leave a carriage return in a value unquoted.
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(values)
-    return line.getvalue()[:-2] + "\n"
 
 
 def load_table(name: str, notebook: str | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,27 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """
     from .results import atomic_write
 
-    text, path = io.StringIO(), Path(path)
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    if rows:
-        table.writeheader()
-    table.writerows(rows)
-    atomic_write({path: text.getvalue().encode()})
+    path = Path(path)
+    atomic_write({path: csv_text(rows).encode()})
     return path
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""Rows as the text of a CSV file, as `write_rows` writes it; no rows, no text.
+
+    >>> csv_text([{"grid": 16, "label": "brown dog"}, {"grid": 24}])
+    'grid,label\n16,brown dog\n24,\n'
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, *([row.get(name) for name in columns] for row in rows)] if columns else []
+    return "".join(_csv_line(line) for line in lines)
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    # With "\n" as its own line end, csv would leave a carriage return in a value unquoted.
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return line.getvalue()[:-2] + "\n"
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:

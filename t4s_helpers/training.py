@@ -559,11 +559,11 @@ def scene_item(index: int, folder: str, mix: str = "all", n: int = 4, split: str
     The requests stand side by side and do not see each other's answers.
     """
     from .data.instructions import instruction
-    from .tiny_base.language import cached_encoder, packed, side_by_side
+    from .tiny_base.language import cached_encoder, in_branches, packed
 
     scene, turns = instruction(index, mix, n, split, seed, **layout)
     encode = cached_encoder(folder)
-    return packed(side_by_side(encode(turns, has_image=True), encode.tokenizer), scene.image)
+    return packed(in_branches(encode(turns, has_image=True), encode.tokenizer), scene.image)
 
 
 class SceneConversations:

@@ -98,12 +98,12 @@ def test_processor_items_equal_the_fast_ones(encoder):
 def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
     import torch
 
-    from t4s_helpers.tiny_base.language import collate, packed, side_by_side
+    from t4s_helpers.tiny_base.language import collate, in_branches, packed
 
     scene, turns = instruction(3, "all", 3, style="box")
     image = scene.image if has_image else None
-    item = side_by_side(encoder(turns, has_image=has_image), encoder.tokenizer)
-    batch = collate([packed(item, image), packed(side_by_side(
+    item = in_branches(encoder(turns, has_image=has_image), encoder.tokenizer)
+    batch = collate([packed(item, image), packed(in_branches(
         encoder(turns[:1], has_image=has_image), encoder.tokenizer), image)], 0)
     model = tiny_model.backbone().model
     with torch.no_grad():
@@ -122,11 +122,11 @@ def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
 def test_one_request_a_picture_needs_no_mask_to_read(encoder):
     import torch
 
-    from t4s_helpers.tiny_base.language import collate, packed, side_by_side
+    from t4s_helpers.tiny_base.language import collate, in_branches, packed
     from t4s_helpers.training import _parts_mask
 
     scene, turns = instruction(3, "all", 3, style="box")
-    items = [packed(side_by_side(encoder([one], has_image=True), encoder.tokenizer), scene.image)
+    items = [packed(in_branches(encoder([one], has_image=True), encoder.tokenizer), scene.image)
              for one in turns]
     batch = collate(items, 0)
     length = batch["input_ids"].shape[1]

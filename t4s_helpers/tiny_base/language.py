@@ -134,10 +134,10 @@ def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
     every = 1 if diet == "text" else TEXT_EVERY.get(diet)
     if every and (index // BATCH) % every == every - 1:
         turns = until_long(encode, lambda: text_turn(rng, RECTANGLES.get(diet, 4)))
-        return packed(side_by_side(encode(turns), encode.tokenizer))
+        return packed(in_branches(encode(turns), encode.tokenizer))
     scene = make_scene(split, index)
     turns = until_long(encode, lambda: scene_turn(rng, scene, diet))
-    item = side_by_side(encode(turns, has_image=True), encode.tokenizer)
+    item = in_branches(encode(turns, has_image=True), encode.tokenizer)
     return packed(item, scene.image)
 
 
@@ -158,7 +158,7 @@ def until_long(encode, draw) -> list[Turn]:
     return turns
 
 
-def side_by_side(item: dict, tokenizer) -> dict:
+def in_branches(item: dict, tokenizer) -> dict:
     """Let the exchanges of an encoded conversation see the picture, but not each other.
 
     Asked one after the other, about the same few objects, most answers could be copied from
