@@ -19,8 +19,8 @@ from matplotlib.ticker import LogLocator
 
 from . import plotting
 from .ablation_tables import (
-    NOT_TRAINED, at_every_grid, cost_points, frontier, lever_table, oracle_points, rule_gains,
-    size_groups, summarise,
+    NOT_TRAINED, at_every_grid, by_steps, cost_points, every_run, frontier, lever_table,
+    oracle_points, rule_gains, size_groups, summarise,
 )
 
 SIZES = (16, 24, 32)
@@ -223,6 +223,47 @@ def plot_frontier(ax: Axes, points: Sequence[Mapping], cost: str = "tokens",
     return ax
 
 
+def plot_losses(ax: Axes, logs: Sequence[Mapping], cells: Sequence[tuple]) -> Axes:
+    """Training loss by step, a colour for each cell and its first seed; shorter runs are faint.
+
+    Args:
+        logs: of `t4s_helpers.ablations.logs`, each row with ``steps``, those of its run.
+        cells: ``(encoding, grid)`` of those to draw, in the order of their colours.
+    """
+    for k, cell in enumerate(cells):
+        mine = [row for row in logs if (row["encoding"], row["grid"]) == cell]
+        first = min((row["seed"] for row in mine), default=0)
+        longest = max((row["steps"] for row in mine), default=0)
+        for length in sorted({row["steps"] for row in mine}):
+            points = [(row["step"], row["loss"]) for row in mine
+                      if (row["steps"], row["seed"]) == (length, first)]
+            ax.plot(*zip(*points), color=plotting.label_colour(k + 2), linewidth=1.3,
+                    alpha=1.0 if length == longest else 0.35)
+    ax.set(xlabel="step", ylabel="loss a token", ylim=(0, None))
+    return ax
+
+
+def plot_steps(ax: Axes, table: Sequence[Mapping], cells: Sequence[tuple]) -> Axes:
+    """cIoU by steps of training, a colour for each cell; refined masks dashed.
+
+    Args:
+        table: rows of `by_steps`. Bars span the bootstrap interval.
+        cells: ``(encoding, grid)`` of those to draw, in the order of their colours.
+    """
+    for k, (encoding, grid) in enumerate(cells):
+        for n, way in enumerate(_ways(table)):
+            mine = sorted((r for r in table if (r["encoding"], r["grid"], r["refiner"])
+                           == (encoding, grid, way)), key=lambda r: r["steps"])
+            if mine:
+                _line(ax, [r["steps"] * 1.02**k for r in mine], mine, plotting.label_colour(k + 2),
+                      None if n else f"{encoding}, {grid} × {grid}", linestyle="--" if n else "-")
+    ticks = sorted({row["steps"] for row in table})
+    ax.set(xscale="log", ylim=(0, 100), xlabel="steps (dashed: refined)", ylabel="cIoU, %")
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    return ax
+
+
 def plot_nothing(ax: Axes, text: str = NOT_TRAINED) -> Axes:
     """Axes that say that there is nothing to show, and look like no result."""
     ax.set(xticks=[], yticks=[], xlim=(0, 1))
@@ -329,13 +370,31 @@ def levers(table: Sequence[Mapping]) -> Figure:
     return fig
 
 
-def plot_all(tables: Mapping[str, Sequence[Mapping]], out: Path | str) -> list[Path]:
+def steps(table: Sequence[Mapping], logs: Sequence[Mapping]) -> Figure:
+    """What more steps of training change: losses and cIoU of the same cells; else, that it is not known.
+
+    Args:
+        table: rows of `by_steps`.
+        logs: of `t4s_helpers.ablations.logs`, from `every_run`.
+    """
+    cells = list(dict.fromkeys((row["encoding"], row["grid"]) for row in table))
+    fig, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
+    if cells:
+        plot_losses(axes[0], logs, cells)
+        plot_steps(axes[1], table, cells)
+        plotting.legend_beside(axes[1])
+    else:
+        for ax in axes:
+            plot_nothing(ax, "no cell is trained for longer")
+    return fig
+
+
+def plot_all(tables: Mapping[str, Sequence[Mapping]], out: Path | str, n_steps: int) -> list[Path]:
     """Every figure whose tables are there, as PNG files; no model.
 
     Args:
-        tables: name -> rows as `t4s_helpers.tables.read_rows` reads them: ``rows``, ``times``,
-            ``limits``, ``levers`` of the command ``measure``; ``oracle_rows`` and ``costs`` of
-            notebook ``08_ablations``.
+        tables: name -> rows as `t4s_helpers.ablation_tables.read_tables` reads them.
+        n_steps: of training behind the table ``rows``.
 
     Returns:
         the files, in the notebook's order.
@@ -345,7 +404,7 @@ def plot_all(tables: Mapping[str, Sequence[Mapping]], out: Path | str) -> list[P
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in {**_of_truth(tables), **_of_models(tables)}.items():
+    for name, figure in {**_of_truth(tables), **_of_models(tables, n_steps)}.items():
         paths.append(out / f"{name}.png")
         figure.savefig(paths[-1], dpi=100)
         pyplot.close(figure)
@@ -366,7 +425,7 @@ def _of_truth(tables) -> dict[str, Figure]:
     return made
 
 
-def _of_models(tables) -> dict[str, Figure]:
+def _of_models(tables, n_steps: int) -> dict[str, Figure]:
     made = {}
     if "rows" in tables:
         scores, times = summarise(tables["rows"]), tables.get("times", [])
@@ -376,6 +435,9 @@ def _of_models(tables) -> dict[str, Figure]:
                 "frontier_model": cost_and_quality(
                     cost_points([r for r in scores if r["set"] == name], times), "seconds",
                     "grid × encoding × decoding × refiner")}
+        if "longer_rows" in tables:
+            rows = [row for row in every_run(tables, "rows", n_steps) if row["set"] == name]
+            made["steps"] = steps(by_steps(rows), every_run(tables, "logs", n_steps))
     if "levers" in tables:
         made["levers"] = levers(lever_table(tables["levers"]))
     return made

@@ -229,20 +229,63 @@ def lever_table(rows: Sequence[Mapping]) -> list[dict]:
     return table
 
 
+def every_run(tables: Mapping[str, Sequence[Mapping]], name: str, steps: int) -> list[dict]:
+    """The table ``name`` and that of the same cells trained for longer, each row with its ``steps``.
+
+    Args:
+        tables: from `read_tables`.
+        name: ``rows`` or ``logs``.
+        steps: of training behind the table itself.
+    """
+    rows = (*tables.get(name, ()), *tables.get(f"longer_{name}", ()))
+    return [{"steps": steps, **row} for row in rows]
+
+
+def by_steps(rows: Sequence[Mapping], seed: int = 0) -> list[dict]:
+    """What more steps of training change, for the cells that were trained for more.
+
+    Only seeds that a cell has in every run count, so that runs differ in their steps alone.
+
+    Args:
+        rows: from `every_run`, of one data set.
+        seed: of the bootstrap.
+
+    Returns:
+        what `summarise` says by ``encoding``, ``grid``, ``refiner`` and ``steps``.
+    """
+    runs: dict[tuple, dict[int, set]] = {}
+    for row in rows:
+        cell = runs.setdefault((row["encoding"], row["grid"]), {})
+        cell.setdefault(row["steps"], set()).add(row["seed"])
+    shared = {cell: set.intersection(*seeds.values()) for cell, seeds in runs.items() if len(seeds) > 1}
+    kept = [row for row in rows if row["seed"] in shared.get((row["encoding"], row["grid"]), ())]
+    return summarise(kept, ("encoding", "grid", "refiner", "steps"), seed=seed)
+
+
 def read_tables(*folders: Path | str) -> dict[str, list[dict]]:
     """The tables that figures are made of, from the first folder that has each.
 
     Returns:
-        name -> rows: ``rows``, ``times``, ``limits``, ``levers`` of the command ``measure``;
-        ``oracle_rows`` and ``costs`` of notebook ``08_ablations``. What lies nowhere is left out.
+        name -> rows: ``rows``, ``times``, ``limits``, ``levers``, ``logs`` of the command ``measure``;
+        ``oracle_rows`` and ``costs`` of notebook ``08_ablations``; ``longer_rows`` and
+        ``longer_logs``, what ``measure`` wrote into folders ``steps-<n>`` in these, with ``steps``.
+        What lies nowhere is left out.
 
     Raises:
         AblationError: no folder has any.
     """
-    names = ("rows", "times", "limits", "levers", "oracle_rows", "costs")
+    names = ("rows", "times", "limits", "levers", "logs", "oracle_rows", "costs")
     places = {name: Path(folder) / f"{name}.csv" for folder in reversed(folders) for name in names
               if (Path(folder) / f"{name}.csv").is_file()}
     if not places:
         raise AblationError(f"There is no table in {', '.join(map(str, folders))}; 'python -m "
                             "t4s_helpers.ablations measure' or notebook 08_ablations makes them.")
-    return {name: read_rows(place) for name, place in places.items()}
+    tables = {name: read_rows(place) for name, place in places.items()}
+    for name in ("rows", "logs"):
+        longer = [place for folder in folders
+                  for place in sorted(Path(folder).glob(f"steps-*/{name}.csv"))]
+        if longer:
+            tables[f"longer_{name}"] = [
+                {**row, "steps": int(place.parent.name.removeprefix("steps-"))}
+                for place in longer for row in read_rows(place)]
+    return tables

@@ -31,7 +31,7 @@ import numpy as np
 
 from .ablation_tables import NOT_TRAINED, AblationError, read_tables
 from .backbones import ADAPTERS
-from .tables import write_rows
+from .tables import read_rows, write_rows
 
 SHIPPED = ADAPTERS / "ablations"
 """Where the trained cells ship: one folder ``<scheme>-<size>-s<seed>`` each."""
@@ -96,6 +96,25 @@ def coverage(found: Mapping[Cell, Mapping[int, Any]]) -> list[dict]:
     return [{"encoding": cell.scheme, "grid": cell.size,
              "adapters": ", ".join(f"seed {seed}" for seed in sorted(seeds)) or NOT_TRAINED}
             for cell, seeds in found.items()]
+
+
+def logs(found: Mapping[Cell, Mapping[int, Path]]) -> list[dict]:
+    """The losses behind the adapters that are there, one row a line of an adapter's ``log.csv``.
+
+    Args:
+        found: from `trained`.
+
+    Returns:
+        rows with ``encoding``, ``grid``, ``seed``, ``step``, and ``loss``, cross-entropy a token.
+    """
+    rows = []
+    for cell, seeds in found.items():
+        for seed, folder in seeds.items():
+            # Beside the adapter where it was trained, among its files where it ships.
+            files = [file for file in (folder / "log.csv", folder.parent / "log.csv") if file.is_file()]
+            rows += [{"encoding": cell.scheme, "grid": cell.size, "seed": seed, "step": line["step"],
+                      "loss": line["loss"]} for line in (read_rows(files[0]) if files else ())]
+    return rows
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -221,6 +240,9 @@ START, START_RECIPE = "start", Recipe(samples=7680)
 
 CONTINUED = Recipe(samples=2048, lr=3e-4)
 """How the cells are trained that go on from it; a bare base takes more, as `Recipe` has it."""
+
+STEPS = CONTINUED.samples // (CONTINUED.batch * CONTINUED.accumulate)
+"""Optimizer steps of the cells that ship."""
 
 
 class InTurn:
@@ -693,7 +715,8 @@ def _train_command(args) -> None:
 def _measure_options(parser) -> None:
     add = parser.add_argument
     add("--adapters", type=Path, default=SHIPPED, help="folder of <cell>-s<seed> folders")
-    add("--out", type=Path, required=True, help="folder for the tables rows, times, limits and levers")
+    add("--out", type=Path, required=True, help="folder for the tables rows, times, limits, logs and, "
+        "where there are any, levers")
     add("--backbone", default="embedded")
     add("--refiner", default="mobile_sam")
     add("--data", help="folder with RefCOCO's files; rendered scenes else")
@@ -714,10 +737,11 @@ def _measure_command(args) -> None:
     unfinished = args.out / "unfinished"
     rows, times = measure(found, sets, load_refiner(args.refiner), args.backbone, args.timed,
                           args.batch, keep=unfinished)
-    tables = {"rows": rows, "times": times, "limits": measure_limits(sets)}
-    if not args.data:  # the levers are of the recipe for scenes
-        tables["levers"] = measure_levers(trained(args.adapters, LEVERS), *lever_sets(args.n),
-                                          args.backbone, {"scenes": "scenes"}, args.batch)
+    tables = {"rows": rows, "times": times, "limits": measure_limits(sets), "logs": logs(found)}
+    levers = trained(args.adapters, LEVERS)
+    if any(levers.values()) and not args.data:  # the levers are of the recipe for scenes
+        tables["levers"] = measure_levers(levers, *lever_sets(args.n), args.backbone,
+                                          {"scenes": "scenes"}, args.batch)
     for name, table in tables.items():
         print(write_rows(table, args.out / f"{name}.csv"))
     shutil.rmtree(unfinished)
@@ -728,7 +752,7 @@ def _measure_command(args) -> None:
 def _plot_command(args) -> None:
     from .ablation_figures import plot_all
 
-    for path in plot_all(read_tables(*args.tables), args.out):
+    for path in plot_all(read_tables(*args.tables), args.out, STEPS):
         print(path)
 
 

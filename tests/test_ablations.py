@@ -15,7 +15,7 @@ import pytest
 from t4s_helpers import ablation_figures as figures
 from t4s_helpers import ablation_tables as tables
 from t4s_helpers import ablations
-from t4s_helpers.ablation_tables import NOT_TRAINED, AblationError
+from t4s_helpers.ablation_tables import NOT_TRAINED, AblationError, read_tables
 from t4s_helpers.ablations import DESIGN, LEVERS, Cell, Recipe
 from t4s_helpers.tables import read_rows, write_rows
 
@@ -132,6 +132,21 @@ def test_turns_are_whole_batches_of_distinct_items():
     assert sorted(seen) == sorted(sum(parts, [])) and len(seen) == 18
     for k in range(0, 18, 2):
         assert seen[k][0] == seen[k + 1][0] == "abc"[k // 2 % 3]
+
+
+def test_losses_are_found_where_an_adapter_was_trained_and_where_it_ships(tmp_path):
+    for k, place in enumerate(("rrle-16-s0/adapter", "irle-16-s1", "rrle-24-s0")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "adapter_config.json").write_text("{}")
+        (tmp_path / place / "finished").touch()
+        if k < 2:
+            write_rows([{"step": 10, "samples": 160, "loss": 0.5 + k}],
+                       tmp_path / place.partition("/")[0] / "log.csv")
+    found = ablations.trained(tmp_path)
+    assert sum(map(len, found.values())) == 3
+    assert ablations.logs(found) == [
+        {"encoding": "irle", "grid": 16, "seed": 1, "step": 10, "loss": 1.5},
+        {"encoding": "rrle", "grid": 16, "seed": 0, "step": 10, "loss": 0.5}]
 
 
 def test_seeds_change_the_matrices_and_not_the_requests(really_trained):
@@ -349,6 +364,18 @@ def test_a_cell_that_is_not_trained_has_no_number_anywhere():
         {"encoding": c.scheme, "grid": c.size, "adapters": NOT_TRAINED} for c in DESIGN]
 
 
+def test_more_steps_are_compared_on_the_seeds_that_all_runs_have(tmp_path):
+    write_rows([*ROWS, *({**row, "encoding": "irle"} for row in ROWS)], tmp_path / "rows.csv")
+    write_rows([answer("a", 0, 9, 10), answer("b", 0, 3, 10)], tmp_path / "steps-30" / "rows.csv")
+    rows = tables.every_run(tables.read_tables(tmp_path), "rows", 10)
+    assert [row["steps"] for row in rows] == [10] * 8 + [30] * 2
+    table = tables.by_steps(rows)
+    assert [(row["encoding"], row["steps"]) for row in table] == [("rrle", 10), ("rrle", 30)]
+    assert [row["ciou"] for row in table] == pytest.approx([10 / 20, 12 / 20])
+    assert all(row["seeds"] == 1 for row in table), "seed 1 was not trained for longer"
+    assert tables.by_steps(rows[:8]) == [] and tables.every_run({}, "logs", 10) == []
+
+
 def test_size_groups_hold_their_edges():
     rows = [{"target": t, "pixels": 256} for t in (0, 1, 3, 4, 15, 16, 256)]
     assert [r["size"] for r in tables.size_groups(rows)] == [
@@ -477,20 +504,38 @@ def test_levers_show_masks_and_questions_apart(axes):
         assert texts(ax).count(NOT_TRAINED) == 1
 
 
+def test_steps_show_every_run_and_say_when_there_is_one_alone():
+    from matplotlib import pyplot
+
+    rows = [{**row, "steps": n} for row in ROWS for n in (10, 30)]
+    logs = [{"encoding": "rrle", "grid": 16, "seed": seed, "steps": n, "step": step, "loss": 1 / step}
+            for seed in (0, 1) for n in (10, 30) for step in range(5, n + 1, 5)]
+    fig = figures.steps(tables.by_steps(rows), logs)
+    losses, scores = fig.axes
+    assert [list(line.get_xdata()) for line in losses.lines] == [[5, 10], [5, 10, 15, 20, 25, 30]]
+    assert [tick.get_text() for tick in scores.get_xticklabels()] == ["10", "30"]
+    assert [40.0, 40.0] in [list(line.get_ydata()) for line in scores.lines]
+    pyplot.close(fig)
+    fig = figures.steps([], logs)
+    assert all("no cell is trained for longer" in texts(ax) and not ax.lines for ax in fig.axes)
+    pyplot.close(fig)
+
+
 def test_nothing_looks_like_nothing(axes):
     ax = figures.plot_nothing(axes[0], "no adapter")
     assert "no adapter" in texts(ax) and not ax.lines and not ax.collections
 
 
 OF_TRUTH = {"ceilings.png", "rules.png", "sizes.png", "frontier.png"}
-OF_MODELS = {"resolution.png", "encodings.png", "frontier_model.png", "levers.png"}
+OF_MODELS = {"resolution.png", "encodings.png", "frontier_model.png", "levers.png", "steps.png"}
 
 
 @pytest.mark.parametrize("folders, made", [(["models"], OF_MODELS), (["models", "truth"], OF_TRUTH | OF_MODELS),
                                            (["truth"], OF_TRUTH)])
 def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
     limits = [r for r in ORACLE if r["rule"] == "area" and r["refiner"] == "none"]
-    for name, rows in {"models/rows": [{**r, "refine_seconds": 0.0} for r in ROWS], "models/times": [],
+    answers = [{**r, "refine_seconds": 0.0} for r in ROWS]
+    for name, rows in {"models/rows": answers, "models/steps-300/rows": answers, "models/times": [],
                        "models/limits": limits, "models/levers": [], "truth/oracle_rows": ORACLE,
                        "truth/costs": [{"grid": s, "full": 9 * s, "irle": s, "rrle": 2 * s}
                                        for s in (16, 24, 32)]}.items():
@@ -517,6 +562,10 @@ def test_the_committed_tables_are_of_the_adapters_that_ship():
                for seed in seeds for way in ("none", "mobile_sam")}
     assert all(ablations.trained().values()) and set(asked) == shipped
     assert len({tuple(sorted(requests)) for requests in asked.values()}) == 1
+    longer = read_tables(folder)["longer_rows"]
+    assert {(row["set"], row["id"]) for row in longer} == set(next(iter(asked.values())))
+    assert {row["steps"] for row in longer}.isdisjoint({ablations.STEPS})
+    assert read_rows(folder / "logs.csv") == ablations.logs(ablations.trained())
 
 
 def test_the_command_says_what_to_do_where_nothing_is_trained(tmp_path):
