@@ -54,7 +54,7 @@ def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
     # As the mean of itself and itself: a single adapter peft would copy as it is.
     model.add_weighted_adapter([old, old], [0.5, 0.5], "shrunk", combination_type="svd", svd_rank=rank)
     model.delete_adapter(old)
-    model.save_pretrained(out, selected_adapters=["shrunk"])
+    model.save_pretrained(out, selected_adapters=["shrunk"], save_embedding_layers=False)
     for file in (out / "shrunk").iterdir():  # peft keeps all adapters but "default" in folders
         file.replace(out / file.name)
     (out / "shrunk").rmdir()

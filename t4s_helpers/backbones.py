@@ -7,8 +7,12 @@ model hub and want a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,12 @@ EMBEDDED = ASSETS / "embedded"
 ADAPTERS = ASSETS / "adapters"
 
 _LLAMA_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+# On import, bitsandbytes looks for another 4-bit product for CPUs in the optional package `kernels`, and
+# warns in every notebook that it is not there. It has one of its own.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in str(record.msg))
 
 
 class BackboneError(RuntimeError):
@@ -301,6 +311,14 @@ def squeeze(image_processor) -> None:
     image_processor.size = {"height": side["height"], "width": side["width"]}
 
 
+@contextlib.contextmanager
+def peft_calls() -> Iterator[None]:
+    """Where peft wraps a model: keeps back a warning about a property that transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:
     """The backbone with a trained LoRA adapter on top.
 
@@ -321,12 +339,14 @@ def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:
     if base not in (None, backbone.spec.name):
         raise BackboneError(f"{stranger}: it was trained on {base!r}. Load that backbone instead.")
     try:
-        model = PeftModel.from_pretrained(backbone.model, str(folder))
+        with peft_calls():
+            model = PeftModel.from_pretrained(backbone.model, str(folder))
     except (RuntimeError, ValueError) as error:
         raise BackboneError(f"{stranger}: it was trained on another base "
                             f"({str(error)[:160]}).") from error
     saved = set(load_peft_weights(str(folder), device="cpu"))
-    missing = set(get_peft_model_state_dict(model)) ^ saved
+    # Left to itself, peft asks the hub whether the base, called "embedded", has other embeddings.
+    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) ^ saved
     if missing:  # peft only warns of them, and the model would answer like the base
         raise BackboneError(f"{stranger}: {len(missing)} of its matrices have no counterpart, "
                             f"{min(missing)!r} among them. It was trained on another base.")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from .backbones import multiplies_in_bf16, peft_calls
 from .prompts import messages
 
 IGNORE = -100
@@ -251,8 +252,6 @@ def arguments(out: Path, **changes):
     import torch
     from transformers import TrainingArguments
 
-    from .backbones import multiplies_in_bf16
-
     on_cpu, bf16 = not torch.cuda.is_available(), multiplies_in_bf16()
     defaults = dict(
         output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not (bf16 or on_cpu), report_to=[],
@@ -449,7 +448,8 @@ def add_adapter(backbone, rank: int = 64, alpha: int = 128, dropout: float = 0.0
         model.enable_input_require_grads()
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
                         target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    with peft_calls():
+        return get_peft_model(model, config)
 
 
 def continued_adapter(backbone, folder: Path | str):
@@ -458,7 +458,8 @@ def continued_adapter(backbone, folder: Path | str):
 
     for weight in backbone.model.parameters():
         weight.requires_grad_(False)
-    return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
+    with peft_calls():
+        return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
 
 
 class StopOnNaN(TrainerCallback):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import families
@@ -131,6 +134,20 @@ def test_a_name_that_is_not_there_lists_the_others():
 def test_missing_weights_say_where_they_were_looked_for(tmp_path):
     with pytest.raises(BackboneError, match="nowhere"):
         backbones.load_backbone("llava-1.5-7b", source=tmp_path / "nowhere")
+
+
+def test_loading_an_adapter_warns_of_nothing_and_asks_the_hub_nothing():
+    program = """if True:
+        from t4s_helpers.backbones import load_backbone
+        import peft.utils.other
+        def never(repo, file, **_): raise AssertionError(f"asked the hub for {file} of {repo}")
+        peft.utils.other.file_exists = never  # peft only warns of what goes wrong here
+        load_backbone("embedded", adapter="scenes")"""
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=backbones.ASSETS.parents[1], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line and "Loading weights" not in line] == []
 
 
 def test_the_embedded_line_is_true():
