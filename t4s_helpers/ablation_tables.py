@@ -283,7 +283,7 @@ def read_tables(*folders: Path | str) -> dict[str, list[dict]]:
     tables = {name: read_rows(place) for name, place in places.items()}
     for name in ("rows", "logs"):
         longer = [place for folder in folders
-                  for place in sorted(Path(folder).glob(f"steps-*/{name}.csv"))]
+                  for place in sorted(Path(folder).glob(f"steps-[0-9]*/{name}.csv"))]
         if longer:
             tables[f"longer_{name}"] = [
                 {**row, "steps": int(place.parent.name.removeprefix("steps-"))}
