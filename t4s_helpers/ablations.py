@@ -31,7 +31,7 @@ import numpy as np
 
 from .ablation_tables import NOT_TRAINED, AblationError, read_tables
 from .backbones import ADAPTERS
-from .tables import read_rows, write_rows
+from .tables import write_rows
 
 SHIPPED = ADAPTERS / "ablations"
 """Where the trained cells ship: one folder ``<scheme>-<size>-s<seed>`` each."""
@@ -107,14 +107,13 @@ def logs(found: Mapping[Cell, Mapping[int, Path]]) -> list[dict]:
     Returns:
         rows with ``encoding``, ``grid``, ``seed``, ``step``, and ``loss``, cross-entropy a token.
     """
-    rows = []
-    for cell, seeds in found.items():
-        for seed, folder in seeds.items():
-            # Beside the adapter where it was trained, among its files where it ships.
-            files = [file for file in (folder / "log.csv", folder.parent / "log.csv") if file.is_file()]
-            rows += [{"encoding": cell.scheme, "grid": cell.size, "seed": seed, "step": line["step"],
-                      "loss": line["loss"]} for line in (read_rows(files[0]) if files else ())]
-    return rows
+    from .training import read_log
+
+    # Among an adapter's files where it ships, beside the adapter where it was trained.
+    return [{"encoding": cell.scheme, "grid": cell.size, "seed": seed, "step": int(line["step"]),
+             "loss": line["loss"]}
+            for cell, seeds in found.items() for seed, folder in seeds.items()
+            for line in read_log(folder / "log.csv") or read_log(folder.parent / "log.csv")]
 
 
 # --- training ------------------------------------------------------------------------------------
