@@ -35,8 +35,8 @@ help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
 
 workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
-	@$(RUN) -m t4s_helpers.weights mobile_sam
-	@$(RUN) -m t4s_helpers.run --appendix --profile $(PROFILE) $(ARGS)
+	@$(RUN) -m t4s_helpers.model.weights mobile_sam
+	@$(RUN) -m t4s_helpers.workbook.runner --appendix --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP) ## run the tests; ARGS="-k codec"
 	@$(RUN) -m pytest -q $(ARGS)
@@ -48,7 +48,7 @@ data: $(STAMP) ## data sets that can be read; ARGS="refcoco --root /data" checks
 	@$(RUN) -m t4s_helpers.data $(ARGS)
 
 evaluate: $(STAMP) ## answer and score samples; ARGS="run OUT --adapter scenes", ARGS="tables OUT"
-	@$(RUN) -m t4s_helpers.evaluate $(ARGS)
+	@$(RUN) -m t4s_helpers.evaluation.evaluate $(ARGS)
 
 BENCHMARKS := codec data decoding refine
 
@@ -56,7 +56,7 @@ benchmark: $(STAMP) ## time codec, reading, decoding and refining; BENCHMARKS=co
 	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.bench_$$name $(ARGS); done
 
 readme: $(STAMP) ## make the README's results table anew
-	@$(RUN) -m t4s_helpers.results readme
+	@$(RUN) -m t4s_helpers.workbook.results readme
 
 $(STAMP): $(LOCK)
 	@set -e; python=""; \

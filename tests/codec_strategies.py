@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from t4s_helpers.rle import DescriptorError, check_labels
+from t4s_helpers.codec.encodings import DescriptorError, check_labels
 
 # No deadline: the machine may be busy with other work. No database: nothing is left on disk.
 quick = settings(max_examples=50, deadline=None, database=None)

@@ -37,7 +37,7 @@ def tokenizer(template: str, image: str, eos: str, extra=(), **named):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from t4s_helpers.tiny_base.words import corpus
+    from t4s_helpers.lab.tiny_model.words import corpus
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

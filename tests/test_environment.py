@@ -230,8 +230,8 @@ def test_make_workbook_fetches_and_runs(make):
     status, done, output = make("workbook", "ARGS=--only 04", "PROFILE=gpu")
     assert status == 0, output
     assert done[-2:] == [
-        "ran -m t4s_helpers.weights mobile_sam",
-        "ran -m t4s_helpers.run --appendix --profile gpu --only 04",
+        "ran -m t4s_helpers.model.weights mobile_sam",
+        "ran -m t4s_helpers.workbook.runner --appendix --profile gpu --only 04",
     ]
 
 

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from t4s_helpers import plan
+from t4s_helpers.workbook import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -257,7 +257,7 @@ def good():
             text("# Can a mask be text?\n\nYes, one word per patch.\n\n| | |\n|---|---|\n" + rows),
             cell('PROFILE = "cpu"  # name\nGRID = (16,  # cells per side\n        24)',
                  "parameters"),
-            cell('from t4s_helpers.results import run_folder\nrun_folder("01_grids", PROFILE)'),
+            cell('from t4s_helpers.workbook.results import run_folder\nrun_folder("01_grids", PROFILE)'),
             cell("def double(x):\n    return 2 * x\n\nvalue = double(GRID[0])"),
             cell("assert value == 32\nassert value > GRID[0]", "checks"),
             cell("print('saved')", "save"),

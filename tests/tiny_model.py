@@ -13,8 +13,8 @@ def folder() -> Path:
     import torch
     from transformers import AutoTokenizer
 
-    from t4s_helpers.tiny_base.architecture import build_model, build_processor
-    from t4s_helpers.tiny_base.tokenizer import train_tokenizer
+    from t4s_helpers.lab.tiny_model.architecture import build_model, build_processor
+    from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
 
     place = Path(tempfile.mkdtemp(prefix="t4s-tiny-"))
     train_tokenizer(vocab_size=600, lines=40).save_pretrained(place)
@@ -26,6 +26,6 @@ def folder() -> Path:
 
 
 def backbone(**options):
-    from t4s_helpers.backbones import load_backbone
+    from t4s_helpers.model.backbones import load_backbone
 
     return load_backbone("embedded", source=folder(), **options)

@@ -32,12 +32,12 @@ class Conversation:
 
 
 class Conversations:
-    """A training set for `t4s_helpers.training.fine_tune`, encoded by a backbone's processor.
+    """A training set for `t4s_helpers.model.training.fine_tune`, encoded by a backbone's processor.
 
     Parameters
     ----------
     encoder:
-        A `t4s_helpers.training.ConversationEncoder`.
+        A `t4s_helpers.model.training.ConversationEncoder`.
     datasets:
         Data sets of samples or of conversations; each is gone through as often as its weight says.
     n:
@@ -51,7 +51,7 @@ class Conversations:
         For semantic data sets: how many names of absent classes a conditioned request lists beside
         the present ones; None for the whole class list.
     layout:
-        ``size``, ``rule``, ``scheme`` and ``style``, see `t4s_helpers.prompts.turn`.
+        ``size``, ``rule``, ``scheme`` and ``style``, see `t4s_helpers.data.prompts.turn`.
 
     A sample with ``task="vqa"`` needs an answer; a data set without public answers is refused.
     """
@@ -75,7 +75,7 @@ class Conversations:
         return self.datasets[int(self.plan[0][index])][int(self.plan[1][index])]
 
     def turns(self, index: int) -> list:
-        """The exchanges of item ``index``, `t4s_helpers.prompts.Turn`; its picture is not read."""
+        """The exchanges of item ``index``, `t4s_helpers.data.prompts.Turn`; its picture is not read."""
         return self._turns(self.source(index), index)
 
     def lengths(self) -> list[int]:
@@ -86,7 +86,7 @@ class Conversations:
                 for index in tqdm(range(len(self)), "lengths", disable=len(self) < 1000)]
 
     def _turns(self, source: Sample | Conversation, index: int) -> list:
-        from ..prompts import Turn, turn
+        from .prompts import Turn, turn
 
         if isinstance(source, Conversation):
             return [Turn(asked, (answered,)) for asked, answered in source.turns]
@@ -104,7 +104,7 @@ class Conversations:
 
 
 def training_data(backbone, datasets: Sequence, **options):
-    """Data set and collator for `t4s_helpers.training.fine_tune`: the paper's mixes, by name::
+    """Data set and collator for `t4s_helpers.model.training.fine_tune`: the paper's mixes, by name::
 
         refseg = [load(name, "train") for name in ("refclef", "refcoco", "refcoco+", "refcocog")]
         dataset, collate = training_data(backbone, refseg, weights=[2] * 4)   # 800k samples
@@ -112,13 +112,13 @@ def training_data(backbone, datasets: Sequence, **options):
     Parameters
     ----------
     backbone:
-        A `t4s_helpers.backbones.Backbone`.
+        A `t4s_helpers.model.backbones.Backbone`.
     datasets, options:
         See :class:`Conversations`.
     """
     from functools import partial
 
-    from ..training import ConversationEncoder, pad_batch
+    from ..model.training import ConversationEncoder, pad_batch
 
     encoder = ConversationEncoder(backbone.processor, dtype=backbone.model.dtype)
     return (Conversations(encoder, datasets, **options),

@@ -2,14 +2,14 @@
 
 Each conversation shows one picture and asks several things about it, so that one pass over the
 visual tokens trains several answers. Semantic requests come as partial, conditioned and open ones
-in the paper's proportions (section 4.1); see `t4s_helpers.prompts`.
+in the paper's proportions (section 4.1); see `t4s_helpers.data.prompts`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..prompts import Turn, turn
+from .prompts import Turn, turn
 from .expressions import request
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
@@ -28,7 +28,7 @@ def scene_turns(rng, scene: Scene, mix: str = "all", n: int = 4, **layout) -> li
         rng: a ``numpy.random.Generator``; it draws tasks, requests and wordings.
         mix: a key of `MIXES`.
         layout: ``size``, ``rule``, ``scheme`` and ``style`` of the answers, see
-            `t4s_helpers.prompts.turn`.
+            `t4s_helpers.data.prompts.turn`.
 
     Raises:
         ValueError: an unknown mix.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rle import DescriptorError, check_labels
+from ..codec.encodings import DescriptorError, check_labels
 from .dataset import BadRow, Dataset, Guard, check_count
 from .sample import Sample, SampleError, image_size
 

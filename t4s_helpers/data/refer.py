@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rle import DescriptorError, check_labels
+from ..codec.encodings import DescriptorError, check_labels
 from .coco import AnnotationMasks, CocoFile, Record, image_path, is_known, read_annotations
 from .dataset import BadRow, Dataset, Guard, check_count
 from .rows import Rows, read_rows

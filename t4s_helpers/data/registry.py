@@ -41,7 +41,7 @@ class Entry:
     """Where the files come from."""
     licence: str
     metric: str
-    """How it is scored, in the words of `t4s_helpers.metrics`."""
+    """How it is scored, in the words of `t4s_helpers.evaluation.metrics`."""
     note: str = ""
     folder: str = ""
     """Folder below ``T4S_DATA`` where the layout starts, if no ``root`` is given."""
@@ -95,7 +95,7 @@ def load(name: str, split: str | None = None, root: str | Path | None = None, *,
     - ``semantic``: labels are the classes that the image shows. ``class_ids`` are their values ``k``
       in the class map (``dataset.classes[k-1]``), ``class_map`` the map itself, read by its
       ``.read()``: int32 ``(H, W)``, 0 background, 255 ignored. ``dataset.background`` and
-      ``dataset.ignore_index`` are what `t4s_helpers.metrics.MeanIoU` wants to know.
+      ``dataset.ignore_index`` are what `t4s_helpers.evaluation.metrics.MeanIoU` wants to know.
     - ``vqa``: ``question`` ends with how to answer; ``answers``, all true answers; ``rule``, how
       they are compared (``exact``, ``vqav2``, ``yes-no``). Without public answers ``answer`` is None.
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..descriptors import masks_to_grid
-from ..rle import check_labels
+from ..codec.grid import masks_to_grid
+from ..codec.encodings import check_labels
 
 TASKS = ("res", "gres", "rec", "semantic", "vqa")
 """Referring segmentation, its generalised form (none or many targets), box comprehension,
@@ -79,7 +79,7 @@ class Sample:
         read only by :meth:`pixels`.
     labels:
         ``L`` referring expressions or class names, in the order of ``masks``. They follow the
-        rules of :func:`t4s_helpers.rle.check_labels` and are stored trimmed. Only ``vqa`` samples
+        rules of :func:`t4s_helpers.codec.encodings.check_labels` and are stored trimmed. Only ``vqa`` samples
         may have none.
     masks:
         bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a
@@ -183,7 +183,7 @@ class Sample:
     def grid(self, size: int | tuple[int, int] = 16, rule: str = "area") -> np.ndarray:
         """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.
 
-        ``size`` and ``rule`` are those of :func:`t4s_helpers.descriptors.masks_to_grid`.
+        ``size`` and ``rule`` are those of :func:`t4s_helpers.codec.grid.masks_to_grid`.
         """
         masks, owners = self.instances()
         return masks_to_grid(masks, size=size, rule=rule, owners=owners)

@@ -3,7 +3,7 @@
 A sample has the task ``vqa``, no labels, and a ``question`` that ends with how to answer (our own
 wording, an argument of each reader). ``answer`` is the one to train on; ``meta["answers"]`` holds all
 true ones, and ``meta["rule"]`` says how they are compared: ``exact`` or ``vqav2``, the rules of
-`t4s_helpers.metrics.VQAAccuracy`, or ``yes-no`` (accuracy and F1 of "yes", POPE). Splits without
+`t4s_helpers.evaluation.metrics.VQAAccuracy`, or ``yes-no`` (accuracy and F1 of "yes", POPE). Splits without
 public answers have ``answer=None`` and no answers: they can be asked, not scored.
 
 Each class says where its files come from and how they lie below ``root``.

@@ -1,0 +1,320 @@
+"""Tolerant reading of model output: a grid always comes back, and a report of what was amiss.
+
+The strict counterpart, for text that :func:`t4s_helpers.codec.encodings.encode` wrote, is
+:func:`t4s_helpers.codec.encodings.decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .grid import Size, parse_size
+from .encodings import (
+    SEG_CLOSE,
+    SEG_OPEN,
+    DescriptorError,
+    Vocabulary,
+    check_scheme,
+    decode,
+    fold,
+    unescape_label,
+    vocabulary,
+)
+
+_SHOWN = 80  # characters of an unknown label that the report keeps
+
+
+@dataclass
+class ParseReport:
+    """What :func:`parse` had to repair.
+
+    The cells filled with others are ``rows_padded * cols + cells_padded``; the cells that had no
+    place are ``rows_dropped`` rows and ``cells_dropped`` cells. For ``full`` and ``irle``, whose
+    text has no rows, what is missing or too much at the end counts as whole rows and the rest.
+    """
+
+    ok: bool = False
+    """Every cell is as the text says: nothing was filled, cut or guessed, no tag is missing."""
+    found_seg: bool = False
+    """The text has ``<seg>``."""
+    closed: bool = False
+    """The descriptors end with ``</seg>``."""
+    rows_found: int = 0
+    """Rows in the text, of whatever length, also those dropped."""
+    rows_padded: int = 0
+    """Rows missing at the end, filled with others."""
+    rows_dropped: int = 0
+    """Rows too many, and blank lines between rows."""
+    cells_padded: int = 0
+    """Cells missing in rows that are there, filled with others."""
+    cells_dropped: int = 0
+    """Cells beyond the end of a row, cut off."""
+    bad_runs: int = 0
+    """Runs with a missing, unreadable, zero or too large count (in ``full``: with a count)."""
+    unknown: dict[str, int] = field(default_factory=dict)
+    """Runs of each label that was not asked for, read as others."""
+    no_target: bool = False
+    """Well-formed (``ok``), and every cell is others: the model says that nothing is there."""
+    before: str = ""
+    """Text before the descriptors, trimmed: the answer sentence."""
+    after: str = ""
+    """Text after ``</seg>``, trimmed."""
+
+    @property
+    def malformed(self) -> bool:
+        """Not ``ok``. Such an answer is never a "no target"."""
+        return not self.ok
+
+    @property
+    def verdict(self) -> str:
+        """The gravest fault in two or three words, for a census of answers.
+
+        >>> parse("<seg>dog *2", ["dog"], (2, 2))[1].verdict
+        'no </seg>'
+        """
+        found = (
+            (not self.ok and not self.found_seg and self.rows_found == 0, "no descriptors"),
+            (self.found_seg and not self.closed, f"no {SEG_CLOSE}"),
+            (self.rows_padded or self.rows_dropped, "wrong rows"),
+            (self.cells_padded or self.cells_dropped, "wrong row length"),
+            (self.bad_runs, "bad count"),
+            (self.unknown, "unknown label"),
+            (not self.ok, "other fault"),
+        )
+        return next((name for fault, name in found if fault), "well-formed")
+
+    def summary(self) -> str:
+        """The report in one sentence.
+
+        >>> parse("<seg>dog *2", ["dog"], (2, 2))[1].summary()
+        'Malformed: no </seg>, 1 row missing.'
+        """
+        if self.ok:
+            extra = ", and every cell is others" if self.no_target else ""
+            return f"Well-formed: {_count(self.rows_found, 'row')} read as written{extra}."
+        return f"Malformed: {', '.join(self._faults())}."
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if self.before and not self.found_seg:
+            faults.append(f"text without {SEG_OPEN}")
+        if self.found_seg and not self.closed:
+            faults.append(f"no {SEG_CLOSE}")
+        for number, noun, what in (
+            (self.rows_padded, "row", "missing"),
+            (self.rows_dropped, "row", "too many"),
+            (self.cells_padded, "cell", "missing"),
+            (self.cells_dropped, "cell", "too many"),
+            (self.bad_runs, "run", "with a bad count"),
+        ):
+            if number:
+                faults.append(f"{_count(number, noun)} {what}")
+        if self.unknown:
+            names = ", ".join(f"{name!r} x{n}" for name, n in list(self.unknown.items())[:3])
+            more = len(self.unknown) - 3
+            faults.append(f"unknown labels: {names}" + (f" and {more} more" if more > 0 else ""))
+        return faults
+
+
+def parse(
+    text: str, labels: Sequence[str], size: Size, scheme: str = "rrle"
+) -> tuple[np.ndarray, ParseReport]:
+    r"""Read a model's answer: a whole response with its tags, or bare descriptors.
+
+    Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
+    filled up with others and shifts no later row, a long one is cut; missing rows are others, rows
+    too many are dropped; unknown labels count as others; a run without a count is one cell, a
+    count of 0 none, one that is too large ends with the row (the grid for ``irle``). Of several
+    ``<seg>`` the last one before ``</seg>`` opens the descriptors. Without ``<seg>``, lines of
+    prose at the beginning are skipped.
+
+    Args:
+        text: the answer.
+        labels: the labels that were asked for.
+        size: grid size, see :func:`t4s_helpers.codec.grid.parse_size`.
+        scheme: ``"full"``, ``"irle"`` or ``"rrle"``.
+
+    Returns:
+        The grid, int32 ``(rows, cols)``, and a :class:`ParseReport`.
+
+    Raises:
+        ValueError: unusable labels, size or scheme; never because of ``text``.
+
+    >>> grid, report = parse("Here.\n<seg>dog *1\n cat *2</seg>", ["dog"], 2)
+    >>> grid.tolist(), report.cells_padded, report.unknown
+    ([[1, 0], [0, 0]], 1, {'cat': 1})
+    """
+    rows, cols = parse_size(size)
+    check_scheme(scheme)
+    words = vocabulary(labels)
+    report = ParseReport()
+    body, torn = _cut_out(text, report)
+    try:
+        grid = decode(body, labels, (rows, cols), scheme)
+        report.rows_found = rows
+    except DescriptorError:
+        grid = _repair(body, words, (rows, cols), scheme, report)
+    report.ok = not (torn or _repaired(report))
+    report.no_target = report.ok and not grid.any()
+    return grid, report
+
+
+def _cut_out(text: str, report: ParseReport) -> tuple[str, bool]:
+    """The descriptors in an answer, and whether their end is torn off.
+
+    Notes in the report which tags there are and what is around them.
+    """
+    first = text.find(SEG_OPEN)
+    report.found_seg = first >= 0
+    end = text.find(SEG_CLOSE, max(first, 0))
+    report.closed = end >= 0
+    start = 0
+    if report.found_seg:
+        last = text.rfind(SEG_OPEN, first, end) if report.closed else first
+        report.before = text[:last].strip()
+        start = last + len(SEG_OPEN)
+    if report.closed:
+        report.after = text[end + len(SEG_CLOSE):].strip()
+        return text[start:end], False
+    body = _without_torn_tag(text[start:])
+    return body, report.found_seg or len(body) < len(text) - start
+
+
+def _without_torn_tag(body: str) -> str:
+    """The text without the first characters of a ``</seg>`` at its end."""
+    for n in range(len(SEG_CLOSE) - 1, 0, -1):
+        if body.endswith(SEG_CLOSE[:n]):
+            return body[:-n]
+    return body
+
+
+def _repaired(report: ParseReport) -> bool:
+    """Something was filled, cut, guessed or skipped."""
+    prose = report.before and not report.found_seg
+    return bool(
+        report.rows_padded or report.rows_dropped or report.cells_padded
+        or report.cells_dropped or report.bad_runs or report.unknown or prose
+    )
+
+
+def _repair(
+    body: str, words: Vocabulary, size: tuple[int, int], scheme: str, report: ParseReport
+) -> np.ndarray:
+    """Read what can be read."""
+    rows, cols = size
+    lines = _without_blank_ends(body.split("\n"))
+    if not report.found_seg:
+        lines = _skip_prose(lines, words, report)
+    cells = np.zeros(rows * cols, np.int32)
+    if scheme == "rrle":
+        _repair_rows(cells.reshape(rows, cols), lines, words, report)
+    else:
+        asked = _fill(cells, "|".join(lines), words, scheme, report) if lines else 0
+        report.rows_padded, report.cells_padded = divmod(max(cells.size - asked, 0), cols)
+        report.rows_dropped, report.cells_dropped = divmod(max(asked - cells.size, 0), cols)
+    report.rows_found = rows - report.rows_padded + report.rows_dropped
+    return cells.reshape(rows, cols)
+
+
+def _repair_rows(
+    cells: np.ndarray, lines: list[str], words: Vocabulary, report: ParseReport
+) -> None:
+    """Each line into its own row of ``cells``, so that damage stays within a row."""
+    rows, cols = cells.shape
+    lines = _without_blank_lines(lines, rows, report)
+    for row, line in zip(cells, lines):
+        asked = _fill(row, line, words, "rrle", report)
+        report.cells_padded += max(cols - asked, 0)
+        report.cells_dropped += max(asked - cols, 0)
+    report.rows_padded = max(rows - len(lines), 0)
+    report.rows_dropped += max(len(lines) - rows, 0)
+
+
+def _without_blank_ends(lines: list[str]) -> list[str]:
+    full = [i for i, line in enumerate(lines) if line.strip()]
+    return lines[full[0]: full[-1] + 1] if full else []
+
+
+def _without_blank_lines(lines: list[str], rows: int, report: ParseReport) -> list[str]:
+    """Blank lines stand for empty rows where there is room for them; else they are dropped."""
+    if len(lines) <= rows:
+        return lines
+    kept = [line for line in lines if line.strip()]
+    report.rows_dropped += len(lines) - len(kept)
+    return kept
+
+
+def _skip_prose(lines: list[str], words: Vocabulary, report: ParseReport) -> list[str]:
+    """The lines from the first one that can be a row; what is before goes to the report."""
+    start = 0
+    while start < len(lines) and "|" not in lines[start] and not _is_run(lines[start], words):
+        start += 1
+    report.before = "\n".join(lines[:start]).strip()
+    return lines[start:]
+
+
+def _is_run(run: str, words: Vocabulary) -> bool:
+    return _split_run(run)[1] is not None or _look_up(run.strip(), words) is not None
+
+
+def _fill(
+    row: np.ndarray, line: str, words: Vocabulary, scheme: str, report: ParseReport
+) -> int:
+    """Write the runs of one line into its cells; returns how many cells they ask for."""
+    at = 0
+    for run in line.split("|"):
+        value, count = _read_run(run.strip(), words, row.size, scheme, report)
+        row[at: at + count] = value
+        at += count
+    return at
+
+
+def _read_run(
+    run: str, words: Vocabulary, width: int, scheme: str, report: ParseReport
+) -> tuple[int, int]:
+    """Grid value and number of cells of one run."""
+    if not run:
+        report.bad_runs += 1
+        return 0, 0
+    word, count = run, None
+    value = _look_up(run, words)
+    if value is None:
+        stem, count = _split_run(run)
+        value = _look_up(stem, words)
+        if value is not None or count is not None:
+            word = stem
+    if scheme == "full":
+        good = word == run
+    else:
+        good = count is not None and 1 <= count <= width
+    report.bad_runs += not good
+    if value is None:
+        name = unescape_label(word)[:_SHOWN]
+        report.unknown[name] = report.unknown.get(name, 0) + 1
+    return value or 0, 1 if count is None else min(count, width)
+
+
+def _split_run(run: str) -> tuple[str, int | None]:
+    """Label and count of ``label *count``; without readable digits the count is None."""
+    word, star, digits = run.rpartition("*")
+    digits = digits.strip()
+    if not star:
+        return run, None
+    if not (digits.isascii() and digits.isdigit()):
+        return word.rstrip(), None
+    # Python refuses to convert thousands of digits; ten are too large for any grid anyway.
+    return word.rstrip(), int(digits.lstrip("0")[:10] or "0")
+
+
+def _look_up(word: str, words: Vocabulary) -> int | None:
+    value = words.index.get(word)
+    if value is None and len(word) <= 4 * max(map(len, words.written)):
+        value = words.folded.get(fold(word))
+    return value
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

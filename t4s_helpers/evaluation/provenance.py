@@ -1,0 +1,147 @@
+"""The record of a run: which sources, which versions, which machine, how much memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..files import PACKAGE, ROOT
+
+VERSIONS = (
+    "numpy", "torch", "torchvision", "transformers", "peft", "bitsandbytes", "accelerate",
+    "segment-anything", "scikit-image", "pycocotools", "matplotlib", "papermill", "jupyterlab",
+)
+
+
+def package_digest(folder: Path | None = None) -> str:
+    """Return a hash of the package's files, so that ``--resume`` sees uncommitted changes too."""
+    folder = folder or PACKAGE
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if "__pycache__" not in path.parts and not path.name.startswith("."):
+            total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=30, check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> tuple[str, bool | None]:
+    """Return the commit, and whether the sources differ from it; unknown without git."""
+    changes = _git("status", "--porcelain", "--", "t4s_helpers", "notebooks", "requirements")
+    return _git("rev-parse", "HEAD") or "unknown", None if changes is None else bool(changes)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def cuda_device() -> str:
+    """Return the name of the first CUDA device, or an empty text when there is none.
+
+    torch is asked in a process of its own, and only where a driver can be seen: importing it costs
+    seconds and memory that a run on the CPU need not pay.
+    """
+    signs = shutil.which("nvidia-smi") or any(
+        os.path.exists(p) for p in ("/dev/nvidiactl", "/dev/dxg")
+    )
+    if not signs and sys.platform != "win32":
+        return ""
+    question = (
+        "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
+    )
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            [sys.executable, "-c", question], capture_output=True, text=True, timeout=120
+        )
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+    return ""
+
+
+def device() -> str:
+    """Describe the machine: the GPU when there is one, otherwise processor and cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    gpu = cuda_device()
+    return f"{gpu}; " * bool(gpu) + f"{name}, {os.cpu_count()} cores"
+
+
+class PeakMemory:
+    """Watch the memory of the processes started while this block runs (the kernel and its own).
+
+    ``megabytes`` is the largest sum of resident sizes seen, looked at ten times a second, or the
+    largest size that the system reports for one of them where that is more. A peak in a process's
+    last tenth of a second can be missed.
+    """
+
+    def __init__(self, interval: float = 0.1):
+        self.interval = interval
+        self.megabytes = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        self._older = {p.pid for p in self._children()}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.interval):
+            sizes = [self._sizes(p) for p in self._children() if p.pid not in self._older]
+            highest = max([sum(now for now, _ in sizes), *(peak for _, peak in sizes)])
+            self.megabytes = max(self.megabytes, highest / 1e6)
+
+    @staticmethod
+    def _children() -> list[Any]:
+        import psutil
+
+        try:
+            return psutil.Process().children(recursive=True)
+        except psutil.Error:
+            return []
+
+    @staticmethod
+    def _sizes(process: Any) -> tuple[int, int]:
+        """Return (resident bytes now, resident bytes at their highest) of one process."""
+        import psutil
+
+        now = peak = 0
+        with contextlib.suppress(psutil.Error):
+            now = peak = process.memory_info().rss
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return now, peak

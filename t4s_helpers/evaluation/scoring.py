@@ -1,0 +1,213 @@
+"""From rows to tables, without a model: every number can be made again from the rows of a run.
+
+A row is what `t4s_helpers.evaluation.tasks.row_of` makes of a sample. Rows of excluded samples have a reason
+under ``excluded`` and no counts; they are counted apart and never scored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from .metrics import BoxMetric, MeanIoU, SegmentationMetric
+from .tasks import words_metric
+
+SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
+         "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
+"""Columns of a table, in order; those that a task does not have stay away."""
+
+
+class ScoringError(ValueError):
+    """Rows that cannot be scored together; the message says why."""
+
+
+def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: str | None = None,
+               classes: Sequence[str] | None = None, ceiling: bool = False,
+               malformed_is_rejection: bool = False) -> dict[str, float]:
+    """Scores of one task's rows.
+
+    Args:
+        rows: of one kind of answer (masks, class maps or words). Excluded ones are left out.
+        background, absent: conventions of `t4s_helpers.evaluation.metrics.MeanIoU`, which have no default;
+            needed for ``semantic`` rows only.
+        classes: the list of a data set for ``semantic`` rows; by default every class that a row
+            knows. It matters where absent classes count.
+        ceiling: score the true masks put through the grid in place of the answers.
+        malformed_is_rejection: see `t4s_helpers.evaluation.metrics.SegmentationMetric`.
+
+    Returns:
+        the metrics' scores; ``tokens`` and ``seconds`` are means over the answers.
+
+    Raises:
+        ScoringError: no row left to score, answers of different kinds, or conventions missing.
+        MetricError: from the metric.
+    """
+    scored = [row for row in rows if not row.get("excluded") and row.get("score", 0) is not None]
+    kinds = {answer_kind(row["task"]) for row in scored}
+    if len(kinds) != 1:
+        raise ScoringError(
+            f"{len(scored)} of {len(rows)} rows can be scored, with answers of "
+            f"{len(kinds)} kinds ({', '.join(sorted(kinds)) or 'none'}): score one kind at a time.")
+    kind = kinds.pop()
+    if kind == "words":
+        scores = _words(scored) if not ceiling else {}
+    elif kind == "map":
+        scores = _maps(scored, background, absent, classes, ceiling)
+    else:
+        scores = _masks(scored, ceiling, malformed_is_rejection)
+    return scores if ceiling else {**scores, **_costs(scored)}
+
+
+def answer_kind(task: str) -> str:
+    """``"words"``, ``"map"`` or ``"mask"``: what answers to a task are."""
+    return {"vqa": "words", "semantic": "map"}.get(task, "mask")
+
+
+def _words(rows) -> dict[str, float]:
+    rules = {row.get("rule", "exact") for row in rows}
+    if len(rules) > 1:
+        raise ScoringError(f"Rows under the rules {sorted(rules)} have no common score.")
+    metric = words_metric(rules.pop())
+    for row in rows:
+        metric.update(row["text"], row["truth"], sample_id=row.get("id"))
+    return metric.compute()
+
+
+def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
+    if background is None or absent is None:
+        raise ScoringError(
+            "mIoU has no usual convention: say background= ('class', 'not_averaged' or 'ignored') and "
+            "absent= ('skip', 'skip_no_truth', 'zero' or 'one').")
+    key = "ceiling_counts" if ceiling else "counts"
+    seen = sorted({name for row in rows for name in row[key]} - {"others"})
+    names = ["others", *(classes or seen)]
+    metric = MeanIoU(names[1:], background=background, absent=absent)
+    for row in rows:
+        stray = set(row[key]) - set(names)
+        if stray:
+            raise ScoringError(f"Row '{row['id']}' counts {sorted(stray)[0]!r}, which the class list "
+                               "does not have: score it with the list of its run.")
+        columns = zip(*row[key].values())
+        metric.update_counts([names.index(name) for name in row[key]], *columns,
+                             sample_id=row["id"], malformed=not ceiling and row["malformed"])
+    return metric.compute()
+
+
+def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float]:
+    masks = SegmentationMetric(malformed_is_rejection=malformed_is_rejection)
+    boxes = BoxMetric()
+    for row in rows:
+        counts = (row["intersection"], row["predicted"], row["target"])
+        malformed = not ceiling and row["malformed"]
+        masks.update_counts(*(row["ceiling"] if ceiling else counts), sample_id=row.get("id"),
+                            malformed=malformed)
+        if row["true_box"] is not None:
+            boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
+                         box_from_text(row["true_box"]), malformed=malformed)
+    return {**(boxes.compute() if len(boxes) else {}), **masks.compute()}
+
+
+def box_from_text(box: str | None) -> list[int] | None:
+    """A row's ``box`` as numbers ``[x0, y0, x1, y1]``, in pixels; None stays None.
+
+    >>> box_from_text("8 0 24 16")
+    [8, 0, 24, 16]
+    """
+    return None if box is None else [int(side) for side in box.split()]
+
+
+def _costs(rows) -> dict[str, float]:
+    def mean(name):
+        return float(np.mean([row[name] for row in rows if name in row] or [np.nan]))
+
+    return {"tokens": mean("tokens"), "seconds": mean("seconds")}
+
+
+def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[dict]:
+    """Scores of the rows that agree in one fact, a row of a table for each group.
+
+    Args:
+        rows: with masks for answers; those without the fact are left out.
+        by: name of the fact (``kind``, ``n_objects``, ``size``, ``novel``).
+        order: groups in the order wanted; the others follow, sorted.
+
+    Returns:
+        ``by``, ``group``, ``n``, ``ciou``, ``giou``.
+
+    >>> count = {"task": "res", "malformed": False, "predicted": 2, "true_box": None, "tokens": 1,
+    ...          "seconds": 0.1, "target": 2}
+    >>> rows = [{**count, "size": "small", "intersection": 1}, {**count, "intersection": 2}]
+    >>> [(row["group"], row["n"], round(row["giou"], 2)) for row in score_groups(rows, "size")]
+    [('small', 1, 0.33)]
+    """
+    found = {row[by] for row in rows if by in row}
+    names = [name for name in order if name in found]
+    out = []
+    for name in [*names, *sorted(found - set(names))]:
+        chosen = [row for row in rows if row.get(by) == name]
+        scores = score_rows(chosen)
+        out.append({"by": by, "group": name, "n": len(chosen),
+                    **{key: scores[key] for key in ("ciou", "giou")}})
+    return out
+
+
+def excluded_table(rows: Sequence[dict], excluded: Sequence[dict] = ()) -> list[dict]:
+    """What a run left out, by reason: ``reason``, ``n`` and ``first`` (an id), most common first.
+
+    Args:
+        rows: those with ``excluded`` were left out while it ran.
+        excluded: mappings with ``id`` and ``reason``, left out before.
+    """
+    found = [(row["id"], row["excluded"]) for row in rows if row.get("excluded")]
+    found = [(one["id"], one["reason"]) for one in excluded] + found
+    first = {reason: name for name, reason in reversed(found)}
+    return [{"reason": reason, "n": n, "first": first[reason]}
+            for reason, n in Counter(reason for _, reason in found).most_common()]
+
+
+def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
+               **conventions) -> list[dict]:
+    """The lines of a run in a table: the model's scores and, for masks and maps, the grid's ceiling.
+
+    Turns of a conversation are lines of their own, one for each kind of answer.
+
+    Args:
+        name: of the run.
+        excluded: see `excluded_table`.
+        conventions: ``background`` and ``absent``, for maps.
+
+    Returns:
+        ``set``, ``who``, ``task``, ``n``, ``excluded``, conventions of mIoU where it is one, and the
+        scores among `SHOWN`.
+    """
+    left_out = sum(one["n"] for one in excluded_table(rows, excluded))
+    lines = []
+    kinds = dict.fromkeys((row["task"], row.get("turn")) for row in rows if not row.get("excluded"))
+    for task, turn in kinds:
+        chosen = [row for row in rows if (row["task"], row.get("turn")) == (task, turn)
+                  and not row.get("excluded")]
+        about = {"set": name if turn is None else f"{name}, turn {turn + 1}", "task": task}
+        given = {**conventions} if task == "semantic" else {}
+        for who in ("model", "ceiling")[:1 if task == "vqa" else 2]:
+            unscored = all(row.get("score", 0) is None for row in chosen)
+            scores = {} if unscored else score_rows(chosen, **given, ceiling=who == "ceiling")
+            lines.append({**about, "who": who, "n": len(chosen), "excluded": left_out, **{
+                key: value for key, value in given.items() if isinstance(value, str)}, **{
+                key: scores[key] for key in SHOWN if np.isfinite(scores.get(key, np.nan))}})
+    return lines
+
+
+def hardest(rows: Sequence[dict], n: int = 8) -> list[dict]:
+    """The ``n`` rows with masks that scored worst: lowest IoU, and of equals the largest error.
+
+    A no-target request that was answered with a mask scores 0, as does a malformed answer to one.
+    """
+    def key(row):
+        right = not row["union"] and not row["malformed"]
+        iou = row["intersection"] / row["union"] if row["union"] else float(right)
+        return iou, row["intersection"] - row["union"], row["id"]
+
+    masks = [row for row in rows if not row.get("excluded") and answer_kind(row["task"]) == "mask"]
+    return sorted(masks, key=key)[:n]

@@ -1,0 +1,302 @@
+"""Training of the connector and the language model on short grounded answers.
+
+The base learns boxes, which cells of a single row show something, questions, counts and captions
+about scenes; and, without a picture, to copy, count and write run lengths of arbitrary words. It
+never sees a picture with segmentation text: that is left to the QLoRA adapters. The pre-trained
+tower stays frozen but for its last, merging stage.
+
+``python -m t4s_helpers.lab.tiny_model.language --diet text --out checkpoints/text`` trains, logs to
+``log.csv``, goes on from the last checkpoint, and writes the finished model to ``<out>/final`` in
+the format that ``from_pretrained`` reads; ``--start`` goes on from a finished model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from ...data.expressions import (
+    GRES_KINDS, caption, make_expression, make_question, union_mask,
+)
+from ...data.scenes import SCENE_SIZE, make_scene
+from ...codec.grid import masks_to_grid
+from ...data.prompts import BOX_BINS, Turn, box_in_words, question
+from .architecture import N_VISUAL
+from .rendering import ChunkedItems
+
+BATCH = 8
+TEXT_EVERY = {"all": 4, "drawing": 2}
+"""One batch in so many holds exercises without pictures, by diet."""
+
+RECTANGLES = {"drawing": 20}
+"""How many of these exercises draw rectangles, against four others; 4 in the other diets."""
+
+LENGTH = 176
+"""Text tokens at which a conversation gets no further exchange: short answers come by the dozen,
+so that one pass over the picture trains many of them and batches hold little padding."""
+
+BOX_KINDS = ("attribute", "attribute", "position", "relation", "all", "pair", "none", "none")
+
+
+DIETS = ("text", "boxes", "all", "drawing")
+"""``text``: exercises without pictures, on which copying is learned first and fast; ``boxes``:
+where things are and what they are; ``all``: everything, a batch in `TEXT_EVERY` without pictures;
+``drawing``: the same with more of these, most of which draw rectangles."""
+
+
+def scene_turn(rng, scene, diet: str = "all") -> Turn:
+    """One exchange about a scene: a box, a point, a question, a row, or everything at once."""
+    kinds = ("box", "box", "box", "point", "point", "ask", "list")
+    kind = str(rng.choice(kinds if diet == "boxes" else (*kinds, "ask", "row", "row", "row", "row")))
+    if kind == "ask":
+        _, ask, reply = make_question(rng, scene)
+        return Turn(ask, (reply,))
+    if kind == "list":
+        return list_turn(rng, scene)
+    return {"box": box_turn, "point": point_turn, "row": row_turn}[kind](rng, scene)
+
+
+def list_turn(rng, scene) -> Turn:
+    """Everything from left to right, with boxes or without."""
+    if rng.random() < 0.3:
+        return Turn("Describe the picture.", (caption(scene),))
+    ordered = sorted(scene.objects, key=lambda thing: thing.center[0])
+    said = [f"{t.size} {t.color} {t.category} {box_in_words(t.mask)}" for t in ordered]
+    return Turn("List everything with its box.", (", ".join(said),))
+
+
+def point_turn(rng, scene) -> Turn:
+    """What covers a point, given in the units of boxes: an object's three words, or "nothing"."""
+    step = SCENE_SIZE // BOX_BINS
+    covers = np.stack([o.mask.reshape(BOX_BINS, step, BOX_BINS, step).mean((1, 3))
+                       for o in scene.objects])
+    shown = int(rng.integers(len(scene.objects))) if rng.random() < 0.85 else None
+    sure = covers.max(0) == 0 if shown is None else covers[shown] == 1
+    if not sure.any():
+        return box_turn(rng, scene)
+    y, x = (int(v) for v in np.argwhere(sure)[int(rng.integers(sure.sum()))])
+    words = "nothing"
+    if shown is not None:
+        thing = scene.objects[shown]
+        words = f"{thing.size} {thing.color} {thing.category}"
+    return Turn(f"What is at {x} {y}?", (words,))
+
+
+def box_turn(rng, scene) -> Turn:
+    """Where something is, or that it is nowhere."""
+    expression = make_expression(rng, scene, [BOX_KINDS[int(rng.integers(len(BOX_KINDS)))]])
+    where = box_in_words(union_mask(scene, expression.targets))
+    return Turn(question("box", [expression.text], rng), (where,))
+
+
+def row_turn(rng, scene) -> Turn:
+    """Which cells of one row show something: "at 3, 5 wide", or "none"."""
+    expression = make_expression(rng, scene, [BOX_KINDS[int(rng.integers(len(BOX_KINDS)))]])
+    rows = int(rng.choice((16, 24, 32), p=(0.9, 0.05, 0.05)))
+    grid = masks_to_grid(union_mask(scene, expression.targets)[None], rows)
+    shown = np.flatnonzero(grid.any(1))
+    row = int(rng.choice(shown)) if len(shown) and rng.random() < 0.8 else int(rng.integers(rows))
+    ask = question("row", [expression.text], rng, row=row, rows=rows)
+    return Turn(ask, (spans_in_words(grid[row]),))
+
+
+def spans_in_words(row: np.ndarray) -> str:
+    """First cell and width of each run of non-zero cells.
+
+    >>> spans_in_words(np.array([0, 0, 1, 1, 0, 1]))
+    'at 2, 2 wide; at 5, 1 wide'
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], row > 0, [0]))))
+    spans = [f"at {a}, {b - a} wide" for a, b in zip(edges[::2], edges[1::2])]
+    return "; ".join(spans) or "none"
+
+
+@lru_cache(maxsize=2)
+def cached_encoder(folder: str):
+    """The encoder of a saved processor; cached, because worker processes call item by item."""
+    from transformers import AutoProcessor
+
+    from ...model.training import ConversationEncoder
+
+    return ConversationEncoder(AutoProcessor.from_pretrained(folder), N_VISUAL)
+
+
+def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
+              diet: str = "all") -> dict:
+    """Item ``index`` of the base's diet: ids, labels and, unless it is text alone, the image."""
+    from .words import text_turn
+
+    encode = cached_encoder(folder)
+    rng = np.random.default_rng([seed, index, 21])
+    every = 1 if diet == "text" else TEXT_EVERY.get(diet)
+    if every and (index // BATCH) % every == every - 1:
+        turns = until_long(encode, lambda: text_turn(rng, RECTANGLES.get(diet, 4)))
+        return packed(in_branches(encode(turns), encode.tokenizer))
+    scene = make_scene(split, index)
+    turns = until_long(encode, lambda: scene_turn(rng, scene, diet))
+    item = in_branches(encode(turns, has_image=True), encode.tokenizer)
+    return packed(item, scene.image)
+
+
+def until_long(encode, draw) -> list[Turn]:
+    """Exchanges from ``draw``, none asked twice, until they fill `LENGTH` tokens."""
+    turns: list[Turn] = []
+    asked, length = set(), 0
+    for _ in range(40):
+        turn = draw()
+        more = 2 + len(encode.tokenizer(turn.question + turn.text)["input_ids"])
+        if turn.question in asked or turns and length + more > 1.25 * LENGTH:
+            continue
+        asked.add(turn.question)
+        turns.append(turn)
+        length += more
+        if length >= LENGTH:
+            break
+    return turns
+
+
+def in_branches(item: dict, tokenizer) -> dict:
+    """Let the exchanges of an encoded conversation see the picture, but not each other.
+
+    Asked one after the other, about the same few objects, most answers could be copied from
+    earlier ones. Side by side, each is in the very place where it stands when asked alone, and one
+    pass over the picture still trains them all.
+
+    Args:
+        item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
+
+    Returns:
+        the item with ``position_ids`` and ``part`` (0: what all share, k: exchange k), without the
+        tokens that open the second and later exchanges. See `t4s_helpers.model.training.pad_batch`.
+    """
+    ids, labels = list(item["input_ids"]), list(item["labels"])
+    image, user = (tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<user>"))
+    shared = len(ids) - ids[::-1].index(image) if image in ids else 1
+    out = {"input_ids": ids[:shared], "labels": labels[:shared],
+           "position_ids": list(range(shared)), "part": [0] * shared}
+    part, position = 1, shared
+    for token, label in zip(ids[shared:], labels[shared:]):
+        opens = token == user and image in ids and position == shared
+        if not opens:
+            for name, value in zip(out, (token, label, position, part)):
+                out[name].append(value)
+            position += 1
+        if token == tokenizer.eos_token_id:
+            part, position = part + 1, shared
+    return out
+
+
+def packed(item: dict, image=None) -> dict:
+    """Small arrays instead of lists: thousands of items wait in memory."""
+    out = {name: np.asarray(values, np.int16) for name, values in item.items()}
+    return out if image is None else {**out, "image": image}
+
+
+def collate(items: list[dict], pad_id: int) -> dict:
+    """Pad, and normalise the images that there are."""
+    from ...model.training import pad_batch
+    from .architecture import pixel_values
+
+    images = [item["image"] for item in items if "image" in item]
+    batch = pad_batch([{k: v for k, v in item.items() if k != "image"} for item in items], pad_id)
+    if images:
+        batch["pixel_values"] = pixel_values(np.stack(images))
+    return batch
+
+
+def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
+          diet: str = "all", start: Path | None = None, batch: int = BATCH,
+          hold: int | None = None) -> Path:
+    """Train on ``samples`` conversations; returns the folder of the finished model.
+
+    Args:
+        tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
+        out: folder for checkpoints, log and the finished model.
+        diet: one of `DIETS`.
+        start: a finished model to go on from, in place of an untrained language model.
+        batch: conversations in a step.
+        hold: leave word embeddings, connector, tower and so many of the lowest layers as they are.
+    """
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
+
+    from ...model.training import CsvLog, arguments, in_full_precision, last_checkpoint, resumable_trainer
+    from .architecture import build_model, build_processor
+    from .tokenizer import train_tokenizer
+    from .tower import load_tower
+
+    final = out / "final"
+    if not (final / "tokenizer.json").exists():
+        known = AutoTokenizer.from_pretrained(start) if start else train_tokenizer()
+        build_processor(known).save_pretrained(final)
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    set_seed(seed)
+    if start:
+        model = AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
+    else:
+        model = build_model(tokenizer, load_tower(tower))
+    freeze_tower(model)
+    if hold is not None:
+        hold_below(model, hold)
+        in_full_precision(model.model.language_model.layers[:hold])
+    trainer = resumable_trainer(
+        model=model,
+        train_dataset=ChunkedItems(
+            partial(base_item, folder=str(final), seed=seed, diet=diet), samples),
+        data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
+        args=arguments(
+            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=batch,
+            learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.01,
+            adam_beta2=0.95, logging_steps=25, save_steps=250,
+        ),
+        callbacks=[CsvLog(out / "log.csv")],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    import torch
+
+    model.to(torch.bfloat16).save_pretrained(final)
+    return final
+
+
+def freeze_tower(model) -> None:
+    """Leave only the tower's merging stage, the connector and the language model trainable."""
+    for name, weight in model.model.vision_tower.named_parameters():
+        weight.requires_grad_(name.startswith("stages.3."))
+
+
+def hold_below(model, layers: int) -> None:
+    """Leave only what lies above the lowest layers trainable.
+
+    The layers of `.matching` were fitted to word embeddings and visual tokens as they are: these
+    stay, and the layers themselves while the ones above learn to use what is handed on. (`train`
+    computes them in float32: what tells one row from the next is lost in bfloat16.)
+    """
+    parts = (model.model.vision_tower, model.model.multi_modal_projector,
+             model.get_input_embeddings(), *model.model.language_model.layers[:layers])
+    for part in parts:
+        part.requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
+                        help="folder of the pre-trained tower, or a model whose tower to take over")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
+    parser.add_argument("--samples", type=int, default=96_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--diet", choices=DIETS, default="all")
+    parser.add_argument("--start", type=Path, help="a finished model to go on from")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--hold", type=int, metavar="LAYERS",
+                        help="leave embeddings, connector, tower and so many layers as they are")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(train(args.tower, args.out, args.samples, args.lr, args.seed, args.diet, args.start,
+                args.batch, args.hold))
+
+
+if __name__ == "__main__":
+    main()

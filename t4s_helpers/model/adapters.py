@@ -1,0 +1,113 @@
+"""What becomes of a trained adapter: the form in which it ships, and full weights.
+
+``python -m t4s_helpers.model.adapters --backbone llava-1.5-7b --adapter out/adapter --out merged`` writes
+a model that needs neither peft nor this package: any server that loads the backbone loads it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
+    """Copy an adapter in the form in which it ships: bfloat16, the base by name, nothing else.
+
+    Args:
+        adapter: a folder that peft saved, for example ``out/adapter`` or a checkpoint.
+        out: the new folder.
+        base: name of the backbone that it belongs to; replaces the path on this machine.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base
+    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+    save_file({name: t.to(torch.bfloat16).contiguous() for name, t in tensors.items()},
+              out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return out
+
+
+def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
+                   source: Path | str | None = None) -> Path:
+    """A LoRA adapter of lower rank that comes as near to another as its rank allows.
+
+    Each product of matrices is cut off behind its largest singular values (peft's
+    ``add_weighted_adapter``).
+
+    Args:
+        adapter: folder of a peft adapter, or the name of one that ships.
+        out: the new folder.
+        rank: of the new matrices.
+        name: a key of `t4s_helpers.model.backbones.BACKBONES`.
+        source: another folder or hub id of the backbone.
+    """
+    from .backbones import load_backbone
+
+    out = Path(out)
+    model = load_backbone(name, source=source, adapter=adapter).model
+    [old] = model.peft_config
+    # As the mean of itself and itself: a single adapter peft would copy as it is.
+    model.add_weighted_adapter([old, old], [0.5, 0.5], "shrunk", combination_type="svd", svd_rank=rank)
+    model.delete_adapter(old)
+    model.save_pretrained(out, selected_adapters=["shrunk"], save_embedding_layers=False)
+    for file in (out / "shrunk").iterdir():  # peft keeps all adapters but "default" in folders
+        file.replace(out / file.name)
+    (out / "shrunk").rmdir()
+    return out
+
+
+def merge_adapter(name: str, adapter: Path | str, out: Path | str,
+                  source: Path | str | None = None) -> Path:
+    """Add an adapter's matrices to the weights of its backbone and save the sum with its processor.
+
+    The sum is formed in float32 on the unquantized weights and stored in bfloat16. An adapter that
+    was trained on NF4 weights meets slightly different ones here, which is how QLoRA is deployed.
+
+    Args:
+        name: a key of `t4s_helpers.model.backbones.BACKBONES`.
+        adapter: folder of a peft adapter, or the name of one that ships.
+        out: a new folder.
+        source: another folder or hub id of the backbone.
+
+    Returns:
+        ``out``; ``load_backbone(name, source=out)`` reads it.
+
+    Raises:
+        BackboneError: from `t4s_helpers.model.backbones.load_backbone`.
+        FileExistsError: ``out`` holds files already.
+    """
+    import torch
+
+    from .backbones import load_backbone
+
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: merged weights go to a new folder.")
+    backbone = load_backbone(name, adapter=adapter, source=source)
+    merged = backbone.model.float().merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(out)
+    backbone.processor.save_pretrained(out)
+    return out
+
+
+def main() -> None:
+    import argparse
+
+    from .backbones import BACKBONES
+
+    parser = argparse.ArgumentParser(description="Merge an adapter into its backbone.")
+    parser.add_argument("--backbone", choices=BACKBONES, default="embedded")
+    parser.add_argument("--adapter", required=True, help="adapter folder, or a shipped one's name")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", type=Path, help="folder of the backbone, if not its own")
+    args = parser.parse_args()
+    print(merge_adapter(args.backbone, args.adapter, args.out, args.source))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""The multimodal language models that the workbook can fine-tune, by name.
+
+Every backbone is a native transformers class (no remote code), loaded with its own processor, in
+4 bits if asked. ``embedded`` ships inside the package and runs anywhere; the others come from the
+model hub and want a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import ASSETS
+EMBEDDED = ASSETS / "embedded"
+ADAPTERS = ASSETS / "adapters"
+
+_LLAMA_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+# On import, bitsandbytes looks for another 4-bit product for CPUs in the optional package `kernels`, and
+# warns in every notebook that it is not there. It has one of its own.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in str(record.msg))
+
+
+class BackboneError(RuntimeError):
+    """A backbone or adapter that cannot be loaded; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One line of the table of backbones.
+
+    Attributes:
+        name: how the workbook calls it.
+        source: hub id, or a folder for the embedded model.
+        revision: branch, tag or commit of the hub repository.
+        model_class: the native transformers class.
+        image: what becomes of a picture before the vision tower sees it.
+        paper: the paper's backbone that it stands for.
+        lora_targets: regular expression over module names: the linear layers of connector and
+            language model, and nothing else.
+        keep: regular expressions of module names that stay unquantized.
+        precise: those of modules that are computed in float32 even where training multiplies in 16 bits.
+        memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
+        billions: of parameters, all parts together.
+        licence: of the weights.
+        n_image_tokens: tokens per image where that number is fixed and images need no processor.
+        squeeze: scale pictures to the tower's square in place of cropping them.
+    """
+
+    name: str
+    source: str
+    model_class: str
+    paper: str
+    image: str
+    lora_targets: str
+    memory_gb: int
+    billions: float
+    licence: str
+    keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
+    precise: tuple[str, ...] = ()
+    n_image_tokens: int | None = None
+    revision: str = "main"
+    squeeze: bool = False
+
+
+def _targets(language: str, connector: str) -> str:
+    return rf".*({language}\..*({_LLAMA_LINEAR})|{connector})"
+
+
+_EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.linear_[12]")
+"""The embedded model's three lowest layers, which look things up (tiny_base.matching, .drawing), stay as
+they are. 4 bits would blur them and what the connector hands to them; in bfloat16 one row in three is
+taken for another."""
+_WIRED = r".*language_model\.layers\.[0-2]"
+_LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
+_SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
+_PADDED = "scaled and padded to a square"
+_TILES = "up to 12 tiles of 448x448 and a thumbnail, by aspect"
+_NATIVE = "its own aspect, sides rounded to whole patches; tokens grow with the area"
+
+BACKBONES = {spec.name: spec for spec in (
+    Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
+         "squeezed to 128x128", _EMBEDDED, 0, 0.012, "Apache-2.0",
+         keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
+         precise=(_WIRED,), n_image_tokens=64),
+    Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
+         "LLaVA-1.5 7B", _SQUARE_336, _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
+    Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",
+         "LLaVA-1.5 13B", _SQUARE_336, _LLAVA, 22, 13.4, "Llama 2", squeeze=True),
+    Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
+         "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B", _PADDED,
+         _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, "DeepSeek model licence",
+         keep=(r".*vision_model", "lm_head")),
+    Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
+         "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
+         _PADDED + ", at two resolutions for two towers",
+         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3,
+         "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
+    Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
+         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, 7.9, "Qwen licence"),
+    Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
+         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, 8.5, "Apache-2.0"),
+    Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
+         "Qwen-VL 7B (native successor)", _NATIVE,
+         _targets("language_model", r"visual\.merger\.mlp\.[02]"), 16, 8.3, "Apache-2.0",
+         keep=(r".*visual", "lm_head")),
+    Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
+         "Qwen-VL 7B (native successor)", _NATIVE,
+         _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
+         17, 8.8, "Apache-2.0", keep=(r".*visual", "lm_head")),
+    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
+         "none: a small one for a small GPU", "tiles of 384x384 and a thumbnail, by aspect",
+         _targets("text_model", r"connector\.modality_projection\.proj"), 8, 2.2, "Apache-2.0",
+         keep=(r".*vision_model", "lm_head")),
+)}
+
+NOT_NATIVE = {
+    "internvl2": ("its repositories bring their own code", "internvl3.5-8b"),
+    "qwen-vl": ("its repositories bring their own code", "qwen3-vl-8b"),
+}
+"""Backbones of the paper without a native class: name -> (why not, the nearest that works)."""
+
+
+@dataclass
+class Backbone:
+    """A loaded model with its processor and the line of the table that it came from."""
+
+    spec: Spec
+    model: Any
+    processor: Any
+
+    @property
+    def encoder(self):
+        """The `t4s_helpers.model.training.ConversationEncoder` that fits this backbone."""
+        from .training import ConversationEncoder
+
+        return ConversationEncoder(self.processor, self.spec.n_image_tokens,
+                                   dtype=getattr(self.model, "dtype", None))
+
+
+def multiplies_in_bf16() -> bool:
+    """Whether this machine's GPU, or else its processor, multiplies bfloat16 in hardware.
+
+    On a processor that does, training is 4-5 times faster with it; on one that does not, 3 times
+    slower.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def half():
+    """The 16-bit type of weights: float16 on a GPU without bfloat16, else bfloat16."""
+    import torch
+
+    return torch.float16 if torch.cuda.is_available() and not multiplies_in_bf16() else torch.bfloat16
+
+
+def quantization(keep) -> Any:
+    """NF4 with double quantization (QLoRA), but for the parts ``keep``.
+
+    The arithmetic is bfloat16 where the hardware has it, else float16 on a GPU and float32 on a CPU.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    slow = torch.float16 if torch.cuda.is_available() else torch.float32
+    compute = torch.bfloat16 if multiplies_in_bf16() else slow
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=list(keep),
+        # FSDP shards tensors of one dtype only, so the 4-bit numbers are stored under that of the rest
+        bnb_4bit_quant_storage=compute if sharded() else torch.uint8,
+    )
+
+
+def sharded() -> bool:
+    """Whether ``accelerate launch`` started this process with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def _placement() -> dict[str, Any]:
+    """Where ``from_pretrained`` puts the weights: on this process's GPU, if there is one."""
+    import torch
+
+    if not torch.cuda.is_available() or sharded():  # FSDP itself spreads them
+        return {}
+    return {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
+
+
+def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
+    """Refuse a backbone whose weights do not fit, before hours of download.
+
+    Args:
+        free_gb: free GPU memory, in GB of 2**30 bytes.
+
+    Raises:
+        BackboneError: says the need, the free amount and the setting to change.
+    """
+    # NF4 with double quantization takes 4.13 bits a weight; tower, embeddings and head stay in 16.
+    need = spec.billions * (0.75 if quantize else 2) * 1e9 / 2**30
+    if need <= free_gb:
+        return
+    fits = [s.name for s in BACKBONES.values() if s.billions * 0.75e9 / 2**30 <= free_gb]
+    advice = "Free the GPU" if quantize else "Load it with quantize='nf4', free the GPU"
+    raise BackboneError(
+        f"{spec.name!r} needs {need:.1f} GB of GPU memory for its weights alone and about "
+        f"{spec.memory_gb} GB to train with quantize='nf4' at batch 4, but {free_gb:.1f} GB are free. "
+        f"{advice} (nvidia-smi lists who uses it), or choose a smaller backbone: "
+        f"{', '.join(fits)} would fit.")
+
+
+def find(name: str) -> Spec:
+    """The `Spec` called ``name``.
+
+    Raises:
+        BackboneError: no such name; the message lists those that there are, and names the
+            nearest one for the paper's backbones that native transformers cannot load.
+    """
+    for start, (why, nearest) in NOT_NATIVE.items():
+        if name not in BACKBONES and name.lower().startswith(start):
+            raise BackboneError(f"{name!r} has no class in transformers: {why}, which the workbook "
+                                f"does not run. The nearest that works is {nearest!r}.")
+    if name not in BACKBONES:
+        raise BackboneError(f"No backbone is called {name!r}: choose {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def load_backbone(name: str = "embedded", quantize: str | None = None,
+                  adapter: str | Path | None = None, source: str | Path | None = None) -> Backbone:
+    """Load a backbone by name.
+
+    Args:
+        name: a key of `BACKBONES`.
+        quantize: ``"nf4"`` for 4-bit weights in connector and language model, or ``None``. What is
+            not quantized has 16 bits (32 in the embedded model, whose size does not matter).
+        adapter: folder of a peft adapter, or the name of one that ships in `ADAPTERS`.
+        source: another folder or hub id to load the same kind of model from.
+
+    Returns:
+        a `Backbone` in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        BackboneError: an unknown name or precision, weights or adapter not found, too little GPU
+            memory, or a tokenizer without the image token.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    spec = find(name)
+    if quantize not in (None, "nf4"):
+        raise BackboneError(f"Unknown precision {quantize!r}: choose 'nf4' or None.")
+    if torch.cuda.is_available():
+        check_memory(spec, quantize, torch.cuda.mem_get_info()[0] / 2**30)
+    options: dict[str, Any] = {"dtype": torch.float32 if name == "embedded" else half(),
+                               **_placement()}
+    if quantize:
+        options["quantization_config"] = quantization(spec.keep)
+    place = str(source or spec.source)
+    try:  # a folder has no revisions, and transformers then ignores the name
+        processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
+        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision,
+                                                            **options)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"The weights of {name!r} could not be loaded from {place}: {str(error)[:200]} "
+            "Check the network and the hub login, or give a folder as source."
+        ) from error
+    check_image_token(processor, place)
+    processor.tokenizer.padding_side = "left"
+    if spec.squeeze:
+        squeeze(processor.image_processor)
+    backbone = Backbone(spec, model.eval(), processor)
+    return with_adapter(backbone, adapter) if adapter else backbone
+
+
+def check_image_token(processor, place: str) -> None:
+    """Refuse a processor whose tokenizer would spell the image token letter by letter.
+
+    Raises:
+        BackboneError: the picture would silently become ordinary text.
+    """
+    token = getattr(processor, "image_token", None)
+    if token is None or processor.tokenizer.encode(token, add_special_tokens=False) != [
+            processor.tokenizer.convert_tokens_to_ids(token)]:
+        raise BackboneError(
+            f"The tokenizer in {place} does not know its image token {token!r}, so pictures would "
+            "become plain text. Take the tokenizer that belongs to the weights, or add it with "
+            f"tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}}) and train "
+            "its embedding.")
+
+
+def squeeze(image_processor) -> None:
+    """Let an image processor scale pictures to its square instead of cropping the middle out.
+
+    What a crop cuts off is never seen, yet the descriptor's grid covers the whole picture.
+    """
+    side = dict(image_processor.crop_size)
+    image_processor.do_center_crop = False
+    image_processor.size = {"height": side["height"], "width": side["width"]}
+
+
+@contextlib.contextmanager
+def peft_calls() -> Iterator[None]:
+    """Where peft wraps a model: keeps back a warning about a property that transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:
+    """The backbone with a trained LoRA adapter on top.
+
+    Raises:
+        BackboneError: there is no adapter in that folder, or it was trained on another base.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    folder = ADAPTERS / adapter if (ADAPTERS / str(adapter)).is_dir() else Path(adapter)
+    if not (folder / "adapter_config.json").exists():
+        shipped = sorted(p.name for p in ADAPTERS.glob("*")) if ADAPTERS.is_dir() else []
+        raise BackboneError(f"No adapter lies in {folder}: give the folder that holds "
+                            f"adapter_config.json, or one of {shipped}.")
+    stranger = f"The adapter in {folder} does not fit {backbone.spec.name!r}"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = base_name(config.get("base_model_name_or_path"))
+    if base not in (None, backbone.spec.name):
+        raise BackboneError(f"{stranger}: it was trained on {base!r}. Load that backbone instead.")
+    try:
+        with peft_calls():
+            model = PeftModel.from_pretrained(backbone.model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise BackboneError(f"{stranger}: it was trained on another base "
+                            f"({str(error)[:160]}).") from error
+    saved = set(load_peft_weights(str(folder), device="cpu"))
+    # Left to itself, peft asks the hub whether the base, called "embedded", has other embeddings.
+    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) ^ saved
+    if missing:  # peft only warns of them, and the model would answer like the base
+        raise BackboneError(f"{stranger}: {len(missing)} of its matrices have no counterpart, "
+                            f"{min(missing)!r} among them. It was trained on another base.")
+    return Backbone(backbone.spec, model.eval(), backbone.processor)
+
+
+def base_name(recorded: str | None) -> str | None:
+    """Name of the backbone that an adapter's configuration speaks of; ``None`` if it is not ours."""
+    return next((s.name for s in BACKBONES.values() if recorded in (s.name, s.source)), None)

@@ -1,0 +1,836 @@
+"""The playground: ask for something in a picture and see every stage of the answer.
+
+What happens is done by plain functions on plain values, which notebooks and tests call as well::
+
+    picture = scene_picture("test", 3)
+    outcome = refine(ask_model(backbone, picture, "the red star"), load_refiner())
+    draw_outcome(outcome)
+
+:class:`Playground` only connects them with ipywidgets. It keeps what it has computed, so that
+another view, or a request made before, costs a drawing and nothing else; and whatever a reader
+types ends in an answer or in one sentence.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import io
+import tempfile
+import textwrap
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..data import prompts
+from ..data.expressions import GRES_KINDS, make_expression
+from ..data.meaning import MeaningError, meaning
+from ..data.photos import photo_samples
+from ..data.sample import SampleError, read_image
+from ..data.scenes import SPLITS, Scene, make_scene
+from ..decoding.generate import generate, read_answer
+from ..codec.grid import masks_to_grid
+from ..evaluation.metrics import mask_iou
+from ..codec.parsing import ParseReport
+from .plotting import STYLE, _printable, draw_grid, outline, show_descriptor, show_image, show_mask
+from ..refine.refiners import load_refiner
+from ..codec.encodings import check_labels, fold
+
+LONGEST_SIDE = 1024
+"""Own pictures are made smaller than this many pixels, which is what a SAM model sees anyway."""
+
+LONGEST_EXPRESSION = 200
+"""Characters; a longer text is no referring expression."""
+
+PANELS = {
+    "everything": ("grid", "text", "coarse", "refined"),
+    "text and grid": ("picture", "grid", "text"),
+    "masks": ("picture", "coarse", "refined"),
+}
+"""View -> what stands side by side."""
+
+WRITERS = ("the model", "true mask")
+"""Who writes the text: the model, or the codec from the true mask, where that is known."""
+
+SOURCES = ("scene", "photo", "own file")
+
+
+class PlaygroundError(ValueError):
+    """A request that cannot be met; the message says what to change."""
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is known about the answer to an expression.
+
+    Attributes:
+        objects: bool ``(N, H, W)``, one mask per object that is meant (none: no target), or
+            ``None`` where the answer is not known.
+        why: why it is not known; empty where it is.
+    """
+
+    objects: np.ndarray | None
+    why: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a true mask, be it empty."""
+        return self.objects is not None
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """bool ``(H, W)``: everything that is meant."""
+        return None if self.objects is None else self.objects.any(axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Something to ask about.
+
+    Attributes:
+        name: shown, and part of the key under which answers are kept.
+        pixels: uint8 RGB ``(H, W, 3)``.
+        scene: where it is a rendered one; its grammar then knows the true masks.
+        answers: expression -> bool ``(N, H, W)``, of pictures with outlines.
+        note: what to know about the picture, a sentence.
+    """
+
+    name: str
+    pixels: np.ndarray
+    scene: Scene | None = None
+    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    note: str = ""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Name and content; pictures that differ in either never share an answer."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=12)
+        return f"{self.name} {self.pixels.shape} {digest.hexdigest()}"
+
+    def truth(self, expression: str) -> Truth:
+        """The true masks of an expression, or why they are not known."""
+        if self.scene is not None:
+            try:
+                targets = meaning(self.scene, expression).targets
+            except MeaningError as error:
+                return Truth(None, str(error))
+            masks = [self.scene.objects[k].mask for k in targets]
+            return Truth(np.array(masks, bool).reshape(-1, *self.pixels.shape[:2]))
+        asked = fold(expression).casefold()
+        for text, masks in self.answers.items():
+            if fold(text).casefold() == asked:
+                return Truth(masks)
+        if self.answers:
+            return Truth(None, "This expression is none of those that outlines were drawn for.")
+        return Truth(None, "Nobody has drawn outlines on this picture.")
+
+
+def scene_picture(split: str, index: int) -> Picture:
+    """Scene ``index`` of ``split``; arguments and errors as in `make_scene`."""
+    scene = make_scene(split, index)
+    return Picture(f"scene {split} {index}", scene.image, scene)
+
+
+def photo_names() -> list[str]:
+    """Names of the photos that are bundled with scikit-image and have outlines."""
+    return list(_photos())
+
+
+def photo_picture(name: str) -> Picture:
+    """A bundled photo with its outlines.
+
+    Raises:
+        PlaygroundError: no such photo.
+        SampleError: the photos cannot be read.
+    """
+    if name not in _photos():
+        raise PlaygroundError(f"No photo is called {name!r}: choose {', '.join(_photos())}.")
+    return _photos()[name]
+
+
+@functools.lru_cache(maxsize=1)
+def _photos() -> dict[str, Picture]:
+    pixels, answers = {}, {}
+    for sample in photo_samples():
+        name = sample.meta["photo"]
+        pixels.setdefault(name, sample.pixels())
+        answers.setdefault(name, {})[sample.labels[0]] = sample.instances()[0]
+    return {name: Picture(f"photo {name}", pixels[name], None, answers[name]) for name in pixels}
+
+
+def file_picture(path: str | Path) -> Picture:
+    """A picture of the reader's own, at most `LONGEST_SIDE` pixels long.
+
+    Raises:
+        PlaygroundError: no path is given.
+        SampleError: missing, truncated, not an image; the message names the file.
+    """
+    if not str(path).strip():
+        raise PlaygroundError("Give the path of an image file, or upload one.")
+    path = Path(str(path).strip()).expanduser()
+    pixels = read_image(path)
+    height, width = pixels.shape[:2]
+    if max(height, width) <= LONGEST_SIDE:
+        return Picture(path.name, pixels)
+    from PIL import Image
+
+    scale = LONGEST_SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    smaller = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    note = f"The picture was made smaller, from {width} x {height} to {size[0]} x {size[1]} pixels."
+    return Picture(path.name, smaller, note=note)
+
+
+def uploaded_picture(name: str, content: bytes) -> Picture:
+    """A picture from the bytes of an uploaded file; errors as in `file_picture`, naming it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(name.replace("\\", "/")).name or "upload")
+        path.write_bytes(bytes(content))
+        try:
+            return file_picture(path)
+        except SampleError as error:
+            raise SampleError(str(error).replace(str(path), path.name)) from error
+
+
+def suggestions(picture: Picture, seed: int = 0) -> tuple[str, ...]:
+    """Expressions whose answer is known, for a reader to start from; none for an own picture.
+
+    For a scene one of each kind that it lends itself to, the single target first, no target last.
+    """
+    if picture.scene is None:
+        return tuple(picture.answers)
+    rng = np.random.default_rng([seed, 9])
+    drawn = (make_expression(rng, picture.scene, (kind,)).text for kind in GRES_KINDS)
+    return tuple(dict.fromkeys(drawn))
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One request with everything that came of it.
+
+    Attributes:
+        picture: what was asked about.
+        expression: as asked, trimmed.
+        question: as it was worded for the model.
+        writer: one of `WRITERS`.
+        model: name of the backbone, empty where it wrote nothing.
+        text: the answer.
+        tokens: length of the answer, the end mark included; 0 where nobody counted.
+        finished: whether the writer ended the answer itself.
+        seconds: spent on writing the text.
+        grid: int32 ``(rows, cols)`` as parsed, 0 others, 1 the expression.
+        report: what the parser had to repair.
+        coarse: bool ``(H, W)``, the grid at the picture's size.
+        truth: what is known about the answer.
+        refiner: name of the refiner, ``none`` before or without one.
+        refined: bool ``(H, W)``, or ``None`` without a refiner.
+        fallback: the refiner's mask left the coarse one behind, which was kept.
+        refine_seconds: spent on refining.
+    """
+
+    picture: Picture
+    expression: str
+    question: str
+    writer: str
+    model: str
+    text: str
+    tokens: int
+    finished: bool
+    seconds: float
+    grid: np.ndarray
+    report: ParseReport
+    coarse: np.ndarray
+    truth: Truth
+    refiner: str = "none"
+    refined: np.ndarray | None = None
+    fallback: bool = False
+    refine_seconds: float = 0.0
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The final mask: the refined one where there is one."""
+        return self.coarse if self.refined is None else self.refined
+
+    def iou(self, mask: np.ndarray) -> float | None:
+        """IoU of a mask with the truth, ``None`` where that is not known.
+
+        As in `t4s_helpers.evaluation.metrics.SegmentationMetric`, an answer that could not be read is no
+        rejection: without a target it earns nothing.
+        """
+        if not self.truth.known:
+            return None
+        if self.report.malformed and not self.truth.mask.any():
+            return 0.0
+        return mask_iou(mask, self.truth.mask)
+
+
+def check_expression(expression: str, tokenizer: Any = None) -> str:
+    """The expression on one line and trimmed, if it can be asked about.
+
+    What the text format gives a meaning (``|``, ``*3``, ``<seg>``) may stand in it: the codec
+    escapes that.
+
+    Args:
+        expression: as typed.
+        tokenizer: of the model that will read it, whose control tokens are refused.
+
+    Raises:
+        PlaygroundError: empty, too long, or with a control token of the model.
+        DescriptorError: the reserved word "others", or text that is not Unicode.
+
+    >>> check_expression("  the red  star ")
+    'the red star'
+    """
+    text = " ".join(expression.split())
+    if not text:
+        raise PlaygroundError("The expression is empty: say what to look for.")
+    if len(text) > LONGEST_EXPRESSION:
+        raise PlaygroundError(f"The expression has {len(text)} characters: say it in at most "
+                              f"{LONGEST_EXPRESSION}.")
+    check_labels([text])
+    for token in getattr(tokenizer, "all_special_tokens", ()):
+        if token and token in text:
+            raise PlaygroundError(f"The expression holds {token!r}, which steers the model: "
+                                  "leave it out.")
+    return text
+
+
+def ask_model(
+    backbone: Any, picture: Picture | np.ndarray, expression: str, size: Any = 16,
+    scheme: str = "rrle", **options: Any,
+) -> Outcome:
+    """Ask a backbone for what an expression names.
+
+    Args:
+        backbone: a `t4s_helpers.model.backbones.Backbone`.
+        picture: a `Picture`, or uint8 pixels ``(H, W, 3)``.
+        expression: what to look for.
+        size, scheme: of the grid and its text.
+        options: for `t4s_helpers.decoding.generate.generate`.
+
+    Raises:
+        PlaygroundError, DescriptorError: see `check_expression`.
+    """
+    picture = picture if isinstance(picture, Picture) else Picture("picture", picture)
+    expression = check_expression(expression, backbone.encoder.tokenizer)
+    question = prompts.question("res", [expression])
+    start = time.perf_counter()
+    said = generate(backbone, [picture.pixels], [question], [expression], size, **options)[0]
+    seconds = time.perf_counter() - start
+    reading = read_answer(said.text, [expression], picture.pixels.shape[:2], size, scheme)
+    return Outcome(
+        picture, expression, question, WRITERS[0], backbone.spec.name, said.text, said.n_tokens,
+        said.finished, seconds, reading.grid, reading.report, reading.masks[0],
+        picture.truth(expression),
+    )
+
+
+def write_truth(
+    picture: Picture, expression: str, size: Any = 16, scheme: str = "rrle", style: str = "box",
+    encoder: Any = None,
+) -> Outcome:
+    """The answer that a perfect model would write, read back as any other answer.
+
+    Every object of the true mask keeps at least one cell (`masks_to_grid` with its rule ``area``).
+
+    Args:
+        picture, expression, size, scheme: as in `ask_model`.
+        style: of the answer's sentence, one of `t4s_helpers.data.prompts.SENTENCES`.
+        encoder: the backbone's, to count tokens with; ``None`` counts none.
+
+    Raises:
+        PlaygroundError: the true mask is not known; the message says why. See also
+            `check_expression`.
+    """
+    expression = check_expression(expression, encoder and encoder.tokenizer)
+    truth = picture.truth(expression)
+    if not truth.known:
+        raise PlaygroundError(f"The true mask of {expression!r} is not known: {_mid(truth.why)}")
+    start = time.perf_counter()
+    owners = np.zeros(len(truth.objects), int)
+    # Without an object there is nothing to keep visible: one empty mask is the whole request.
+    grid = (masks_to_grid(truth.objects, size, "area", owners) if len(owners)
+            else masks_to_grid(truth.mask[None], size))
+    pieces = prompts.answer(grid, [expression], scheme, style, truth.mask)
+    text = "".join(pieces)
+    seconds = time.perf_counter() - start
+    tokens = 1 + sum(len(encoder.piece_ids(piece)) for piece in pieces) if encoder else 0
+    reading = read_answer(text, [expression], truth.mask.shape, size, scheme)
+    return Outcome(
+        picture, expression, prompts.question("res", [expression]), WRITERS[1], "", text, tokens,
+        True, seconds, reading.grid, reading.report, reading.masks[0], truth,
+    )
+
+
+def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
+    """The outcome with its coarse mask refined.
+
+    Args:
+        outcome: any.
+        refiner: from `t4s_helpers.refine.refiners.load_refiner`; ``none`` takes a refined mask away.
+        seed: of the points that a refiner draws.
+    """
+    if refiner.name == "none":
+        return replace(outcome, refiner="none", refined=None, fallback=False, refine_seconds=0.0)
+    start = time.perf_counter()
+    if outcome.coarse.any():
+        done = refiner.set_image(outcome.picture.pixels).refine(outcome.coarse[None], seed=seed)
+        refined, fallback = done.masks[0], bool(done.fallback[0])
+    else:  # nothing to refine, and no reason to look at the picture for it
+        refined, fallback = outcome.coarse.copy(), False
+    seconds = time.perf_counter() - start
+    return replace(outcome, refiner=refiner.name, refined=refined, fallback=fallback,
+                   refine_seconds=seconds)
+
+
+# --- saying and showing -------------------------------------------------------------------------
+
+
+def describe(outcome: Outcome) -> list[str]:
+    """What came of a request, in sentences: cost, format, agreement with the truth, warnings."""
+    told = [_cost(outcome), outcome.report.summary(), *_agreement(outcome)]
+    if outcome.report.malformed and not outcome.coarse.any():
+        told.append("The mask is empty, but the text is malformed: that does not count as saying "
+                    "that nothing is there.")
+    if outcome.fallback:
+        told.append(f"The mask of {outcome.refiner} left the coarse one behind, so the coarse one "
+                    "was kept.")
+    if outcome.model == "embedded" and outcome.picture.scene is None:
+        told.append("The embedded model was trained on drawn scenes alone: on any other picture "
+                    "its answer is a guess, however tidy its text looks.")
+    return [*told, outcome.picture.note] if outcome.picture.note else told
+
+
+def _mid(text: str) -> str:
+    """A sentence as it stands after a colon."""
+    return text[:1].lower() + text[1:]
+
+
+def _cost(outcome: Outcome) -> str:
+    tokens = f", {outcome.tokens} tokens" if outcome.tokens else ""
+    if outcome.writer == WRITERS[1]:
+        said = f"This text was written from the true mask{tokens}; no model was asked"
+    else:
+        said = (f"The {outcome.model} model wrote {outcome.tokens} tokens in "
+                f"{outcome.seconds:.1f} s")
+        said += "" if outcome.finished else " and was stopped at the limit"
+    if outcome.refined is not None and outcome.coarse.any():
+        said += f"; {outcome.refiner} took {outcome.refine_seconds:.1f} s"
+    return f"{said}."
+
+
+def _agreement(outcome: Outcome) -> Iterator[str]:
+    if not outcome.truth.known:
+        yield f"Whether the mask is right cannot be scored: {_mid(outcome.truth.why)}"
+    elif outcome.truth.mask.any():
+        scores = f"{outcome.iou(outcome.coarse):.2f} for the coarse mask"
+        if outcome.refined is not None:
+            scores += f" and {outcome.iou(outcome.refined):.2f} for the refined one"
+        missed = outcome.iou(outcome.mask) < 0.5
+        yield f"IoU with the true mask: {scores}" + ("; the target is missed." if missed else ".")
+    elif outcome.coarse.any():
+        yield "Nothing in the picture fits the expression, yet the answer marks something."
+    elif not outcome.report.malformed:
+        yield "Nothing in the picture fits the expression, and the answer says so: right."
+    else:
+        yield "Nothing in the picture fits the expression."
+
+
+def draw_outcome(
+    outcome: Outcome, view: str = "everything", true_outline: bool = True,
+    figure: Figure | None = None, notes: bool = False,
+) -> Figure:
+    """Picture, text, grid and masks of a request side by side under its question.
+
+    Args:
+        outcome: what to show.
+        view: a key of `PANELS`. The refined mask is left out where there is none.
+        true_outline: dash the outline of the true mask, where it is known, over the masks.
+        figure: an empty one to draw into; ``None`` makes one with pyplot.
+        notes: write the sentences of `describe` under the panels.
+
+    Raises:
+        PlaygroundError: an unknown view.
+    """
+    if view not in PANELS:
+        raise PlaygroundError(f"There is no view {view!r}: choose {', '.join(PANELS)}.")
+    panels = [p for p in PANELS[view] if p != "refined" or outcome.refined is not None]
+    with matplotlib.rc_context(STYLE):
+        figure = figure or _pyplot_figure()
+        told = _wrapped(describe(outcome), 3.2 * len(panels)) if notes else ""
+        figure.set_size_inches(3.2 * len(panels), _height(outcome) + 0.17 * len(told.split("\n")))
+        figure.set_layout_engine("constrained")
+        for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            _DRAW[panel](ax, outcome, true_outline)
+        if told:
+            figure.supxlabel(told, x=0.01, ha="left", fontsize=9).set_parse_math(False)
+        asked = _wrapped([f"{outcome.picture.name}: {outcome.question}"], 3.2 * len(panels), 11)
+        figure.suptitle(asked, x=0.01, ha="left", fontsize=11).set_parse_math(False)
+    return figure
+
+
+def _pyplot_figure() -> Figure:
+    from matplotlib import pyplot
+
+    return pyplot.figure()
+
+
+def _height(outcome: Outcome) -> float:
+    """Inches: that of the picture in its panel, with room for titles and a legend."""
+    height, width = outcome.picture.pixels.shape[:2]
+    return 1.3 + 3.0 * min(max(height / width, 0.75), 1.5)
+
+
+def _wrapped(sentences: Sequence[str], inches: float, points: float = 9) -> str:
+    """Sentences on lines of their own, broken at about ``inches``."""
+    columns = int(inches * 72 / (0.56 * points))
+    return "\n".join(line for sentence in sentences
+                     for line in textwrap.wrap(_printable(sentence), columns))
+
+
+def _draw_picture(ax: Any, outcome: Outcome, true_outline: bool) -> None:
+    show_image(ax, outcome.picture.pixels, "the picture")
+
+
+def _draw_text(ax: Any, outcome: Outcome, true_outline: bool) -> None:
+    count = f", {outcome.tokens} tokens" if outcome.tokens else ""
+    name = "the text" if outcome.writer == WRITERS[0] else "the true text"
+    show_descriptor(ax, outcome.text, [outcome.expression], f"{name}{count}")
+
+
+def _draw_grid(ax: Any, outcome: Outcome, true_outline: bool) -> None:
+    rows, cols = outcome.grid.shape
+    draw_grid(ax, outcome.picture.pixels, outcome.grid, [outcome.expression],
+              f"the grid, {rows} x {cols}")
+
+
+def _draw_mask(ax: Any, outcome: Outcome, true_outline: bool, refined: bool = False) -> None:
+    mask = outcome.refined if refined else outcome.coarse
+    name = outcome.refiner if refined else "coarse mask"
+    show_mask(ax, outcome.picture.pixels, mask, title=f"{name}{_verdict(outcome, mask)}")
+    if true_outline and outcome.truth.known:
+        outline(ax, outcome.truth.mask, "#ffffff", width=1.0, dashed=True)
+
+
+def _verdict(outcome: Outcome, mask: np.ndarray) -> str:
+    """The end of a mask's title."""
+    if mask.any() and outcome.truth.known and not outcome.truth.mask.any():
+        return ", nothing to find"
+    if not mask.any():
+        return ", empty" + (" (malformed)" if outcome.report.malformed else "")
+    score = outcome.iou(mask)
+    return "" if score is None else f", IoU {score:.2f}"
+
+
+_DRAW: dict[str, Callable[[Any, Outcome, bool], None]] = {
+    "picture": _draw_picture, "text": _draw_text, "grid": _draw_grid, "coarse": _draw_mask,
+    "refined": functools.partial(_draw_mask, refined=True),
+}
+
+
+def as_png(figure: Figure, dpi: int = 90) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
+    return content.getvalue()
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line that a reader can act on; never a traceback."""
+    text = " ".join(str(error).split())
+    if len(text) > 400:
+        text = f"{text[:399]}…"
+    elif text:
+        text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
+    ours = type(error).__module__.partition(".")[0] == __package__
+    if text and (ours or isinstance(error, OSError)):
+        return text
+    return (f"Something unexpected went wrong ({type(error).__name__}"
+            f"{text and ': '}{text.rstrip('.')}); playground.failure holds the whole story.")
+
+
+# --- the widgets --------------------------------------------------------------------------------
+
+STATES = ("ready", "busy", "answered", "failed")
+_COLOURS = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "failed": "#b00020"}
+_KEPT = 32  # requests whose outcomes are kept
+
+
+class Playground:
+    """Widgets around `ask_model`, `write_truth`, `refine` and `draw_outcome`.
+
+    ``display(playground.panel)`` shows it. A program uses the same widgets: it sets their values
+    and clicks, or calls :meth:`request`.
+
+    Args:
+        backbone: a `t4s_helpers.model.backbones.Backbone`.
+        refiners: names to choose from, the first one is chosen.
+        size, scheme, style: of the grid and the text, as the adapter was trained.
+        seed: of suggestions and of the refiner's points.
+        split: of the first scene.
+        load: makes a refiner of its name, when it is first needed.
+
+    Attributes:
+        panel: the widget to display.
+        picture: what is chosen, ``None`` where the choice cannot be shown.
+        outcome: what is shown, ``None`` before the first answer about a picture.
+        message: what the status line says, as plain text.
+        state: one of `STATES`; after ``failed`` the next request starts afresh.
+        failure: the error behind the last sentence, for who wants its traceback.
+        written: number of texts that were written so far; a view or a refiner adds none.
+    """
+
+    def __init__(
+        self, backbone: Any, refiners: Sequence[str] = ("mobile_sam", "none"), size: Any = 16,
+        scheme: str = "rrle", style: str = "box", seed: int = 0, split: str = "test",
+        load: Callable[[str], Any] = load_refiner,
+    ) -> None:
+        self.backbone, self.load, self.seed = backbone, load, seed
+        self.size, self.scheme, self.style = size, scheme, style
+        self.picture: Picture | None = None
+        self.outcome: Outcome | None = None
+        self.failure: BaseException | None = None
+        self.state, self.written = "ready", 0
+        self._kept: OrderedDict[tuple, Outcome] = OrderedDict()
+        self._asking = False
+        self._uploaded = False  # of the two ways to an own file, the one used last counts
+        self._make_widgets(refiners, split)
+        self._connect()
+        self._choose_picture()
+
+    def request(self, **choices: Any) -> Outcome | None:
+        """Set widgets by name and ask, as a reader would: ``request(index=3, expression="…")``.
+
+        Names: source, split, index, photo, path, expression, writer, refiner, view, true_outline.
+
+        Returns:
+            the outcome, or ``None`` where the status line says what went wrong.
+
+        Raises:
+            PlaygroundError: a name that no widget has, or a value that it does not offer.
+        """
+        self._asking = True  # a refiner chosen on the way is for the coming answer alone
+        try:
+            for name, value in choices.items():
+                self._set(name, value)
+        finally:
+            self._asking = False
+        self.button.click()
+        return self.outcome if self.state == "answered" else None
+
+    def _set(self, name: str, value: Any) -> None:
+        if name not in self.controls:
+            known = ", ".join(self.controls)
+            raise PlaygroundError(f"There is no control {name!r}: choose {known}.")
+        control = self.controls[name]
+        refused = PlaygroundError(f"The control {name!r} does not take {value!r}.")
+        try:
+            control.value = value
+        except Exception as error:  # traitlets' own texts speak of traits and instances
+            raise refused from error
+        if control.value != value:  # a number outside the range was moved into it
+            raise refused
+
+    # -- making
+
+    def _make_widgets(self, refiners: Sequence[str], split: str) -> None:
+        w, wide = ipywidgets, ipywidgets.Layout(width="32em")
+        narrow = {"button_width": "7em"}
+        self.controls: dict[str, Any] = {
+            "source": w.ToggleButtons(options=SOURCES, description="picture", layout=wide,
+                                      style=narrow),
+            "split": w.Dropdown(options=list(SPLITS), value=split, description="split"),
+            "index": w.BoundedIntText(value=0, min=0, max=10**6, description="scene"),
+            "photo": w.Dropdown(options=photo_names(), description="photo"),
+            "path": w.Text(description="file", placeholder="/path/to/picture.jpg", layout=wide,
+                           continuous_update=False),
+            "expression": w.Combobox(description="expression", layout=wide,
+                                     placeholder="the red star", continuous_update=False),
+            "writer": w.ToggleButtons(options=WRITERS, description="text by", layout=wide,
+                                      style=narrow),
+            "refiner": w.Dropdown(options=list(dict.fromkeys(refiners)), description="refiner"),
+            "view": w.Dropdown(options=list(PANELS), description="view"),
+            "true_outline": w.Checkbox(value=True, description="dash the true outline"),
+        }
+        self.upload = w.FileUpload(accept="image/*", multiple=False, description="upload")
+        self.button = w.Button(description="Ask", button_style="primary")
+        self.status, self.preview = w.HTML(), w.Image(format="png", layout=w.Layout(width="240px"))
+        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.notes, self.text = w.HTML(), w.HTML()
+        self.message = ""
+        self._arrange()
+
+    def _arrange(self) -> None:
+        c, box, row = self.controls, ipywidgets.VBox, ipywidgets.HBox
+        self._places = {"scene": row([c["split"], c["index"]]), "photo": row([c["photo"]]),
+                        "own file": row([c["path"], self.upload])}
+        asking = box([c["source"], *self._places.values(), c["expression"], c["writer"],
+                      c["refiner"], self.button])
+        showing = row([c["view"], c["true_outline"]])
+        raw = ipywidgets.Accordion(children=[self.text], titles=("the text as it was written",))
+        self.panel = box([row([asking, self.preview]), self.status, showing, self.image,
+                          self.notes, raw])
+
+    def _connect(self) -> None:
+        for name in ("source", "split", "index", "photo", "path"):
+            self.controls[name].observe(self._on_picture, names="value")
+        self.upload.observe(self._on_upload, names="value")
+        self.controls["refiner"].observe(self._on_refiner, names="value")
+        for name in ("view", "true_outline"):
+            self.controls[name].observe(self._on_view, names="value")
+        self.button.on_click(self._on_ask)
+
+    # -- reacting
+
+    def _on_picture(self, change: Mapping[str, Any]) -> None:
+        if change["owner"] is self.controls["path"]:
+            self._uploaded = False
+        self._choose_picture()
+
+    def _on_upload(self, change: Mapping[str, Any]) -> None:
+        self._uploaded = bool(self.upload.value)
+        if self.controls["source"].value == SOURCES[2]:
+            self._choose_picture()
+        else:
+            self.controls["source"].value = SOURCES[2]
+
+    def _on_refiner(self, change: Mapping[str, Any]) -> None:
+        if self.outcome is not None and not self._asking:
+            with self._working("refining the mask"):
+                outcome = self.outcome
+                self._answer(outcome.picture, outcome.expression, outcome.writer)
+
+    def _on_view(self, change: Mapping[str, Any]) -> None:
+        if self.outcome is not None:
+            with self._working("drawing"):
+                self._show(self.outcome)
+
+    def _on_ask(self, button: Any) -> None:
+        with self._working("the model is writing" if self._by_model else "writing"):
+            if self.picture is None:
+                self.picture = self._load_picture()  # tells again what is wrong with the choice
+            self._answer(self.picture, self.controls["expression"].value,
+                         self.controls["writer"].value)
+
+    @property
+    def _by_model(self) -> bool:
+        return self.controls["writer"].value == WRITERS[0]
+
+    @contextmanager
+    def _working(self, doing: str) -> Iterator[None]:
+        """Show that work goes on; whatever happens, end in a state that takes the next request."""
+        self._tell("busy", f"Working: {doing} …")
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            left = " Below is still the answer before." if self.outcome is not None else ""
+            self._tell("failed", sentence(error) + left)
+        finally:
+            if self.state == "busy":  # also when the reader interrupts the kernel
+                self._tell("failed", "Stopped before the end: ask again.")
+
+    def _tell(self, state: str, message: str) -> None:
+        self.state, self.message = state, message
+        colour = _COLOURS[state]
+        self.status.value = f'<span style="color:{colour}">{html.escape(message)}</span>'
+        self.button.disabled = state == "busy"
+        self.button.icon = "spinner" if state == "busy" else ""
+
+    # -- doing
+
+    def _choose_picture(self) -> None:
+        """Load and show the chosen picture; an answer about another one is taken away."""
+        source = self.controls["source"].value
+        for name, place in self._places.items():
+            place.layout.display = "flex" if name == source else "none"
+        self.picture = self.outcome = None
+        self._put(self.preview, b"")
+        self._put(self.image, b"")
+        self.notes.value = self.text.value = ""
+        self.controls["expression"].options = ()
+        if source == SOURCES[2] and not (self._uploaded or self.controls["path"].value.strip()):
+            self._tell("ready", "Give the path of an image file, or upload one.")
+            return
+        with self._working("reading the picture"):
+            self.picture = self._load_picture()
+            self._put(self.preview, _thumbnail(self.picture.pixels))
+            self.controls["expression"].options = suggestions(self.picture, self.seed)
+            self._tell("ready", f"Ask for something in {self.picture.name}.")
+
+    @staticmethod
+    def _put(place: Any, png: bytes) -> None:
+        """Show a picture; a browser draws an empty one as a broken one, so that is hidden."""
+        place.value, place.layout.display = png, "block" if png else "none"
+
+    def _load_picture(self) -> Picture:
+        c = self.controls
+        if c["source"].value == SOURCES[0]:
+            return scene_picture(c["split"].value, c["index"].value)
+        if c["source"].value == SOURCES[1]:
+            return photo_picture(c["photo"].value)
+        if self._uploaded:
+            file = self.upload.value[0]
+            return uploaded_picture(file["name"], file["content"])
+        return file_picture(c["path"].value)
+
+    def _answer(self, picture: Picture, expression: str, writer: str) -> None:
+        tokenizer = self.backbone.encoder.tokenizer
+        key = picture.key, check_expression(expression, tokenizer), writer
+        written = self._keep(key, lambda: self._write(picture, expression, writer))
+        name = self.controls["refiner"].value
+        self.outcome = self._keep(
+            (*key, name), lambda: refine(written, self.load(name), self.seed)
+        )
+        self._show(self.outcome)
+
+    def _write(self, picture: Picture, expression: str, writer: str) -> Outcome:
+        self.written += 1
+        if writer == WRITERS[0]:
+            return ask_model(self.backbone, picture, expression, self.size, self.scheme,
+                             progress=False)
+        return write_truth(picture, expression, self.size, self.scheme, self.style,
+                           self.backbone.encoder)
+
+    def _keep(self, key: tuple, make: Callable[[], Outcome]) -> Outcome:
+        """The outcome under ``key``, made where there is none; the oldest ones are let go."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > 2 * _KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def _show(self, outcome: Outcome) -> None:
+        view, dashed = self.controls["view"].value, self.controls["true_outline"].value
+        self._put(self.image, as_png(draw_outcome(outcome, view, dashed, Figure())))
+        told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(outcome))
+        self.notes.value = f"<ul>{told}</ul>"
+        self.text.value = f"<pre>{html.escape(outcome.text)}</pre>"
+        self._tell("answered", f"{outcome.question} Answered, see below.")
+
+
+def _thumbnail(pixels: np.ndarray) -> bytes:
+    """PNG bytes of a picture, at most 480 pixels long."""
+    from PIL import Image
+
+    image, content = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((480, 480))
+    image.save(content, format="PNG")
+    return content.getvalue()

@@ -1,0 +1,247 @@
+"""Grid <-> text: exact inverses, an independent oracle, refusals, token counts on real data."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+from codec_strategies import NASTY, label_texts, labelled_grids, quick
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from shared_data import shared_data
+
+from t4s_helpers.codec.grid import masks_to_grid
+from t4s_helpers.codec.encodings import (
+    OTHERS,
+    SCHEMES,
+    DescriptorError,
+    check_labels,
+    decode,
+    encode,
+    escape_label,
+    pieces,
+    unescape_label,
+    wrap,
+)
+
+schemes = st.sampled_from(SCHEMES)
+
+GRID = np.array([[0, 0, 1], [1, 1, 1]])
+TEXTS = {
+    "full": "others|others|dog|dog|dog|dog",
+    "irle": "others *2|dog *4",
+    "rrle": "others *2|dog *1\ndog *3",
+}
+
+
+def oracle(grid: np.ndarray, labels: list[str], scheme: str, spaced: bool) -> str:
+    """The same text from plain lists of words, by itertools.groupby."""
+    words = [OTHERS, *(escape_label(label) for label in check_labels(labels))]
+    rows = [[words[k] for k in row] for row in grid.tolist()]
+    if scheme != "rrle":
+        rows = [[word for row in rows for word in row]]
+    if scheme != "full":
+        rows = [[f"{w} *{len(list(run))}" for w, run in groupby(row)] for row in rows]
+    bar, line_break, end = ("| ", "\n ", "\n") if spaced else ("|", "\n", "")
+    return line_break.join(bar.join(row) for row in rows) + end
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_by_hand(scheme):
+    assert encode(GRID, ["dog"], scheme) == TEXTS[scheme]
+    spaced = TEXTS[scheme].replace("|", "| ").replace("\n", "\n ") + "\n"
+    assert encode(GRID, ["dog"], scheme, spaced=True) == spaced
+    for text in (TEXTS[scheme], spaced):
+        assert decode(text, ["dog"], (2, 3), scheme).tolist() == GRID.tolist()
+
+
+@quick
+@given(labelled_grids(), schemes, st.booleans())
+def test_round_trip_and_oracle(case, scheme, spaced):
+    grid, labels = case
+    text = encode(grid, labels, scheme, spaced)
+    assert text == oracle(grid, labels, scheme, spaced)
+    back = decode(text, labels, grid.shape, scheme)
+    assert back.dtype == np.int32 and np.array_equal(back, grid)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (64, 1), (64, 64), (16, 16), (7, 33)])
+def test_round_trip_at_the_limits(scheme, shape):
+    noise = np.random.default_rng(0).integers(0, len(NASTY) + 1, shape)
+    for grid in (np.zeros(shape, int), np.ones(shape, np.uint8), noise):
+        for spaced in (False, True):
+            text = encode(grid, NASTY, scheme, spaced)
+            assert np.array_equal(decode(text, NASTY, shape, scheme), grid)
+
+
+@quick
+@given(labelled_grids(max_side=8), schemes, st.booleans(), st.data())
+def test_decode_accepts_only_what_encode_writes(case, scheme, spaced, data):
+    """A text with one character changed is refused, or is another grid's own text."""
+    grid, labels = case
+    text = encode(grid, labels, scheme, spaced)
+    at = data.draw(st.integers(0, len(text)))
+    new = data.draw(st.sampled_from(["", "|", " ", "\n", "0", "1", "*", " *2", "\\", "o", "| "]))
+    changed = text[:at] + new + text[at + data.draw(st.integers(0, 2)):]
+    try:
+        back = decode(changed, labels, grid.shape, scheme)
+    except DescriptorError:
+        return
+    assert changed in {encode(back, labels, scheme, s) for s in (False, True)}
+
+
+@quick
+@given(labelled_grids(max_side=8), schemes, st.booleans())
+def test_pieces(case, scheme, spaced):
+    grid, labels = case
+    parts = pieces(grid, labels, scheme, spaced)
+    words = {OTHERS, *map(escape_label, check_labels(labels))}
+    separators = {"| ", "\n ", "\n"} if spaced else {"|", "\n"}
+    kinds = "".join(
+        "w" if part in words else "s" if part in separators
+        else "c" if part[:2] == " *" and part[2:].isdigit() else "?"
+        for part in parts
+    )
+    run = "w" if scheme == "full" else "wc"
+    n_runs = kinds.count("w")
+    assert kinds == "s".join([run] * n_runs) + ("s" if spaced else "")
+    assert "".join(parts) == encode(grid, labels, scheme, spaced)
+
+
+@quick
+@given(label_texts)
+def test_escaping_is_exact_and_leaves_no_format_in_the_label(label):
+    label = label.strip()
+    assume(label)
+    written = escape_label(label)
+    assert unescape_label(written) == label
+    assert not any(mark in written for mark in ("|", "\n", "\r", "<"))
+    assert written == written.strip()
+    stem, star, tail = written.rpartition("*")
+    assert not (star and tail.strip().isascii() and tail.strip().isdigit())
+
+
+def test_plain_labels_are_written_as_they_are():
+    for label in ("dog", "the 2nd dog, on the left (blue)", "5*7 photo", "50% > 3 * x", "héllo 犬"):
+        assert escape_label(label) == label
+
+
+@pytest.mark.parametrize(
+    ("labels", "culprit"),
+    [
+        (["dog", "  "], "'  '"),
+        (["dog", "others"], "'others'"),
+        (["dog", " Others\n"], "'Others"[1:-1]),
+        (["dog", "cat", "dog "], "'dog '"),
+        (["a b", "a  b"], "'a  b'"),
+        (["é", "e\u0301"], "'e\u0301'"),
+        (["dog", 3], "3"),
+        (["dog", "\ud800"], "ud800"),
+        ([["dog"]], "['dog']"),
+        ("dog", "'dog'"),
+        (None, "None"),
+    ],
+)
+def test_unusable_labels_are_named(labels, culprit):
+    for use in (check_labels, lambda x: encode([[0]], x), lambda x: decode("others *1", x, 1)):
+        with pytest.raises(DescriptorError) as error:
+            use(labels)
+        assert culprit in str(error.value)
+
+
+def test_labels_are_trimmed_and_text_like():
+    assert check_labels([" dog ", np.str_("cat")]) == ("dog", "cat")
+    assert check_labels([]) == ()
+    assert type(check_labels([np.str_("cat")])[0]) is str
+    assert encode([[1]], ["\tdog\n"]) == "dog *1"
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "message"),
+    [
+        ("others *2|dog *1", "rrle", "the text has 1 rows, the grid needs 2"),
+        ("others *2|dog *1\ndog *2", "rrle", "row 2, the counts sum to 2 instead of 3"),
+        ("others *2|cat *1\ndog *3", "rrle", "row 1, run 2 ('cat *1') has the unknown label 'cat'"),
+        ("others *2|dog\ndog *3", "rrle", "row 1, run 2 ('dog') has no valid count"),
+        ("others *2|dog *0\ndog *3", "rrle", "row 1, run 2 ('dog *0') has no valid count"),
+        ("others *2|dog *01\ndog *3", "rrle", "has no valid count"),
+        ("others *1|others *1|dog *1\ndog *3", "rrle", "row 1, run 2 ('others *1') repeats"),
+        ("others *2|dog *5", "irle", "the counts sum to 7 instead of 6"),
+        ("others *2| dog *4", "irle", "run 2 (' dog *4') has the unknown label ' dog'"),
+        ("others|others|dog", "full", "the text has 3 labels, the 2x3 grid needs 6"),
+        ("others|others|dog|dog|cat|dog", "full", "row 2, cell 2 has the unknown label 'cat'"),
+        ("", "rrle", "rows"),
+        ("", "full", "unknown label ''"),
+        ("others *2|dog *4", "rle", "unknown scheme 'rle'"),
+    ],
+)
+def test_decode_names_row_and_run(text, scheme, message):
+    with pytest.raises(DescriptorError) as error:
+        decode(text, ["dog"], (2, 3), scheme)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([[0, 2]], "the grid holds 2, but with 1 labels"),
+        ([[0, -1]], "the grid holds -1"),
+        ([0, 1], "2-D"),
+        ([[0.0, 1.0]], "integers"),
+        (np.zeros((65, 2), int), "from 1 to 64"),
+        (np.zeros((0, 2), int), "from 1 to 64"),
+    ],
+)
+def test_unusable_grids(grid, message):
+    with pytest.raises(ValueError, match=message):
+        encode(grid, ["dog"])
+
+
+def test_wrap():
+    assert wrap("others *1", "Sure:") == "Sure:\n<seg>others *1</seg>"
+    with pytest.raises(DescriptorError, match="</seg>"):
+        wrap("others *1", "Where the </seg> is:")
+    assert wrap("others *1", f"Where the {escape_label('</seg>')} is:").endswith("</seg>")
+
+
+@pytest.fixture(scope="module")
+def refcoco():
+    """The RefCOCO sentences of the check data, a sample each: one label, one mask."""
+    pytest.importorskip("pycocotools")
+    from t4s_helpers.data.refer import load_refer
+
+    return load_refer(shared_data("refcoco_mini"))
+
+
+def test_token_counts_on_refcoco(refcoco):
+    """The reference point of shared/data/README.md: InternLM2 tokens of the bare descriptors.
+
+    16x16, nearest rule (the pixel under the cell's centre), canonical spelling, the label being
+    the sentence; no tags, no special tokens.
+    """
+    tokenizers = pytest.importorskip("tokenizers")
+    file = shared_data("refcoco_mini").parents[1] / "tokenizers" / "internlm2" / "tokenizer.json"
+    if not file.is_file():
+        pytest.skip(f"no tokenizer at {file}")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    assert len(refcoco) == 96
+    means = {}
+    for scheme in SCHEMES:
+        texts = [encode(masks_to_grid(sample.masks, 16, "nearest"), sample.labels, scheme)
+                 for sample in refcoco]
+        means[scheme] = np.mean([len(tokenizer.encode(t, add_special_tokens=False)) for t in texts])
+    # The README rounds to one digit (150.1 is 150.05).
+    assert means == pytest.approx({"full": 598.3, "irle": 99.5, "rrle": 150.1}, abs=0.051)
+
+
+def test_oracle_path_on_refcoco(refcoco):
+    """True mask -> grid -> text -> grid, and no object is lost by the area rule."""
+    for sample in refcoco:
+        for rule in ("area", "nearest"):
+            grid = masks_to_grid(sample.masks, 16, rule)
+            assert grid.any() or rule == "nearest"
+            for scheme in SCHEMES:
+                text = encode(grid, sample.labels, scheme)
+                assert np.array_equal(decode(text, sample.labels, 16, scheme), grid)

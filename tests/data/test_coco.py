@@ -1,0 +1,319 @@
+"""COCO folders: outlines to masks, the index, and files that are broken in one place."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from shared_data import shared_data
+
+from t4s_helpers.data import SampleError
+from t4s_helpers.data import coco
+from t4s_helpers.data.coco import (
+    AnnotationMasks,
+    _runs,
+    draw_outline,
+    load_coco,
+    read_annotations,
+)
+
+H, W = 20, 30
+
+
+def box(x0, y0, x1, y1):
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def pixels_of(*boxes):
+    mask = np.zeros((H, W), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def plain_code(mask):
+    """Uncompressed run lengths down the columns, counted one by one."""
+    counts, current = [0], False
+    for value in mask.T.reshape(-1):
+        if value != current:
+            counts.append(0)
+            current = value
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def packed_code(mask):
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
+
+
+RING = pixels_of((2, 2, 12, 12)) & ~pixels_of((5, 5, 9, 9))
+BLOB = pixels_of((20, 3, 24, 9), (18, 5, 28, 7))
+
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "one.png", "height": H, "width": W},
+        {"id": 8, "file_name": "bare.png", "height": H, "width": W},
+    ],
+    "categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "bird"}],
+    "annotations": [
+        {"id": 11, "image_id": 7, "category_id": 1, "iscrowd": 0,
+         "segmentation": [box(1, 1, 6, 6), box(3, 3, 9, 5)]},
+        {"id": 12, "image_id": 7, "category_id": 3, "iscrowd": 1, "segmentation": plain_code(RING)},
+        {"id": 13, "image_id": 7, "category_id": 1, "iscrowd": 0,
+         "segmentation": packed_code(BLOB)},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def build(change=None, content=CONTENT):
+        content = copy.deepcopy(content)
+        if change:
+            change(content)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for name in ("one.png", "bare.png"):
+            Image.new("RGB", (W, H), "teal").save(tmp_path / "images" / name)
+        (tmp_path / "instances.json").write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path
+
+    return build
+
+
+# what a good folder becomes
+
+
+def test_one_sample_per_annotated_photo(folder):
+    (sample,) = load_coco(folder())
+    assert sample.labels == ("dog", "cat"), "in the order of the file's categories"
+    assert (sample.task, sample.split, sample.size) == ("semantic", "train", (H, W))
+    assert sample.pixels().shape == (H, W, 3)
+    assert sample.meta["image_id"] == 7 and sample.meta["ann_ids"] == (11, 12, 13)
+
+
+def test_masks_are_unions_and_keep_holes(folder):
+    (sample,) = load_coco(folder())
+    cat = pixels_of((1, 1, 6, 6), (3, 3, 9, 5)) | BLOB
+    assert np.array_equal(sample.masks, np.stack([RING, cat]))
+
+
+def test_single_objects_make_up_the_masks(folder):
+    (sample,) = load_coco(folder())
+    objects, owners = sample.instances()
+    assert owners.tolist() == [1, 0, 1]
+    for label in range(2):
+        assert np.array_equal(objects[owners == label].any(axis=0), sample.masks[label])
+    assert set(np.unique(sample.grid(8))) == {0, 1, 2}
+
+
+def test_annotation_file_and_photos_in_other_places(folder, tmp_path):
+    where = folder()
+    (where / "images").rename(tmp_path / "val2017")
+    (where / "annotations").mkdir()
+    (where / "instances.json").rename(where / "annotations" / "instances_val2017.json")
+    path = where / "annotations" / "instances_val2017.json"
+    (sample,) = load_coco(path, tmp_path / "val2017", split="val")
+    assert sample.split == "val" and sample.pixels().shape == (H, W, 3)
+    with pytest.raises(SampleError, match="no folder of photos .*annotations/images"):
+        load_coco(path)
+
+
+# outlines
+
+
+def test_overlapping_polygons_are_merged_not_summed():
+    many = draw_outline([box(2, 2, 10, 10)] * 256 + [box(8, 2, 14, 10)], (H, W))
+    assert np.array_equal(many, pixels_of((2, 2, 14, 10)))
+
+
+@given(
+    st.integers(0, W - 1), st.integers(0, H - 1), st.integers(1, W), st.integers(1, H)
+)
+@settings(max_examples=60, deadline=None)
+def test_rectangles_cover_exactly_their_pixels(x, y, width, height):
+    x1, y1 = min(x + width, W), min(y + height, H)
+    assert np.array_equal(draw_outline([box(x, y, x1, y1)], (H, W)), pixels_of((x, y, x1, y1)))
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24))))
+@settings(max_examples=80, deadline=None)
+def test_run_length_codes_give_back_their_mask(mask):
+    for code in (plain_code(mask), packed_code(mask), [packed_code(mask)]):
+        assert np.array_equal(draw_outline(code, mask.shape), mask)
+
+
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+@settings(max_examples=80, deadline=None)
+def test_packed_counts_are_read_as_pycocotools_writes_them(mask):
+    assert _runs(packed_code(mask)["counts"]) == plain_code(mask)["counts"]
+
+
+def test_long_runs_are_read():
+    mask = np.zeros((150, 240), bool)
+    mask[3:140, 100:101] = mask[:, 120:200] = True
+    assert _runs(packed_code(mask)["counts"]) == plain_code(mask)["counts"]
+
+
+def test_several_codes_are_merged():
+    codes = [packed_code(RING), packed_code(BLOB)]
+    assert np.array_equal(draw_outline(codes, (H, W)), RING | BLOB)
+
+
+def test_an_outline_thinner_than_a_pixel_keeps_one():
+    mask = draw_outline([[4.1, 6.1, 4.2, 6.1, 4.2, 6.2]], (H, W))
+    assert mask.sum() == 1 and mask[6, 4]
+
+
+def test_two_points_beside_a_polygon_are_not_taken_for_a_box():
+    mask = draw_outline([[1, 1, 20, 15], box(2, 2, 4, 4)], (H, W))
+    assert np.array_equal(mask, pixels_of((2, 2, 4, 4)))
+
+
+def test_masks_stay_outlines_until_asked():
+    masks = AnnotationMasks((([box(0, 0, 2, 2)], [box(1, 1, 3, 3)]), ()), (H, W))
+    assert masks.shape == (2, H, W)
+    decoded = masks.decode()
+    assert decoded[0].sum() == 7 and not decoded[1].any()
+
+
+# broken in one place
+
+
+def put(where, *keys):
+    """A change: sets ``content[keys[0]]...[keys[-1]]`` to ``where``."""
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = where
+    return change
+
+
+def outline(value):
+    return put(value, "annotations", 0, "segmentation")
+
+
+def code(**changes):
+    return outline({**packed_code(RING), **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (outline([]), "Annotation 11 .*no outline"),
+        (outline(None), "Annotation 11 .*no outline"),
+        (outline("abc"), "Annotation 11 .*no outline"),
+        (outline([[1, 1, 5, 5]]), "Annotation 11 .*three points"),
+        (outline([[1, 1, 5, 5, 7]]), "Annotation 11 .*pairs"),
+        (outline([[1, 1, 5, "5", 7, 8]]), "Annotation 11 .*pairs"),
+        (outline([[1, 1, 5, float("nan"), 7, 8]]), "Annotation 11 .*pairs"),
+        (outline([[0.1, 0.1, 0.9, 0.1, 0.9, 0.8]]), "Annotation 11 .*between 0 and 1"),
+        (outline([box(1, 1, 60, 10)]), r"Annotation 11 .*\(60, 10\), outside .* 30 x 20 pixels"),
+        (outline([box(-40, 1, 6, 10)]), "Annotation 11 .*outside"),
+        (outline([box(1, 1, 1e9, 5)]), "Annotation 11 .*outside"),
+        (code(size=[W, H]), r"Annotation 11 .*\[30, 20\].*\[20, 30\]"),
+        (code(size=None), "Annotation 11 .*None"),
+        (code(counts=None), "Annotation 11 .*broken run-length"),
+        (code(counts=[5, 5]), "Annotation 11 .*600 pixels"),
+        (code(counts=[-1, 601]), "Annotation 11 .*600 pixels"),
+        (code(counts=[0.5, 599.5]), "Annotation 11 .*600 pixels"),
+        (code(counts="~~~~"), "Annotation 11 .*broken run-length"),
+        (code(counts=packed_code(RING)["counts"][:-3]), "Annotation 11 .*broken run-length"),
+        (code(counts=[H * W]), "Annotation 11 .*without a pixel"),
+        (code(counts="\u00e9"), "Annotation 11 .*broken run-length"),
+        (put(99, "annotations", 1, "image_id"), "Annotation 12 .*image 99"),
+        (put([1], "annotations", 1, "image_id"), "Annotation 12 "),
+        (put(99, "annotations", 1, "category_id"), "Annotation 12 .*category 99"),
+        (put(11, "annotations", 1, "id"), "'annotations' whose id, 11,"),
+        (put(None, "images", 0, "id"), "'images' whose id, None,"),
+        (put("tall", "images", 0, "height"), "Image 7 .*tall"),
+        (put(0, "images", 0, "width"), "Image 7 "),
+        (put(None, "images", 0, "file_name"), "Image 7 .*file_name"),
+        (put("gone.png", "images", 0, "file_name"), "image 7, .*gone.png, does not exist"),
+        (put("dog", "categories", 1, "name"), "Category 1 .*'dog'"),
+        (put(5, "categories", 1, "name"), "Category 1 .*5"),
+        (put("others", "categories", 1, "name"), "/7'.*others"),
+        (put({}, "annotations"), "no list of objects 'annotations'"),
+        (put([3], "categories"), "no list of objects 'categories'"),
+    ],
+)
+def test_names_what_is_broken(folder, change, words):
+    with pytest.raises(SampleError, match=words) as caught:
+        load_coco(folder(change))
+    assert "\n" not in str(caught.value)
+
+
+def test_names_a_photo_of_another_size(folder):
+    where = folder()
+    Image.new("RGB", (W, H + 1)).save(where / "images" / "one.png")
+    (sample,) = load_coco(where)
+    with pytest.raises(SampleError, match=r"one\.png is 30 x 21 pixels"):
+        sample.pixels()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"images": ', "\x00", "[" * 100_000])
+def test_names_a_file_that_is_no_json_object(tmp_path, content):
+    path = tmp_path / "instances.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SampleError, match=r"instances\.json"):
+        read_annotations(path)
+
+
+def test_names_missing_files(tmp_path):
+    with pytest.raises(SampleError, match="no annotation file .*instances.json"):
+        load_coco(tmp_path)
+    (tmp_path / "instances.json").write_text("{}")
+    with pytest.raises(SampleError, match="no folder of photos"):
+        load_coco(tmp_path)
+    with pytest.raises(SampleError, match="does not exist"):
+        read_annotations(tmp_path / "no.json")
+
+
+# real data
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_real_photos_agree_with_pycocotools():
+    where = shared_data("coco_pool")
+    reference = COCO(where / "instances.json")
+    samples = load_coco(where)
+    assert len(samples) == len({a["image_id"] for a in reference.anns.values()})
+    assert sum(len(s.meta["ann_ids"]) for s in samples) == len(reference.anns)
+    for sample in samples:
+        objects, owners = sample.instances()
+        for mask, owner, number in zip(objects, owners, sample.meta["ann_ids"], strict=True):
+            annotation = reference.anns[number]
+            assert np.array_equal(mask, reference.annToMask(annotation).astype(bool))
+            assert sample.labels[owner] == reference.cats[annotation["category_id"]]["name"]
+        assert sample.has_target.all()
+    assert samples[0].pixels().shape[:2] == samples[0].size
+
+
+# speed without another result
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(st.tuples(st.floats(-2, 40), st.floats(-2, 30)), min_size=3, max_size=9),
+                min_size=1, max_size=3))
+def test_fast_reading_of_own_codes_equals_the_careful_one(shapes):
+    polygons = [[number for point in shape for number in point] for shape in shapes]
+    code = coco_mask.merge(coco_mask.frPyObjects(polygons, 28, 38))
+    assert coco._own_runs(code["counts"]).tolist() == coco._runs(code["counts"])
+    drawn = coco_mask.decode(code).astype(bool)
+    mask = coco.draw_outline(polygons, (28, 38))
+    assert np.array_equal(mask, drawn) or (not drawn.any() and mask.sum() == 1)
+
+
+def test_numbers_of_other_kinds_are_numbers_too():
+    """Annotations made in Python may hold NumPy's."""
+    square = [np.float64(n) for n in (1, 1, 3, 1, 3, 3, 1, 3)]
+    assert coco._are_numbers(square) and not coco._are_numbers([*square, float("nan")])
+    assert not coco._are_numbers(["1", "2"]) and not coco._are_numbers(7)

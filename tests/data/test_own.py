@@ -1,0 +1,94 @@
+"""A user's own data as a CSV file of image, expression, mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from shared_data import shared_data
+
+from t4s_helpers.data.own import load_csv, load_own
+from t4s_helpers.data.sample import SampleError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 9, np.uint8)).save(tmp_path / "a.png")
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2:5, 3:9] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    return tmp_path
+
+
+def write(folder, *lines, header="image,expression,mask"):
+    (folder / "own.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return folder / "own.csv"
+
+
+def test_lines_become_samples(folder):
+    path = write(folder, 'a.png,"the cup, left",m.png,Ann', "a.png,the dog,,Bob",
+                 header="image,expression,mask,who")
+    cup, dog = load_csv(path, split="mine")
+    assert cup.labels == ("the cup, left",) and cup.size == (20, 30) and cup.split == "mine"
+    assert cup.masks.sum() == 18 and cup.masks[0, 2:5, 3:9].all() and cup.meta["who"] == "Ann"
+    assert dog.masks.shape == (1, 20, 30) and not dog.has_target.any()
+    assert cup.pixels().shape == (20, 30, 3) and cup.grid(4).max() == 1
+
+
+@pytest.mark.parametrize("line, said", [
+    ("b.png,the dog,m.png", "b.png"), ("a.png,the dog,n.png", "n.png"),
+    ("a.png,,m.png", "no expression"), ("a.png,others,m.png", "others"),
+])
+def test_a_bad_line_is_named(folder, line, said):
+    path = write(folder, "a.png,fine,m.png", line)
+    with pytest.raises(SampleError, match=rf"(?s)Line 3 of .*own\.csv.*{said}"):
+        load_csv(path)
+
+
+def test_a_mask_of_another_size_is_found_when_the_picture_is_read(folder):
+    Image.fromarray(np.ones((5, 5), np.uint8)).save(folder / "small.png")
+    sample, = load_csv(write(folder, "a.png,the dog,small.png"))
+    with pytest.raises(SampleError, match="a.png"):
+        sample.pixels()
+
+
+def test_a_missing_file_or_column_is_named(folder):
+    with pytest.raises(SampleError, match="nothing.csv"):
+        load_csv(folder / "nothing.csv")
+    with pytest.raises(SampleError, match="no column mask"):
+        load_csv(write(folder, "a.png,b", header="image,expression"))
+
+
+def test_either_form_is_read_by_one_name(folder, tmp_path):
+    assert load_own(write(folder, "a.png,the dog,m.png"))[0].labels == ("the dog",)
+    with pytest.raises(SampleError, match="instances.json"):
+        load_own(tmp_path / "coco")
+
+
+def test_a_coco_folder_is_trained_on():
+    """A pool of real photos, where it is there."""
+    import tiny_model
+
+    from t4s_helpers.model import training
+
+    samples = load_own(shared_data("coco_pool"))
+    data, collate = training.sample_data(tiny_model.backbone(), samples, 2, size=8)
+    batch = collate([data[0], data[1]])
+    assert len(samples) > 1 and (batch["labels"] != training.IGNORE).any(1).all()
+
+
+def test_own_data_becomes_training_items(folder):
+    import tiny_model
+
+    from t4s_helpers.model import training
+
+    backbone = tiny_model.backbone()
+    samples = load_csv(write(folder, "a.png,the dog,m.png", "a.png,the cat,"))
+    data, collate = training.sample_data(backbone, samples, 5, size=4)
+    batch = collate([data[k] for k in range(len(data))])
+    assert len(data) == 5 and batch["pixel_values"].shape == (5, 3, 128, 128)
+    tokenizer = backbone.processor.tokenizer
+    texts = [tokenizer.decode(row[row != training.IGNORE]) for row in batch["labels"]]
+    assert "the dog *" in texts[0] and "the cat" not in texts[1]
+    again, _ = training.sample_data(backbone, samples, 5, size=4)
+    assert again[3]["input_ids"] == data[3]["input_ids"]

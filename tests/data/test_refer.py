@@ -1,0 +1,527 @@
+"""RefCOCO-family files: the official layout in miniature, broken files, harmful pickles."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from shared_data import shared_data
+
+from t4s_helpers.data import SampleError, load
+from t4s_helpers.data.refer import DATASETS, ReferDataset, load_refer
+from t4s_helpers.codec.grid import mask_to_box
+
+H, W = 24, 32
+PHOTO = "COCO_train2014_000000000042.jpg"
+
+
+def box(x0, y0, x1, y1):
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+CODE = {"size": [H, W], "counts": [0, 5, H * W - 5]}
+INSTANCES = {
+    "images": [{"id": 42, "file_name": PHOTO, "height": H, "width": W}],
+    "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "kite"}],
+    "annotations": [
+        {"id": 500, "image_id": 42, "category_id": 1, "iscrowd": 0,
+         "segmentation": [box(2, 2, 12, 12), box(8, 2, 16, 12)]},
+        {"id": 501, "image_id": 42, "category_id": 2, "iscrowd": 1, "segmentation": CODE},
+    ],
+}
+
+
+def sentence(number, text):
+    return {"sent_id": number, "sent": text, "raw": text.title(), "tokens": text.split()}
+
+
+REFS = [
+    {"ref_id": 0, "ann_id": 500, "image_id": 42, "category_id": 1, "split": "val",
+     "file_name": PHOTO.replace(".jpg", "_0.jpg"), "sent_ids": [10, 11],
+     "sentences": [sentence(10, "man in red"), sentence(11, "left guy")]},
+    {"ref_id": 1, "ann_id": 501, "image_id": 42, "category_id": 2, "split": "testA",
+     "file_name": PHOTO.replace(".jpg", "_1.jpg"), "sent_ids": [12],
+     "sentences": [sentence(12, "the kite | upper corner")]},
+]
+
+
+@pytest.fixture
+def root(tmp_path):
+    def build(refs=REFS, instances=INSTANCES, dataset="refcoco", split_by="unc", photo=(W, H)):
+        (tmp_path / dataset).mkdir(exist_ok=True)
+        data = refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2)
+        if DATASETS[dataset].any_number:
+            (tmp_path / dataset / f"grefs({split_by}).json").write_text(json.dumps(refs))
+        else:
+            (tmp_path / dataset / f"refs({split_by}).p").write_bytes(data)
+        (tmp_path / dataset / "instances.json").write_text(json.dumps(instances))
+        photos = tmp_path / DATASETS[dataset].photos
+        photos.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", photo, "olive").save(photos / PHOTO)
+        return tmp_path
+
+    return build
+
+
+def changed(content, value, *keys):
+    """A copy of ``content`` in which ``content[keys[0]]...[keys[-1]]`` is ``value``."""
+    result = inner = copy.deepcopy(content)
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return result
+
+
+# what good files become
+
+
+def test_one_sample_per_sentence(root):
+    samples = load_refer(root())
+    assert [s.labels for s in samples] == [
+        ("man in red",), ("left guy",), ("the kite | upper corner",)
+    ]
+    assert [s.split for s in samples] == ["val", "val", "testA"]
+    assert len({s.id for s in samples}) == 3
+    assert {s.task for s in samples} == {"res"}
+    assert samples[1].meta == {
+        "ref_id": 0, "image_id": 42, "ann_ids": (500,), "category": "person",
+        "dataset": "refcoco", "split_by": "unc", "sent_id": 11,
+    }
+
+
+def test_masks_and_pixels(root):
+    man, _, kite = load_refer(root())
+    overlapping = np.zeros((H, W), bool)
+    overlapping[2:12, 2:16] = True
+    assert np.array_equal(man.masks, overlapping[None])
+    corner = np.zeros((H, W), bool)
+    corner[:5, 0] = True
+    assert np.array_equal(kite.masks, corner[None])
+    assert man.pixels().shape == (H, W, 3)
+
+
+def test_sentences_of_one_reference_share_their_outline(root):
+    first, second, _ = load_refer(root())
+    assert first.__dict__["_masks"] is second.__dict__["_masks"]
+
+
+def test_one_split(root):
+    assert [s.labels[0] for s in load_refer(root(), split="testA")] == ["the kite | upper corner"]
+    with pytest.raises(SampleError, match=r"refs\(unc\)\.p has no split 'test'; .*testA, val"):
+        load_refer(root(), split="test")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split_by"),
+    [(name, by) for name, layout in DATASETS.items() for by in layout.split_bys],
+)
+def test_every_data_set_and_splitting(root, dataset, split_by):
+    where = root(dataset=dataset, split_by=split_by)
+    samples = load_refer(where, dataset, split_by)
+    assert len(samples) == 3 and samples[0].meta["dataset"] == dataset
+
+
+def test_outlines_of_refclef_are_lists_of_codes(root):
+    mask = np.zeros((H, W), np.uint8, order="F")
+    mask[3:9, 4:20] = 1
+    packed = {"size": [H, W], "counts": coco_mask.encode(mask)["counts"].decode()}
+    instances = changed(INSTANCES, [packed], "annotations", 0, "segmentation")
+    first = load_refer(root(instances=instances, dataset="refclef"), "refclef")[0]
+    assert np.array_equal(first.masks[0], mask.astype(bool))
+
+
+# pickles
+
+
+def python2(value):
+    """The value as Python 2 pickled it: protocol 0, texts as bytes."""
+    if isinstance(value, dict):
+        items = b"".join(python2(k) + python2(v) + b"s" for k, v in value.items())
+        return b"(d" + items
+    if isinstance(value, list):
+        return b"(l" + b"".join(python2(v) + b"a" for v in value)
+    if isinstance(value, bytes):
+        return b"S" + repr(value)[1:].encode() + b"\n"
+    if isinstance(value, str):
+        return python2(value.encode())
+    return b"L%dL\n" % value
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol(root, protocol):
+    assert len(load_refer(root(pickle.dumps(REFS, protocol=protocol)))) == 3
+
+
+def test_pickles_of_python_2(root):
+    refs = changed(REFS, "caf\u00e9 sign", 0, "sentences", 0, "sent")
+    assert load_refer(root(python2(refs) + b"."))[0].labels == ("caf\u00e9 sign",)
+    refs = changed(REFS, "caf\u00e9 sign".encode("latin-1"), 0, "sentences", 0, "sent")
+    assert load_refer(root(python2(refs) + b"."))[0].labels == ("caf\u00e9 sign",)
+
+
+class Harmful:
+    def __init__(self, call, *arguments):
+        self.reduced = (call, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_harmful_pickle_runs_nothing(root, tmp_path, protocol, deep):
+    trace = tmp_path / "trace"
+    harmful = Harmful(os.mkdir, str(trace))
+    refs = changed(REFS, harmful, 0, "sentences", 0, "tokens") if deep else harmful
+    data = pickle.dumps(refs, protocol=protocol)
+    with pytest.raises(SampleError, match=r"refs\(unc\)\.p was not read.*mkdir"):
+        load_refer(root(data))
+    assert not trace.exists()
+    pickle.loads(data)
+    assert trace.exists(), "the pickle is harmful where it is trusted"
+
+
+@pytest.mark.parametrize("call", [eval, getattr, np.array, complex, set, copy.copy])
+def test_nothing_but_plain_data_is_admitted(root, call):
+    data = pickle.dumps(Harmful(call), protocol=2)
+    with pytest.raises(SampleError, match="was not read.*asks for"):
+        load_refer(root(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no pickle", pickle.dumps(REFS)[:-20], b"\x80\x04\x8d" + b"\xff" * 8, b"P1\n.",
+     b"\x80\x02\x82\x01."],
+)
+def test_a_broken_pickle_is_named(root, data):
+    with pytest.raises(SampleError, match=r"refs\(unc\)\.p was not read"):
+        load_refer(root(data))
+
+
+# files that do not fit together
+
+
+@pytest.mark.parametrize(
+    ("refs", "words"),
+    [
+        ({}, r"refs\(unc\)\.p holds no list"),
+        ([1], r"refs\(unc\)\.p holds no list"),
+        ([{"ref_id": 3}], r"number 0 .* lacks image_id, ann_id, split, sentences"),
+        (changed(REFS, 777, 0, "ann_id"), r"Reference 0 .*annotation 777.*instances\.json"),
+        (changed(REFS, [500], 0, "ann_id"), r"Reference 0 .*annotation \[500\]"),
+        (changed(REFS, 43, 0, "image_id"), "Reference 0 .*image 43.*annotation 500 about image 42"),
+        (changed(REFS, ["man"], 0, "sentences"), "Reference 0 .*without text"),
+        (changed(REFS, {"sent_id": 1}, 0, "sentences", 0), "Reference 0 .*without text"),
+    ],
+)
+def test_names_the_reference(root, refs, words):
+    with pytest.raises(SampleError, match=words) as caught:
+        load_refer(root(refs))
+    assert "\n" not in str(caught.value)
+
+
+def test_names_an_outline_of_another_size(root):
+    code = {"size": [W, H], "counts": [0, H * W]}
+    instances = changed(INSTANCES, code, "annotations", 1, "segmentation")
+    with pytest.raises(SampleError, match=r"Annotation 501 .*instances\.json.*\[32, 24\]"):
+        load_refer(root(instances=instances))
+
+
+def test_outlines_nobody_refers_to_may_be_broken(root):
+    instances = changed(INSTANCES, [], "annotations", 1, "segmentation")
+    assert len(load_refer(root(instances=instances), split="val")) == 2
+
+
+def test_names_a_missing_photo_and_its_id(root):
+    where = root()
+    (where / DATASETS["refcoco"].photos / PHOTO).unlink()
+    with pytest.raises(SampleError, match=f"image 42, .*{PHOTO}, does not exist"):
+        load_refer(where)
+
+
+def test_names_a_photo_of_another_size(root):
+    first = load_refer(root(photo=(W + 1, H)))[0]
+    with pytest.raises(SampleError, match=f"{PHOTO} is 33 x 24 pixels"):
+        first.pixels()
+
+
+@pytest.mark.parametrize("gone", ["refcoco/refs(unc).p", "refcoco/instances.json", "images"])
+def test_shows_the_layout_where_something_is_missing(root, gone):
+    where = root()
+    (where / gone).rename(where / "elsewhere")
+    with pytest.raises(SampleError) as caught:
+        load_refer(where)
+    assert gone in str(caught.value).split(" does not exist")[0]
+    for part in ("refcoco/refs(unc|google).p", "instances.json", "images/mscoco/images/train2014"):
+        assert part in str(caught.value).split("the layout is")[1]
+
+
+def test_names_the_splittings_that_are_there(root):
+    with pytest.raises(SampleError, match=r"refs\(google\)\.p does not exist \(refs\(unc\)\.p is"):
+        load_refer(root(), split_by="google")
+
+
+def test_names_the_data_sets(root):
+    with pytest.raises(SampleError, match="'coco'; choose one of refclef, refcoco,"):
+        load_refer(root(), "coco")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "others", "Others "])
+def test_warns_of_sentences_that_cannot_be_labels(root, text):
+    refs = changed(REFS, text, 0, "sentences", 1, "sent")
+    with pytest.warns(UserWarning, match=r"1 sentences of .*left out: refcoco\(unc\)/0/11"):
+        assert len(load_refer(root(refs))) == 2
+
+
+def test_good_files_give_no_warning(root):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_refer(root())
+
+
+# gRefCOCO: any number of targets
+
+
+def gref(number, ann_id, no_target=None, split="val", text="both kites"):
+    ref = {"ref_id": number, "ann_id": ann_id, "image_id": 42, "split": split,
+           "file_name": PHOTO, "category_id": [2 if n != -1 else -1 for n in ann_id],
+           "sent_ids": [number], "sentences": [{**sentence(number, text), "exist": True}]}
+    return ref if no_target is None else {**ref, "no_target": no_target}
+
+
+GREFS = [gref(0, [500], False, text="man"), gref(1, [500, 501], False, text="both"),
+         gref(2, [-1], True, text="a giraffe"), gref(3, [], True, text="a zebra"),
+         gref(4, [501, 501], text="the kite")]
+
+
+def opened(where, dataset="grefcoco", **options):
+    return ReferDataset(where, dataset, **{"counts": "off", **options})
+
+
+def test_any_number_of_targets(root):
+    one, both, none, empty, twice = opened(root(GREFS, dataset="grefcoco"))
+    assert {s.task for s in (one, both, none)} == {"gres"}
+    assert [s.meta["ann_ids"] for s in (one, both, none, empty, twice)] == [
+        (500,), (500, 501), (), (), (501,)]
+    assert [s.has_target.tolist() for s in (one, both, none, empty)] == [
+        [True], [True], [False], [False]]
+    assert none.masks.shape == (1, H, W)
+    assert np.array_equal(both.masks[0], one.masks[0] | twice.masks[0])
+    objects, owners = both.instances()
+    assert objects.shape == (2, H, W) and owners.tolist() == [0, 0]
+    assert both.meta["category"] == "person, kite" and none.meta["category"] == ""
+
+
+def test_gref_as_a_pickle(root):
+    where = root(GREFS, dataset="grefcoco")
+    path = where / "grefcoco" / "grefs(unc).json"
+    expected = [s.id for s in opened(where)]
+    path.with_suffix(".p").write_bytes(pickle.dumps(GREFS))
+    path.unlink()
+    assert [s.id for s in opened(where)] == expected
+
+
+def test_refs_as_json(root):
+    where = root()
+    path = where / "refcoco" / "refs(unc).p"
+    expected = [(s.id, s.labels, s.meta) for s in load_refer(where)]
+    path.with_suffix(".json").write_text(json.dumps(REFS))
+    path.unlink()
+    assert [(s.id, s.labels, s.meta) for s in load_refer(where)] == expected
+
+
+@pytest.mark.parametrize(("ann_id", "no_target"), [([-1], False), ([], False), ([500], True),
+                                                   ([500, -1], False), ([500, -1], None)])
+def test_contradictions_never_hide_as_no_target(root, ann_id, no_target):
+    where = root([*GREFS, gref(9, ann_id, no_target)], dataset="grefcoco")
+    with pytest.raises(SampleError, match="Reference 9 .* not taken for a request without target"):
+        opened(where)
+    data = opened(where, bad="exclude")
+    assert len(data) == 5 and data.excluded[0].id == "grefcoco(unc)/9/9"
+
+
+# counts and exclusions
+
+
+def test_counts_are_checked(root):
+    where = root()
+    with pytest.raises(SampleError, match=r"'testA' of .*refs\(unc\)\.p holds 1 samples instead of "
+                                          r"the 5,657"):
+        load("refcoco", "testA", where)
+    with pytest.warns(UserWarning, match="5,657"):
+        assert len(load("refcoco", "testA", where, counts="warn")) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load("refcoco", "testA", where, counts="off")) == 1
+
+
+def test_the_published_number_passes(root):
+    """1,500 sentences would be wrong, as many as published are right."""
+    many = [{**REFS[1], "ref_id": n, "sentences": [sentence(n, f"kite {n}")]} for n in range(5657)]
+    assert len(load("refcoco", "testA", root(many))) == 5657
+    many.append({**many[0], "ref_id": 9999})
+    with pytest.raises(SampleError, match="5,658 samples"):
+        load("refcoco", "testA", root(many))
+
+
+def test_excluded_sentences_still_count_as_listed(root):
+    """Leaving some out does not make the file another one."""
+    many = [{**REFS[1], "ref_id": n, "sentences": [sentence(n, f"kite {n}")]} for n in range(5657)]
+    many[7] = {**many[7], "ann_id": 777}
+    data = load("refcoco", "testA", root(many), bad="exclude")
+    assert len(data) == 5656
+    assert data.exclusions() == [
+        {"reason": "unknown annotation", "n": 1, "first": "refcoco(unc)/7/7"}]
+
+
+BAD = {
+    "unknown annotation": lambda refs, _: refs[1].update(ann_id=777),
+    "target in another image": lambda refs, _: refs[1].update(image_id=43),
+    "incomplete reference": lambda refs, _: refs[1].pop("image_id"),
+    "sentence without text": lambda refs, _: refs[1].update(sentences=[{"sent_id": 12}]),
+    "duplicated id": lambda refs, _: refs[1].update(
+        ref_id=0, sentences=[sentence(10, "again")]),
+    "unusable outline": lambda _, coco: coco["annotations"][1].update(segmentation=[[1, 2]]),
+    "unknown category": lambda _, coco: coco["annotations"][1].update(category_id=99),
+    "unknown image": lambda refs, coco: (
+        refs[1].update(image_id=7), coco["annotations"][1].update(image_id=7)),
+    "missing image": lambda refs, coco: (
+        refs[1].update(image_id=7), coco["annotations"][1].update(image_id=7),
+        coco["images"].append({"id": 7, "file_name": "gone.jpg", "height": H, "width": W})),
+    "image of another size": lambda refs, coco: (
+        refs[1].update(image_id=7),
+        coco["annotations"][1].update(image_id=7, segmentation=[box(1, 1, 5, 5)]),
+        coco["images"].append({"id": 7, "file_name": PHOTO, "height": H, "width": W + 1})),
+}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_rows_are_refused_or_listed(root, reason, as_json):
+    refs, instances = copy.deepcopy(REFS), copy.deepcopy(INSTANCES)
+    BAD[reason](refs, instances)
+    where = root(refs, instances)
+    if as_json:
+        path = where / "refcoco" / "refs(unc).p"
+        path.unlink()
+        path.with_suffix(".json").write_text(json.dumps(refs))
+    with pytest.raises(SampleError, match="\\w"):
+        opened(where, "refcoco")
+    data = opened(where, "refcoco", bad="exclude")
+    assert [one.reason for one in data.excluded] == [reason]
+    assert [s.labels[0] for s in data] == ["man in red", "left guy"]
+    assert data.excluded[0].id and data.excluded[0].detail.count("\n") == 0
+
+
+def test_photos_are_verified_before_anything_is_scored(root):
+    where = root(photo=(W + 1, H))
+    with pytest.raises(SampleError, match=f"{PHOTO} is 33 x 24 pixels .* says 32 x 24"):
+        opened(where, "refcoco")
+    assert len(opened(where, "refcoco", verify=False)) == 3
+
+
+def test_two_annotations_of_one_id_are_refused(root):
+    instances = changed(INSTANCES, 500, "annotations", 1, "id")
+    for bad in ("refuse", "exclude"):
+        with pytest.raises(SampleError, match="'annotations' whose id, 500, .* occurs twice"):
+            opened(root(instances=instances), "refcoco", bad=bad)
+
+
+# a data set made on access
+
+
+def test_parts_and_order(root):
+    data = opened(root(), "refcoco")
+    assert [s.id for s in data[1:]] == list(data.ids())[1:]
+    assert data[-1].id == data.id(2) and data[:2][1].id == data.id(1)
+    assert data.by_image() == [[0, 1, 2]] and data.image(0) == data[0].image
+    assert sorted(data.shuffled(1).ids()) == sorted(data.ids())
+    assert list(data.shuffled(1).ids()) == list(data.shuffled(1).ids())
+    assert len({tuple(data.shuffled(seed).ids()) for seed in range(20)}) > 1
+    for wrong in (3, -4):
+        with pytest.raises(IndexError):
+            data[wrong]
+    with pytest.raises(SampleError, match="'toss'"):
+        opened(root(), "refcoco", bad="toss")
+    with pytest.raises(SampleError, match="'lax'"):
+        opened(root(), "refcoco", counts="lax")
+
+
+def test_data_sets_travel_to_other_processes(root):
+    data = opened(root(GREFS, dataset="grefcoco"))
+    data[0]
+    again = pickle.loads(pickle.dumps(data.shuffled(3)))
+    assert [s.id for s in again] == [s.id for s in data.shuffled(3)]
+    assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
+
+
+def test_a_file_that_changes_underneath_is_noticed(root):
+    where = root(GREFS, dataset="grefcoco")
+    data = pickle.loads(pickle.dumps(opened(where)))
+    path = where / "grefcoco" / "grefs(unc).json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(SampleError, match="was changed"):
+        data[0]
+
+
+# outlines
+
+
+def test_crowds_and_compressed_codes(root):
+    mask = np.zeros((H, W), np.uint8, order="F")
+    mask[3:9, 4:20] = 1
+    packed = {"size": [H, W], "counts": coco_mask.encode(mask)["counts"].decode()}
+    for code in (packed, {"size": [H, W], "counts": coco_runs(mask)}):
+        instances = changed(INSTANCES, code, "annotations", 1, "segmentation")
+        kite = opened(root(instances=instances), "refcoco")[2]
+        assert np.array_equal(kite.masks[0], mask.astype(bool))
+
+
+def coco_runs(mask):
+    """Uncompressed run lengths down the columns, background first."""
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    return runs if not flat[0] else [0, *runs]
+
+
+def test_many_overlapping_polygons_never_wrap(root):
+    """256 equal outlines would add up to nothing in eight bits."""
+    instances = changed(INSTANCES, [box(2, 2, 12, 12)] * 256, "annotations", 0, "segmentation")
+    man = opened(root(instances=instances), "refcoco")[0]
+    assert man.masks[0, 2:12, 2:12].all() and man.masks.sum() == 100
+
+
+# real data
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("dataset", "split_by", "n_refs", "n_sentences"),
+    [("refcoco", "unc", 33, 96), ("refcocog", "umd", 13, 24)],
+)
+def test_real_files_agree_with_pycocotools(dataset, split_by, n_refs, n_sentences):
+    where = shared_data("refcoco_mini")
+    samples = load_refer(where, dataset, split_by)
+    assert len(samples) == n_sentences
+    assert len({s.meta["ref_id"] for s in samples}) == n_refs
+    reference = COCO(where / dataset / "instances.json")
+    for sample in samples:
+        (number,) = sample.meta["ann_ids"]
+        annotation = reference.anns[number]
+        assert np.array_equal(sample.masks[0], reference.annToMask(annotation).astype(bool))
+        assert sample.masks.sum() == pytest.approx(annotation["area"], rel=0.1, abs=60)
+        x, y, width, height = annotation["bbox"]
+        x0, y0, x1, y1 = mask_to_box(sample.masks[0])
+        assert x0 > x - 2 and y0 > y - 2 and x1 < x + width + 2 and y1 < y + height + 2
+        assert (x1 - x0) * (y1 - y0) > 0.8 * width * height
+    for sample in {s.meta["image_id"]: s for s in samples}.values():
+        assert sample.pixels().shape == (*sample.size, 3)

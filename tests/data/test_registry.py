@@ -1,0 +1,97 @@
+"""Data sets by name, and the command that lists and checks them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared_data import shared_data
+from test_semantic import ade, halves
+
+from t4s_helpers.data import ENTRIES, SampleError, load
+from t4s_helpers.data.__main__ import listing, main
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_are_complete_and_their_readers_exist(name):
+    entry = ENTRIES[name]
+    module, _, called = entry.reader.partition(":")
+    reader = getattr(importlib.import_module(f"t4s_helpers.data.{module}"), called)
+    assert reader.__doc__ and entry.layout and entry.source and entry.licence and entry.metric
+    assert entry.default_split in entry.splits and entry.name == name
+    assert entry.task in ("res", "gres", "semantic", "vqa", "conversation")
+
+
+def test_the_published_counts():
+    counts = {name: dict(ENTRIES[name].splits) for name in ("refcoco", "refcoco+", "refcocog")}
+    assert [counts["refcoco"][s] for s in ("val", "testA", "testB")] == [10834, 5657, 5095]
+    assert [counts["refcoco+"][s] for s in ("val", "testA", "testB")] == [10758, 5726, 4889]
+    assert counts["refcocog"]["val"] == 4896
+
+
+def test_listing_has_every_name_and_what_it_needs():
+    text = listing()
+    for name, entry in ENTRIES.items():
+        assert f"{name}  ({entry.task}" in text
+        assert entry.source.split()[0] in text
+
+
+def test_unknown_names_and_splits():
+    with pytest.raises(SampleError, match="'coco'; choose one of refclef"):
+        load("coco")
+    with pytest.raises(SampleError, match="'minival'; choose one of train"):
+        load("refcoco", "minival", root=".")
+
+
+def test_the_folder_of_data_sets(tmp_path, monkeypatch):
+    monkeypatch.delenv("T4S_DATA", raising=False)
+    with pytest.raises(SampleError, match="set T4S_DATA .*ADEChallengeData2016.*images/"):
+        load("ade20k-150")
+    monkeypatch.setenv("T4S_DATA", str(tmp_path))
+    with pytest.raises(SampleError, match="ADEChallengeData2016 of ade20k-150 does not exist"):
+        load("ade20k-150")
+    ade(tmp_path / "ADEChallengeData2016", halves(1, 2))
+    assert len(load("ade20k-150", counts="off")) == 1
+
+
+def test_limit(tmp_path):
+    for n in range(4):
+        ade(tmp_path, halves(1, 2), f"ADE_val_{n}")
+    data = load("ade20k-150", root=tmp_path, counts="off", limit=3)
+    assert len(data) == 3 and data.classes[0] == "wall" and data.background == "ignored"
+
+
+def test_the_command(tmp_path, capsys):
+    assert main([]) == 0 and "grefcoco" in capsys.readouterr().out
+    assert main(["ade20k-150", "--root", str(tmp_path)]) == 1
+    assert "images" in capsys.readouterr().err
+    ade(tmp_path, halves(1, 2))
+    ade(tmp_path, halves(1, 151), "ADE_val_2")
+    arguments = ["ade20k-150", "--root", str(tmp_path), "--counts", "off"]
+    assert main(arguments) == 1 and "pixel values 151" in capsys.readouterr().err
+    assert main([*arguments, "--bad", "exclude"]) == 0
+    out = capsys.readouterr().out
+    assert "1 x class outside the list" in out and "1 semantic samples" in out
+
+
+def test_the_package_imports_numpy_alone():
+    code = ("import sys, t4s_helpers.data as d; d.ENTRIES; "
+            "print(sorted({'PIL', 'torch', 'pycocotools', 'tqdm', 'scipy'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=Path(__file__).resolve().parents[2])
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(("name", "split", "n"), [("refcoco", "val", 45), ("refcocog", "val", None)])
+def test_real_files(name, split, n):
+    where = shared_data("refcoco_mini")
+    with pytest.raises(SampleError, match="that are published"):
+        load(name, split, where)
+    data = load(name, split, where, counts="off")
+    assert not data.excluded and (n is None or len(data) == n)
+    for index, sample in enumerate(data):
+        assert sample.id == data.id(index) and sample.image == data.image(index)
+        assert sample.pixels().shape[:2] == sample.size and sample.has_target.all()

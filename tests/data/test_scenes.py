@@ -1,0 +1,160 @@
+"""Scenes and what is said about them: exact masks, disjoint splits, true expressions."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from t4s_helpers.data import expressions as ex
+from t4s_helpers.data.instructions import MIXES, instruction
+from t4s_helpers.data.scenes import (
+    CATEGORIES, COLORS, MIN_VISIBLE, SIZES, is_novel, make_scene, pictogram,
+)
+from t4s_helpers.codec.grid import mask_to_box
+
+SCENES = [make_scene("test", k) for k in range(60)]
+
+
+def test_a_scene_depends_on_split_and_index_alone():
+    again = make_scene("test", 7)
+    assert np.array_equal(again.image, SCENES[7].image)
+    assert not np.array_equal(make_scene("val", 7).image, SCENES[7].image)
+
+
+def test_masks_are_disjoint_visible_and_boxed():
+    for scene in SCENES:
+        assert sum(o.mask.astype(int) for o in scene.objects).max() <= 1
+        for thing in scene.objects:
+            assert thing.mask.any() and thing.box == mask_to_box(thing.mask)
+
+
+def test_masks_are_where_the_colour_is():
+    """An oracle that never saw the painter: the median pixel of a mask has the named colour."""
+    for scene in SCENES:
+        for thing in scene.objects:
+            seen = np.median(scene.image[thing.mask], axis=0)
+            nearest = min(COLORS, key=lambda c: np.abs(seen - COLORS[c]).sum())
+            assert nearest == thing.color, (scene.id, thing.category)
+
+
+def test_enough_of_every_object_is_visible():
+    for scene in SCENES:
+        for thing in scene.objects:
+            low, high = SIZES[thing.size]
+            drawn = np.count_nonzero(pictogram(thing.category, low)[0] > 127)
+            assert thing.mask.sum() >= 0.75 * MIN_VISIBLE * drawn
+
+
+def test_held_out_pairs_are_shown_by_the_novel_split_alone():
+    for split in ("train", "val", "test"):
+        assert not any(is_novel(o.color, o.category)
+                       for k in range(150) for o in make_scene(split, k).objects)
+    for k in range(50):
+        assert any(is_novel(o.color, o.category) for o in make_scene("novel", k).objects)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_every_pictogram_has_the_size_that_was_asked(category):
+    silhouette, detail = pictogram(category, 40, 10)
+    assert max(silhouette.shape) == 40 and silhouette.shape == detail.shape
+    assert (silhouette > 127).mean() > 0.15
+
+
+def test_bad_requests_for_scenes_are_refused():
+    with pytest.raises(ValueError, match="split 'dev'"):
+        make_scene("dev", 0)
+    with pytest.raises(ValueError, match="-1"):
+        make_scene("test", -1)
+
+
+def meaning(scene, text):
+    """A reader that works on words alone, written apart from the grammar."""
+    everyone = set(range(len(scene.objects)))
+    if text.startswith("all "):
+        return fitting(scene, text[4:].removesuffix("s").split(), everyone)
+    if " and the " in text:
+        return set().union(*(meaning(scene, f"the {part.removeprefix('the ')}")
+                             for part in text.split(" and ")))
+    for relation, (axis, sign) in ex.RELATIONS.items():
+        if f" {relation} the " in text:
+            what, landmark = text.split(f" {relation} the ")
+            (other,) = fitting(scene, landmark.split(), everyone)
+            at = scene.objects[other].center[axis]
+            return {k for k in fitting(scene, what.split()[1:], everyone) - {other}
+                    if sign * (scene.objects[k].center[axis] - at) > 0}
+    words = text.split()[1:]
+    if words[0] in ex.SUPERLATIVES:
+        axis, sign = ex.SUPERLATIVES[words[0]]
+        among = fitting(scene, words[1:], everyone)
+        return {max(among, key=lambda k: sign * scene.objects[k].center[axis])}
+    return fitting(scene, words, everyone)
+
+
+def fitting(scene, words, among):
+    return {k for k in among if all(
+        word in ("thing", scene.objects[k].size, scene.objects[k].color,
+                 scene.objects[k].category) for word in words)}
+
+
+@pytest.mark.parametrize("kind", ex.GRES_KINDS)
+def test_expressions_mean_what_a_second_reader_understands(kind):
+    rng, found = np.random.default_rng(3), 0
+    for scene in SCENES:
+        expression = ex.make_expression(rng, scene, [kind])
+        if expression.kind != kind:  # this scene has no such expression
+            continue
+        found += 1
+        assert meaning(scene, expression.text) == set(expression.targets), expression
+    assert found > 10
+
+
+def test_no_target_requests_have_empty_masks_and_one_in_four_is_such():
+    samples = ex.scene_samples("test", 200, "gres")
+    empty = [s for s in samples if s.meta["kind"] == "none"]
+    assert all(not s.masks.any() for s in empty)
+    assert 0.15 < len(empty) / len(samples) < 0.35
+    assert all(s.masks.any() for s in samples if s.meta["kind"] != "none")
+
+
+def test_answers_to_counting_questions_are_true():
+    rng = np.random.default_rng(0)
+    for scene in SCENES:
+        kind, question, answer = ex.make_question(rng, scene)
+        if kind == "count":
+            words = question.removeprefix("How many ").removesuffix("s are there?").split()
+            assert int(answer) == len(fitting(scene, words, set(range(len(scene.objects)))))
+        elif kind == "exist":
+            words = question.removesuffix("?").split()[3:]
+            assert (answer == "yes") == bool(fitting(scene, words, range(len(scene.objects))))
+
+
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match="colour"):
+        ex.make_expression(np.random.default_rng(0), SCENES[0], ["colour"])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_conversations_never_ask_for_one_mask_twice(mix):
+    for index in range(40):
+        _, turns = instruction(index, mix, 4)
+        grids = [turn.text.partition("<seg>")[2] for turn in turns if "<seg>" in turn.text]
+        shapes = [tuple(part for part in grid.replace("|", "\n").split("\n")) for grid in grids]
+        assert 1 <= len(turns) <= 4 and len(set(shapes)) == len(shapes)
+
+
+def test_conversations_are_repeated_by_their_seed():
+    assert instruction(5, seed=1)[1] == instruction(5, seed=1)[1]
+    assert instruction(5, seed=1)[1] != instruction(5, seed=2)[1]
+
+
+def test_scenes_are_rendered_fast_enough():
+    """150 a second on one core, in processor time; three rounds, the best counts."""
+    def rate(first):
+        start = time.process_time()
+        ex.scene_samples("train", 60, "gres", start=first)
+        return 60 / (time.process_time() - start)
+
+    rate(0)  # fills the cache of pictograms
+    assert max(rate(first) for first in (100, 200, 300)) > 150

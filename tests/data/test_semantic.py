@@ -1,0 +1,332 @@
+"""Semantic readers on miniatures of the official files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t4s_helpers.data import SampleError, load
+from t4s_helpers.data.classes import (
+    ADE20K_150, COCO_STUFF, COCO_STUFF_IDS, CONTEXT_59, CONTEXT_459, VOC_20,
+)
+from t4s_helpers.data.semantic import CONTEXT_MAPS, IGNORE
+from t4s_helpers.evaluation.metrics import MeanIoU
+from t4s_helpers.codec.encodings import check_labels
+
+H, W = 12, 16
+
+
+def put(path, values, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.asarray(values)
+    image = Image.fromarray(values.astype(np.uint8))
+    if mode == "P":
+        image = image.convert("P")
+        image = Image.fromarray(values.astype(np.uint8), "P")
+        image.putpalette([n % 256 for n in range(768)])
+    image.save(path)
+
+
+def photo(path, size=(H, W)):
+    put(path, np.full((*size, 3), 90, np.uint8))
+
+
+def halves(left, right):
+    """A map of two values, side by side."""
+    values = np.full((H, W), left)
+    values[:, W // 2:] = right
+    return values
+
+
+def cocostuff(root, values, split="val2017", stem="000000000139", ending=".png"):
+    photo(root / "images" / split / f"{stem}.jpg")
+    put(root / "annotations" / split / f"{stem}{ending}", values)
+
+
+def ade(root, values, stem="ADE_val_00000001", split="validation"):
+    photo(root / "images" / split / f"{stem}.jpg")
+    put(root / "annotations" / split / f"{stem}.png", values)
+
+
+def voc(root, values, stem="2007_000033"):
+    photo(root / "JPEGImages" / f"{stem}.jpg")
+    put(root / "SegmentationClass" / f"{stem}.png", values, "P")
+    path = root / "ImageSets" / "Segmentation" / "val.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{stem}\n")
+
+
+def context(root, values, folder, stem="2008_000002"):
+    photo(root / "JPEGImages" / f"{stem}.jpg")
+    path = root / "ImageSets" / "SegmentationContext" / "val.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{stem}\n")
+    if folder == "trainval":
+        savemat = pytest.importorskip("scipy.io").savemat
+        (root / folder).mkdir()
+        savemat(root / folder / f"{stem}.mat", {"LabelMap": np.asarray(values, np.uint16)})
+    else:
+        put(root / folder / f"{stem}.png", values)
+
+
+def opened(name, root, **options):
+    return load(name, root=root, **{"counts": "off", **options})
+
+
+# class lists
+
+
+def test_lists_have_the_official_lengths_and_can_be_labels():
+    for names, n in ((COCO_STUFF, 171), (ADE20K_150, 150), (CONTEXT_59, 59), (VOC_20, 20)):
+        assert len(names) == len(set(names)) == n
+        assert check_labels(names) == names
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(1, "person"), (11, "fire hydrant"), (13, "stop sign"), (25, "giraffe"), (27, "backpack"),
+     (44, "bottle"), (46, "wine glass"), (65, "bed"), (67, "dining table"), (70, "toilet"),
+     (72, "tv"), (82, "refrigerator"), (84, "book"), (90, "toothbrush"), (92, "banner"),
+     (106, "clouds"), (118, "floor-wood"), (124, "grass"), (145, "playingfield"), (157, "sky-other"),
+     (169, "tree"), (173, "wall-other"), (182, "wood")],
+)
+def test_numbers_of_coco_stuff(number, name):
+    """As labels.txt of the release has them."""
+    assert COCO_STUFF_IDS[number] == name
+
+
+def test_numbers_of_coco_stuff_that_are_not_used():
+    unused = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+    assert set(range(1, 183)) - set(COCO_STUFF_IDS) == unused
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(1, "wall"), (13, "person"), (27, "sea"), (45, "chest of drawers"), (52, "grandstand"),
+     (76, "swivel chair"), (90, "television"), (106, "conveyer belt"), (120, "ball"),
+     (131, "screen"), (139, "ashcan"), (150, "flag")],
+)
+def test_numbers_of_ade(number, name):
+    """As objectInfo150.txt of the release has them."""
+    assert ADE20K_150[number - 1] == name
+
+
+def test_numbers_of_the_459_labels_of_pascal_context():
+    """The original list is sorted by name, so numbers rise with names."""
+    names = sorted(CONTEXT_459)
+    assert [CONTEXT_459[n] for n in names] == sorted(CONTEXT_459.values())
+    assert CONTEXT_459["aeroplane"] == 2 and CONTEXT_459["wood"] == 458
+
+
+# readers
+
+
+def test_coco_stuff(tmp_path):
+    cocostuff(tmp_path, halves(0, 181))  # person and wood, less one
+    data = opened("cocostuff", tmp_path)
+    sample = data[0]
+    assert data.classes == COCO_STUFF and data.split == "val2017"
+    assert sample.labels == ("person", "wood") and sample.task == "semantic"
+    assert sample.meta["class_ids"] == (1, 171)
+    assert sample.masks[0, :, :W // 2].all() and not sample.masks[0, :, W // 2:].any()
+    assert np.array_equal(data.class_map(0), halves(1, 171))
+    assert data.class_map(0).dtype == np.int32
+    assert sample.pixels().shape == (H, W, 3)
+
+
+def test_unlabelled_pixels_of_coco_stuff_are_ignored(tmp_path):
+    cocostuff(tmp_path, halves(255, 156))
+    data = opened("cocostuff", tmp_path)
+    assert data[0].labels == ("sky-other",)
+    assert np.array_equal(data.class_map(0), halves(IGNORE, COCO_STUFF.index("sky-other") + 1))
+
+
+def test_converted_coco_stuff(tmp_path):
+    cocostuff(tmp_path, halves(0, 181))
+    cocostuff(tmp_path, halves(170, 255), ending="_labelTrainIds.png")
+    data = opened("cocostuff", tmp_path, maps="trainids")
+    assert len(data) == 1 and data[0].labels == ("wood",)
+    assert len(opened("cocostuff", tmp_path)) == 1, "the converted file is no image of its own"
+
+
+def test_numbers_that_coco_stuff_does_not_use_are_refused(tmp_path):
+    cocostuff(tmp_path, halves(0, 11))  # street sign: never annotated
+    with pytest.raises(SampleError, match=r"000000000139\.png holds the pixel values 11,"):
+        opened("cocostuff", tmp_path)
+
+
+def test_ade(tmp_path):
+    ade(tmp_path, halves(0, 150))
+    data = opened("ade20k-150", tmp_path)
+    assert data[0].labels == ("flag",)
+    assert np.array_equal(data.class_map(0), halves(IGNORE, 150))
+
+
+def test_names_of_ade_must_be_those_of_its_own_table(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    rows = [f"{k}\t0.1\t1\t1\t{name}, another word" for k, name in enumerate(ADE20K_150, 1)]
+    info = tmp_path / "objectInfo150.txt"
+    info.write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]))
+    assert opened("ade20k-150", tmp_path)[0].labels == ("wall", "building")
+    info.write_text(info.read_text().replace("\tsky,", "\theaven,"))
+    with pytest.raises(SampleError, match="row 3: 'heaven', not 'sky'"):
+        opened("ade20k-150", tmp_path)
+
+
+def test_voc_with_and_without_background(tmp_path):
+    values = halves(0, 15)
+    values[0] = 255
+    voc(tmp_path, values)
+    ignored, scored = opened("voc-20", tmp_path), opened("voc-21", tmp_path)
+    for data in (ignored, scored):
+        assert data[0].labels == ("person",)
+        assert (data.class_map(0)[0] == IGNORE).all() and data.class_map(0)[1, 0] == 0
+    assert (ignored.background, scored.background) == ("ignored", "class")
+    assert (ignored.name, scored.name) == ("voc-20", "voc-21")
+
+
+CONTEXT_CASES = {
+    # pixel values of "wall" and "window", and of no class
+    "SegmentationClassContext": (56, 58, 0),
+    "59_context_labels": (56, 58, 0),
+    "annotations_detectron2": (55, 57, 255),
+    "trainval": (440, 454, 3),
+}
+
+
+@pytest.mark.parametrize("folder", CONTEXT_MAPS)
+def test_every_form_of_pascal_context(tmp_path, folder):
+    wall, window, other = CONTEXT_CASES[folder]
+    values = halves(wall, window)
+    values[0] = other
+    context(tmp_path, values, folder)
+    data = opened("context-59", tmp_path)
+    expected = halves(CONTEXT_59.index("wall") + 1, CONTEXT_59.index("window") + 1)
+    expected[0] = 0
+    assert set(data[0].labels) == {"wall", "window"}
+    assert np.array_equal(data.class_map(0), expected)
+
+
+def test_the_two_orders_of_pascal_context_differ(tmp_path):
+    """Number 2 is "bag" where names are sorted and "bicycle" in the authors' list."""
+    for folder, name in (("SegmentationClassContext", "bag"), ("59_context_labels", "bicycle")):
+        root = tmp_path / folder
+        context(root, halves(2, 2), folder)
+        assert opened("context-59", root)[0].labels == (name,)
+
+
+def test_a_folder_of_another_name_needs_to_be_explained(tmp_path):
+    context(tmp_path, halves(1, 2), "my_maps")
+    with pytest.raises(SampleError, match="maps=.*annotations=FOLDER"):
+        opened("context-59", tmp_path)
+    data = opened("context-59", tmp_path, maps="59_context_labels", annotations="my_maps")
+    assert data[0].labels == ("aeroplane", "bicycle")
+
+
+def test_a_perfect_answer_scores_one(tmp_path):
+    """What the reader says of itself is what MeanIoU asks for."""
+    values = halves(0, 15)
+    values[0] = 255
+    voc(tmp_path, values)
+    for name in ("voc-20", "voc-21"):
+        data = opened(name, tmp_path)
+        metric = MeanIoU(data.classes, background=data.background, absent="skip",
+                         ignore_index=data.ignore_index)
+        truth = data[0].meta["class_map"].read()
+        metric.update(np.where(truth == IGNORE, 0, truth), truth)
+        assert metric.compute()["miou"] == 1
+
+
+# bad input
+
+
+def test_a_missing_photo_is_refused_or_listed(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    put(tmp_path / "annotations" / "validation" / "ADE_val_00000002.png", halves(1, 2))
+    with pytest.raises(SampleError, match=r"ADE_val_00000002\.jpg .* does not exist"):
+        opened("ade20k-150", tmp_path)
+    data = opened("ade20k-150", tmp_path, bad="exclude")
+    assert len(data) == 1
+    assert data.exclusions() == [
+        {"reason": "missing image", "n": 1, "first": "ade20k-150/validation/ADE_val_00000002"}]
+
+
+def test_a_missing_annotation_is_refused(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    photo(tmp_path / "images" / "validation" / "ADE_val_00000007.jpg")
+    for verify in (True, False):
+        with pytest.raises(SampleError, match=r"ADE_val_00000007\.png does not exist"):
+            opened("ade20k-150", tmp_path, verify=verify)
+
+
+def test_a_photo_of_another_size_is_refused(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    photo(tmp_path / "images" / "validation" / "ADE_val_00000001.jpg", (H, W + 1))
+    with pytest.raises(SampleError, match="17 x 12 pixels .* are 16 x 12"):
+        opened("ade20k-150", tmp_path)
+
+
+def test_a_class_outside_the_list_is_never_scored(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    ade(tmp_path, halves(1, 151), "ADE_val_00000002")
+    with pytest.raises(SampleError, match="pixel values 151"):
+        opened("ade20k-150", tmp_path)
+    data = opened("ade20k-150", tmp_path, bad="exclude")
+    assert [one.reason for one in data.excluded] == ["class outside the list"]
+    late = opened("ade20k-150", tmp_path, verify=False)
+    with pytest.raises(SampleError, match="pixel values 151"):
+        late[1]
+
+
+def test_coloured_annotations_are_refused(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    photo(tmp_path / "annotations" / "validation" / "ADE_val_00000001.png")
+    with pytest.raises(SampleError, match="one class number for each pixel"):
+        opened("ade20k-150", tmp_path)
+
+
+def test_a_cut_annotation_is_refused(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    path = tmp_path / "annotations" / "validation" / "ADE_val_00000001.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(SampleError, match="cannot be read"):
+        opened("ade20k-150", tmp_path)
+
+
+def test_images_that_show_no_class_are_listed(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    ade(tmp_path, halves(0, 0), "ADE_val_00000002")
+    data = opened("ade20k-150", tmp_path)
+    assert len(data) == 1 and data.excluded[0].reason == "no class of the list"
+
+
+def test_an_image_that_is_listed_twice(tmp_path):
+    voc(tmp_path, halves(0, 15))
+    path = tmp_path / "ImageSets" / "Segmentation" / "val.txt"
+    path.write_text("2007_000033\n2007_000033\n")
+    with pytest.raises(SampleError, match="listed twice"):
+        opened("voc-20", tmp_path)
+    assert opened("voc-20", tmp_path, bad="exclude").excluded[0].reason == "duplicated id"
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "words"),
+    [("ade20k-150", "images/validation", "images/validation"),
+     ("ade20k-150", "annotations/validation", "annotations/validation"),
+     ("voc-20", "ImageSets/Segmentation/val.txt", r"val\.txt does not exist"),
+     ("voc-20", "SegmentationClass", "SegmentationClass")],
+)
+def test_names_what_is_missing(tmp_path, name, gone, words):
+    (ade if name.startswith("ade") else voc)(tmp_path, halves(1, 2))
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(SampleError, match=words):
+        opened(name, tmp_path)
+
+
+def test_counts(tmp_path):
+    ade(tmp_path, halves(1, 2))
+    with pytest.raises(SampleError, match="holds 1 samples instead of the 2,000"):
+        load("ade20k-150", root=tmp_path)
+    with pytest.warns(UserWarning, match="instead of the 2,000"):
+        load("ade20k-150", root=tmp_path, counts="warn")

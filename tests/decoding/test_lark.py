@@ -1,0 +1,81 @@
+"""The exported grammar in a decoder that is not ours: llguidance, which vLLM and SGLang use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_grammar import LABELS, Toy
+
+from t4s_helpers.decoding.grammar import Grammar, GrammarError
+from t4s_helpers.codec.encodings import SCHEMES, SEG_CLOSE, encode
+
+llguidance = pytest.importorskip("llguidance")
+
+NAMES = (*LABELS, 'a "quoted" one', "back\\slash", "ünïcödé 狗")
+BYTES = llguidance.LLTokenizer("byte")
+
+
+def matcher(labels, size, scheme):
+    lark = Grammar(Toy().ids, labels, size, scheme).ebnf()
+    found = llguidance.LLMatcher(BYTES, llguidance.LLMatcher.grammar_from_lark(lark))
+    assert not found.is_error(), found.get_error()
+    return found
+
+
+def accepts(compiled, text: str) -> bool:
+    """Whether a text is a whole descriptor of the grammar."""
+    compiled.reset()
+    ids = BYTES.tokenize_bytes(text.encode())
+    return compiled.validate_tokens(ids) == len(ids) and compiled.try_consume_tokens(
+        ids) == len(ids) and compiled.is_accepting()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("size", "n"), [((1, 1), 1), ((3, 5), 2), ((4, 4), 8), (16, 1)])
+def test_every_descriptor_of_ours_is_accepted(scheme, size, n):
+    if (size, scheme) == (16, "irle"):
+        size = (8, 8)  # counts up to 256 take a compiler minutes
+    rows, cols = (size, size) if isinstance(size, int) else size
+    compiled, rng = matcher(NAMES[:n], size, scheme), np.random.default_rng(n)
+    for top in (1, 2, n + 1):  # nothing, one label, all of them
+        for _ in range(4):
+            grid = rng.integers(0, min(top, n + 1), (rows, cols))
+            text = encode(grid, NAMES[:n], scheme) + SEG_CLOSE
+            assert accepts(compiled, text), text
+
+
+BROKEN = {
+    "rrle": ["dog *3|others *3\nothers *5{}", "dog *2|others *2\nothers *5{}",  # a row too long, too short
+             "others *5{}", "others *5\nothers *5\nothers *5{}",  # rows too few, too many
+             "cat *5\nothers *5{}", "others *5\ndog *2|dog *3{}", "others *0|dog *5\nothers *5{}",
+             "others *05\nothers *5{}", "others\nothers *5{}", "others *5|\nothers *5{}",
+             "others *5\nothers *5", "others *5\nothers *5{} and more", "others *5 \nothers *5{}", "{}"],
+    "irle": ["others *9{}", "others *11{}", "dog *5|dog *5{}", "dog *5\nothers *5{}", "cat *10{}",
+             "others *10", "others *4|others *6{}", "others *4||dog *6{}"],
+    "full": ["|".join(["others"] * 9) + "{}", "|".join(["others"] * 11) + "{}",
+             "|".join(["cat"] * 10) + "{}", "|".join(["others"] * 10), "others *10{}",
+             "\n".join(["others"] * 10) + "{}"],
+}
+
+
+@pytest.mark.parametrize(("scheme", "broken"),
+                         [(scheme, text) for scheme, texts in BROKEN.items() for text in texts])
+def test_what_breaks_the_format_is_refused(scheme, broken):
+    text = broken.format(SEG_CLOSE)
+    assert not accepts(matcher(["dog"], (2, 5), scheme), text), text
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_changed_character_is_noticed(scheme):
+    """Any single deletion leaves no descriptor: nothing in the text is redundant."""
+    grid = np.array([[0, 1, 1, 0], [2, 2, 0, 0]])
+    text = encode(grid, ["dog", "red kite"], scheme) + SEG_CLOSE
+    compiled = matcher(["dog", "red kite"], (2, 4), scheme)
+    assert accepts(compiled, text)
+    assert not any(accepts(compiled, text[:k] + text[k + 1:]) for k in range(len(text)))
+
+
+def test_a_grammar_too_large_to_compile_is_refused():
+    with pytest.raises(GrammarError, match="Use scheme='rrle'"):
+        Grammar(Toy().ids, ["dog"], 64, "irle").ebnf()
+    assert len(Grammar(Toy().ids, NAMES, 64).ebnf()) < 4e6

@@ -1,0 +1,275 @@
+"""What is asked and how answers are counted, against counts made pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from t4s_helpers.data.expressions import scene_samples
+from t4s_helpers.data.sample import Sample
+from t4s_helpers.decoding.generate import Answer, read_answer
+from t4s_helpers.data.prompts import answer
+from t4s_helpers.refine.refiners import NoRefiner, RefineResult
+from t4s_helpers.evaluation.scoring import (
+    ScoringError, excluded_table, hardest, score_rows, table_rows,
+)
+from t4s_helpers.evaluation.tasks import (
+    UNSCORED, Dialogue, Items, Protocol, TaskError, from_rle, question_of, row_masks, row_of, to_rle,
+)
+
+CLASSES = ("cat", "dog", "sky")
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+def sample(labels=("cat",), task="semantic", masks=None, **more):
+    if masks is None:
+        masks = np.zeros((len(labels), 8, 8), bool)
+        for k, _ in enumerate(labels):
+            masks[k, 2 * k:2 * k + 2] = True
+    return Sample(more.pop("id", "s"), PICTURE, labels, masks, task=task, **more)
+
+
+def said(text: str) -> Answer:
+    return Answer(text, 9, True, 0.5)
+
+
+def row(one, text: str, protocol=Protocol(4, classes=CLASSES), **options) -> dict:
+    labels = question_of(one, protocol).labels
+    reading = read_answer(text, labels, one.size, protocol.size) if labels else None
+    made = row_of(one, said(text), reading, protocol, **options)
+    return json.loads(json.dumps(made, allow_nan=False))  # what a file keeps
+
+
+def written(grid, labels) -> str:
+    return "".join(answer(np.array(grid), labels))
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+
+def test_every_list_of_classes_is_asked_in_one_wording():
+    one = sample(("dog", "cat"))
+    conditioned = question_of(one, Protocol(4, classes=CLASSES))
+    assert conditioned.text == "The classes are cat, dog, sky. Segment the picture with them."
+    assert conditioned.labels == CLASSES
+    wide = question_of(one, Protocol(4, classes=CLASSES, semantic="open"))
+    assert "cat" not in wide.text and wide.labels == CLASSES
+    part = question_of(one, Protocol(4, classes=CLASSES, semantic="partial"))
+    assert part.labels == ("dog", "cat") and "sky" not in part.text
+    asked = {question_of(one, Protocol(4, classes=CLASSES)).text for _ in range(5)}
+    assert len(asked) == 1, "evaluation draws nothing"
+
+
+def test_a_question_gets_its_suffix_and_wants_no_descriptor():
+    one = sample((), "vqa", np.zeros((0, 8, 8), bool), question="What is it?", answer="a cat")
+    asked = question_of(one, Protocol(suffix="\nAnswer in one word."))
+    assert asked.text == "What is it?\nAnswer in one word." and asked.labels == ()
+
+
+def test_a_label_outside_the_list_is_refused():
+    with pytest.raises(TaskError, match="'s' shows 'bird', which is not among the 3 classes"):
+        question_of(sample(("bird",)), Protocol(classes=CLASSES))
+
+
+@pytest.mark.parametrize("options", [{"semantic": "all"}, {"vqa": "bleu"}])
+def test_an_unknown_protocol_is_refused(options):
+    with pytest.raises(TaskError, match="choose one of"):
+        Protocol(**options)
+
+
+def test_turns_are_about_one_picture_and_ids_come_once():
+    with pytest.raises(TaskError, match="one picture"):
+        other = Sample("t", np.zeros((4, 4, 3), np.uint8), ("cat",), np.zeros((1, 4, 4), bool))
+        Dialogue((sample(), other))
+    with pytest.raises(TaskError, match="'s' for one"):
+        Items([sample(), (sample(id="a"), sample())])
+    assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids(1) == ("a", "b")
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def test_the_counts_of_a_mask_are_those_of_its_pixels():
+    rng = np.random.default_rng(3)
+    for k in range(20):
+        truth = rng.random((1, 8, 8)) < 0.4
+        grid = (rng.random((4, 4)) < 0.4).astype(int)
+        one = sample(("cat",), "res", truth)
+        made = row(one, written(grid, ["cat"]))
+        pred = np.kron(grid, np.ones((2, 2), int)).astype(bool)
+        both, union = int((pred & truth[0]).sum()), int((pred | truth[0]).sum())
+        assert (made["intersection"], made["union"], made["predicted"], made["target"]) == (
+            both, union, pred.sum(), truth.sum())
+        assert not made["malformed"] and made["rejected"] == (not pred.any())
+        assert np.array_equal(row_masks(made, (8, 8)).any(0), pred)
+        ys, xs = np.nonzero(pred)
+        box = f"{xs.min()} {ys.min()} {xs.max() + 1} {ys.max() + 1}" if len(xs) else None
+        assert made["box"] == box
+    assert row_masks({"rle": {}}, (8, 8)).shape == (0, 8, 8)
+
+
+def test_pixels_that_are_not_scored_count_for_nothing():
+    truth, ignore = np.zeros((1, 8, 8), bool), np.zeros((8, 8), bool)
+    truth[0, :4], ignore[2:6] = True, True
+    one = sample(("cat",), "res", truth, meta={"ignore": ignore})
+    made = row(one, written(np.ones((4, 4), int), ["cat"]))
+    assert (made["intersection"], made["predicted"], made["target"]) == (16, 32, 16)
+
+
+def test_a_rejection_must_be_well_formed():
+    nothing = sample(("cat",), "gres", np.zeros((1, 8, 8), bool))
+    good = row(nothing, written(np.zeros((4, 4), int), ["cat"]))
+    torn = row(nothing, "I see no cat.")
+    assert good["rejected"] and not torn["rejected"] and torn["malformed"]
+    assert score_rows([good])["n_acc"] == 1 and score_rows([torn])["n_acc"] == 0
+    assert score_rows([torn], malformed_is_rejection=True)["n_acc"] == 1
+    assert math.isnan(score_rows([good])["t_acc"]), "no sample of its kind"
+
+
+def test_rle_survives_json():
+    mask = np.random.default_rng(0).random((13, 7)) < 0.5
+    assert np.array_equal(from_rle(json.loads(json.dumps(to_rle(mask)))), mask)
+
+
+# --- class maps ----------------------------------------------------------------------------------
+
+
+def confusion(pairs, ignored=UNSCORED):
+    """Class -> counts, pixel by pixel."""
+    names, out = ["others", *CLASSES], {}
+    for p, t in pairs:
+        if t != ignored:
+            out.setdefault(names[p], [0, 0, 0, 0])
+            out.setdefault(names[t], [0, 0, 0, 0])
+            out[names[p]][1] += 1
+            out[names[t]][2] += 1
+            out[names[p]][0] += p == t
+            out[names[p]][3] += t == 0
+    return out
+
+
+def test_the_counts_of_a_class_map_are_those_of_its_pixels():
+    rng = np.random.default_rng(5)
+    for k in range(20):
+        grid, truth = rng.integers(0, 4, (4, 4)), rng.integers(0, 4, (8, 8))
+        shown = [c for c in (1, 2, 3) if (truth == c).any()]
+        one = sample([CLASSES[c - 1] for c in shown], masks=np.stack([truth == c for c in shown]))
+        made = row(one, written(grid, CLASSES))
+        pred = np.kron(grid, np.ones((2, 2), int))
+        assert made["counts"] == confusion(zip(pred.flat, truth.flat))
+        assert made["rle"].keys() == {CLASSES[c - 1] for c in np.unique(pred) if c}
+
+
+def test_void_pixels_of_a_stored_map_are_left_out():
+    class Stored:
+        def read(self):
+            stored = np.ones((8, 8), np.int32)
+            stored[4:] = 255
+            return stored
+
+    one = sample(("cat",), masks=np.ones((1, 8, 8), bool), meta={"class_map": Stored()})
+    made = row(one, written(np.full((4, 4), 2), CLASSES))
+    assert made["counts"] == {"cat": [0, 0, 32, 0], "dog": [0, 32, 0, 0]}
+
+
+def test_a_class_that_no_one_shows_follows_the_convention():
+    one = sample(("cat",), masks=np.ones((1, 8, 8), bool))
+    rows = [row(one, written(np.ones((4, 4), int), CLASSES))]
+
+    def miou(**options):
+        return score_rows(rows, background="ignored", **{"absent": "skip", **options})["miou"]
+
+    assert miou() == 1 and miou(absent="one", classes=CLASSES) == 1
+    assert miou(absent="zero", classes=CLASSES) == pytest.approx(1 / 3)
+    with pytest.raises(ScoringError, match="which the class list does not have"):
+        miou(classes=["dog"])
+    with pytest.raises(ScoringError, match="no usual convention"):
+        score_rows(rows)
+
+
+def test_of_refined_masks_that_overlap_the_surest_counts():
+    class Sam(NoRefiner):
+        name = "sam"
+
+        def refine(self, masks, seed=0, **options):
+            scores = np.array([0.9, 0.2, 0.5], np.float32)[:len(masks)]
+            nothing = np.zeros(len(masks), bool)
+            return RefineResult(np.ones_like(masks), scores, scores, nothing)
+
+    one = sample(("cat", "dog"))
+    grid = [[1, 1, 2, 2]] * 4
+    made = row(one, written(grid, CLASSES), refiner=Sam())
+    assert list(made["rle"]) == ["cat"] and made["counts"]["cat"][1] == 64
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_words_are_scored_by_the_rule_of_the_sample():
+    def asked(**meta):
+        return sample((), "vqa", np.zeros((0, 8, 8), bool), question="?", answer="2", meta=meta)
+
+    assert row(asked(), "Two.")["score"] == 1
+    many = row(asked(answers=["2"] * 2 + ["3"] * 8, rule="vqav2"), "two")
+    assert many["score"] == 0.6 and score_rows([many])["accuracy"] == 0.6
+    yes = sample((), "vqa", np.zeros((0, 8, 8), bool), question="?", answer="yes")
+    made = row(yes, "Yes, it is.", Protocol(vqa="yes-no"))
+    assert score_rows([made])["f1"] == 1 and made["rule"] == "yes-no"
+    with pytest.raises(ScoringError, match="no common score"):
+        score_rows([made, many])
+
+
+def test_an_answer_that_is_not_public_is_kept_and_not_scored():
+    secret = sample((), "vqa", np.zeros((0, 8, 8), bool), question="?")
+    made = row(secret, "two")
+    assert made["score"] is None and made["text"] == "two"
+    with pytest.raises(ScoringError, match="0 of 1 rows"):
+        score_rows([made])
+    assert table_rows("vqa", [made])[0]["n"] == 1
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_no_rows_and_mixed_rows_have_no_scores():
+    mask = row(sample(("cat",), "res"), written(np.ones((4, 4), int), ["cat"]))
+    left_out = {"id": "x", "task": "res", "excluded": "unreadable image"}
+    for rows in ([], [left_out]):
+        with pytest.raises(ScoringError, match="rows can be scored"):
+            score_rows(rows)
+    words = {"id": "q", "task": "vqa", "text": "a", "truth": "a", "score": 1.0, "tokens": 1, "seconds": 1}
+    with pytest.raises(ScoringError, match="one kind at a time"):
+        score_rows([mask, words])
+    assert score_rows([mask, left_out]) == score_rows([mask])
+
+
+def test_what_is_left_out_is_counted_by_reason():
+    rows = [{"id": "a", "task": "res", "excluded": "unreadable image"}, {"id": "b", "task": "res"}]
+    before = [{"id": "c", "reason": "missing image"}, {"id": "d", "reason": "missing image"}]
+    assert excluded_table(rows, before) == [
+        {"reason": "missing image", "n": 2, "first": "c"},
+        {"reason": "unreadable image", "n": 1, "first": "a"}]
+
+
+def test_the_hardest_are_the_lowest_and_then_the_largest():
+    def made(name, both, union, malformed=False):
+        return {"id": name, "task": "gres", "intersection": both, "union": union,
+                "malformed": malformed}
+
+    rows = [made("right", 9, 9), made("small miss", 0, 4), made("large miss", 0, 90),
+            made("rejected", 0, 0), made("torn", 0, 0, True), made("half", 5, 10)]
+    assert [one["id"] for one in hardest(rows, 4)] == ["large miss", "small miss", "torn", "half"]
+
+
+def test_the_ceiling_of_scenes_is_that_of_the_oracle():
+    from t4s_helpers.evaluation.evaluate import oracle_scores
+
+    samples = scene_samples("test", 8, "gres")
+    protocol = Protocol(8)
+    rows = [row(one, written(np.zeros((8, 8), int), one.labels), protocol) for one in samples]
+    ceiling, oracle = score_rows(rows, ceiling=True), oracle_scores(samples, 8)
+    for key in ("ciou", "giou", "n_acc", "acc50"):
+        assert ceiling[key] == oracle[key]

@@ -1,0 +1,251 @@
+"""How the embedded base is made: dense targets, its text diet, its architecture."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import tiny_model
+
+from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
+from t4s_helpers.codec.grid import masks_to_grid
+from t4s_helpers.lab.tiny_model import dense
+from t4s_helpers.lab.tiny_model import language
+from t4s_helpers.lab.tiny_model import words
+from t4s_helpers.lab.tiny_model.rendering import ChunkedItems, render_many
+
+
+def test_dense_targets_say_what_a_cell_shows():
+    for index in range(25):
+        scene = make_scene("val", index)
+        maps = dict(zip(dense.HEADS, dense.dense_targets(scene)))
+        for row, col in itertools.product(range(16), range(16)):
+            cell = np.s_[8 * row:8 * row + 8, 8 * col:8 * col + 8]
+            covers = [thing.mask[cell].mean() for thing in scene.objects]
+            if max(covers) < dense.MIN_COVER:
+                assert maps["category"][row, col] == 0 and maps["x0"][row, col] == dense.IGNORE
+                continue
+            thing = scene.objects[int(np.argmax(covers))]
+            assert CATEGORIES[maps["category"][row, col] - 1] == thing.category
+            assert list(COLORS)[maps["color"][row, col] - 1] == thing.color
+            assert list(SIZES)[maps["size"][row, col] - 1] == thing.size
+            assert maps["inside"][row, col] == (max(covers) >= 0.5)
+            assert maps["x0"][row, col] == thing.box[0] // 4
+            assert maps["y1"][row, col] == (thing.box[3] - 1) // 4
+
+
+def test_dense_runs_are_those_of_the_descriptor():
+    scene = make_scene("val", 4)
+    maps = dict(zip(dense.HEADS, dense.dense_targets(scene)))
+    alone = next(o for o in scene.objects)
+    grid = masks_to_grid(alone.mask[None], 16)
+    for row in range(16):
+        for value, run in itertools.groupby(range(16), key=lambda c: grid[row, c]):
+            run = list(run)
+            owned = [c for c in run if value and maps["run0"][row, c] != dense.IGNORE
+                     and maps["category"][row, c] - 1 == CATEGORIES.index(alone.category)]
+            for col in owned:
+                assert (maps["run0"][row, col], maps["run1"][row, col]) == (run[0], run[-1])
+
+
+def test_rectangles_of_words_are_drawn_where_they_were_asked():
+    rng, forms = np.random.default_rng(0), set()
+    for _ in range(120):
+        turn = words.rectangle_turn(rng)
+        said, drawn = turn.text.removesuffix("</seg>").split("\n<seg>")
+        if rows := re.search(r"in rows (\d+) to (\d+), columns (\d+) to (\d+), as runs:$",
+                             turn.question):
+            y0, y1, x0, x1 = map(int, rows.groups())
+            n, cols = int(turn.question.split()[0]), int(turn.question.split()[3])
+        else:
+            bins = re.search(r" at (\d+) (\d+) (\d+) (\d+)( on .*\.|:)$", turn.question)
+            x0, y0, x1, y1 = (int(v) // 2 for v in bins.groups()[:4])
+            n = cols = 16
+            assert said in ("", "At " + " ".join(bins.groups()[:4]) + ":")
+        forms.add((bool(rows), said == ""))
+        lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in drawn.split("\n")]
+        grid = [[word for word, count in line for _ in range(int(count))] for line in lines]
+        assert len(grid) == n and {len(line) for line in grid} == {cols}
+        inside = {grid[y][x] for y in range(y0, y1 + 1) for x in range(x0, x1 + 1)}
+        outside = {grid[y][x] for y in range(n) for x in range(cols)
+                   if not (y0 <= y <= y1 and x0 <= x <= x1)}
+        assert len(inside) == 1 and len(outside) <= 1 and not inside & outside
+    assert len(forms) == 3
+
+
+def test_runs_exercises_are_true():
+    rng = np.random.default_rng(1)
+    for _ in range(80):
+        turn = words.runs_turn(rng)
+        asked = [line.split(", ") for line in turn.question.split("\n")[1:]]
+        oracle = "\n".join("|".join(f"{k} *{len(list(g))}" for k, g in itertools.groupby(row))
+                           for row in asked)
+        assert turn.text == oracle
+
+
+def test_counting_exercises_are_true():
+    rng = np.random.default_rng(2)
+    for _ in range(80):
+        turn = words.count_turn(rng)
+        ask, line = turn.question.removesuffix("?").split(" occur in: ")
+        assert line.split().count(ask.split("does ")[1]) == int(turn.text)
+
+
+def test_spans_are_read_off_the_row():
+    assert language.spans_in_words(np.array([0, 0, 0])) == "none"
+    assert language.spans_in_words(np.array([1, 1, 0, 2])) == "at 0, 2 wide; at 3, 1 wide"
+
+
+def test_the_text_diet_has_no_picture():
+    folder = str(tiny_model.folder())
+    assert "image" not in language.base_item(0, folder, diet="text")
+    assert "image" in language.base_item(0, folder, diet="all")
+    for diet, every in language.TEXT_EVERY.items():
+        first_of_text = (every - 1) * language.BATCH
+        assert "image" in language.base_item(first_of_text - 1, folder, diet=diet)
+        assert "image" not in language.base_item(first_of_text, folder, diet=diet)
+
+
+@pytest.mark.parametrize("diet", ["boxes", "all"])
+def test_the_base_never_sees_segmentation_text_with_a_picture(diet):
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        scene = make_scene("train", index)
+        for _ in range(12):
+            turn = language.scene_turn(rng, scene, diet)
+            assert "<seg>" not in turn.text and " *" not in turn.text
+
+
+def test_points_are_named_by_what_covers_them():
+    rng, said = np.random.default_rng(5), set()
+    for index in range(60):
+        scene = make_scene("val", index)
+        turn = language.point_turn(rng, scene)
+        if not turn.question.startswith("What is at "):
+            continue
+        x, y = (int(word) for word in turn.question.rstrip("?").split()[-2:])
+        at = np.s_[4 * y:4 * y + 4, 4 * x:4 * x + 4]
+        here = {f"{o.size} {o.color} {o.category}" for o in scene.objects if o.mask[at].all()}
+        assert turn.text in (here or {"nothing"}), (index, x, y)
+        if not here:
+            assert not any(o.mask[at].any() for o in scene.objects)
+        said.add(turn.text)
+    assert "nothing" in said and len(said) > 20
+
+
+def test_lists_name_every_object_from_left_to_right():
+    scene = make_scene("val", 3)
+    texts = {language.list_turn(np.random.default_rng(k), scene).text for k in range(20)}
+    ordered = sorted(scene.objects, key=lambda o: o.center[0])
+    assert len(texts) == 2  # with boxes and without
+    for text in texts:
+        parts = text.split(", ")
+        assert len(parts) == len(ordered)
+        assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
+
+
+def test_a_conversation_is_filled_without_asking_twice():
+    folder = str(tiny_model.folder())
+    encode = language.cached_encoder(folder)
+    rng, scene = np.random.default_rng(0), make_scene("train", 1)
+    turns = language.until_long(encode, lambda: language.scene_turn(rng, scene))
+    asked = [turn.question for turn in turns]
+    assert len(set(asked)) == len(asked) > 4
+
+
+def test_chunks_hold_what_single_calls_make():
+    items = ChunkedItems(abs, 10, chunk=4)
+    assert [items[k] for k in (0, 5, 9, 3)] == [0, 5, 9, 3] and len(items) == 10
+    assert render_many(abs, list(range(-300, 0)), processes=2) == list(range(300, 0, -1))
+
+
+def test_merging_stage_lays_cells_side_by_side():
+    import torch
+    from torch.nn import functional as F
+
+    from t4s_helpers.lab.tiny_model.architecture import merge_cells
+
+    conv = torch.nn.Conv2d(3, 12, 3, stride=2, padding=1)
+    with torch.no_grad():
+        merge_cells(conv)
+        x = torch.randn(1, 3, 8, 8)
+        blocks = F.unfold(x, 2, stride=2).view(1, 3, 4, 4, 4)  # channel, place in block, row, col
+        assert torch.allclose(conv(x), blocks.transpose(1, 2).reshape(1, 12, 4, 4))
+
+
+def test_no_token_crosses_the_border_of_two_pieces():
+    tokenizer = tiny_model.backbone().processor.tokenizer
+    pieces = ["others", " *12", "|", "the small red star", " *4", "\n", "others", " *16", "</seg>"]
+    apart = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    assert tokenizer("".join(pieces), add_special_tokens=False)["input_ids"] == apart
+
+
+@pytest.mark.parametrize("text", ["é☂ naïve", "a|b\\p", "  two  spaces ", "</seg", "1234567", "日本"])
+def test_the_tokenizer_writes_any_text(text):
+    tokenizer = tiny_model.backbone().processor.tokenizer
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_copying_is_wired_in_from_the_start():
+    """On tokens that come again, heads look where the same token stood before, one further."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from t4s_helpers.lab.tiny_model.architecture import build_model
+    from t4s_helpers.lab.tiny_model.wiring import INDUCTION_HEADS, PREVIOUS_HEADS
+
+    torch.manual_seed(0)
+    model = build_model(AutoTokenizer.from_pretrained(tiny_model.folder())).eval()
+    model.set_attn_implementation("eager")
+    once = torch.randperm(500)[:40][None] + 10
+    with torch.no_grad():
+        out = model(input_ids=torch.cat([once, once], 1), output_attentions=True)
+    at = torch.arange(41, 80)
+    for head in PREVIOUS_HEADS:
+        assert out.attentions[0][0, head, at, at - 1].mean() > 0.9
+    for head in INDUCTION_HEADS:
+        assert out.attentions[1][0, head, at, at - 39].mean() > 0.3
+
+
+def test_visual_tokens_know_the_words_of_their_cells():
+    import torch
+
+    from t4s_helpers.lab.tiny_model import alignment
+
+    scene = make_scene("val", 6)
+    targets = torch.as_tensor(dense.dense_targets(scene)).long()[None]
+    cells = alignment.by_visual_token(targets)
+    said = alignment.word_targets(cells[:, :3])[0]
+    flat = ["nothing", *(w for words in alignment.WORDS for w in words)]
+    for row, col in itertools.product(range(8), range(8)):
+        block = targets[0, :3, 2 * row:2 * row + 2, 2 * col:2 * col + 2]
+        assert torch.equal(cells[0, :3, 8 * row + col], block.flatten(1))
+        words = {flat[i] for i in said[8 * row + col].nonzero()[:, 0].tolist()}
+        shown = {w[int(v) - 1] for w, part in zip(alignment.WORDS, block) for v in part.flatten()
+                 if v > 0}
+        assert words == (shown or {"nothing"})
+
+
+def test_alignment_brings_pictures_to_their_words(tmp_path):
+    from t4s_helpers.lab.tiny_model import alignment
+    from t4s_helpers.model.training import read_log
+
+    place = alignment.train(tiny_model.folder(), tmp_path, samples=320, batch=8)
+    first, last = (row["loss"] for row in read_log(tmp_path / "log.csv"))
+    assert last < first and (place / "model.safetensors").exists()
+    assert (place / "tokenizer.json").exists()
+
+
+def test_skills_are_scored_by_exact_answers():
+    from t4s_helpers.lab.tiny_model import skills
+
+    backbone = tiny_model.backbone()
+    rows = skills.skill_scores(backbone, ("copy", "box", "ask color"), n=3, batch=2)
+    assert [row["skill"] for row in rows] == ["copy", "box", "ask color"]
+    assert all(0 <= row["exact"] <= row["tokens_right"] <= 1 for row in rows)
+    again = skills.exercise("ask color", 1)
+    assert again[0] == skills.exercise("ask color", 1)[0] and again[0].question.startswith("What c")
+    with pytest.raises(ValueError, match="copy"):
+        skills.exercise("sing", 0)

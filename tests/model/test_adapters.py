@@ -1,0 +1,136 @@
+"""Merging and refusing adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import families
+import pytest
+import tiny_model
+
+from t4s_helpers.model import adapters
+from t4s_helpers.model import backbones
+from t4s_helpers.model import training
+from t4s_helpers.model.backbones import BACKBONES, BackboneError
+from t4s_helpers.data.expressions import scene_sample
+from t4s_helpers.data.prompts import Turn
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter whose matrices are far from zero."""
+    import torch
+
+    model = training.add_adapter(tiny_model.backbone(), rank=4, alpha=8)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.normal_(0, 0.1)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder / "raw")
+    return adapters.export_adapter(folder / "raw", folder / "shipped", "embedded")
+
+
+def logits(backbone):
+    import torch
+
+    inputs = backbone.encoder.prompt([Turn("Segment the star.", ())],
+                                     scene_sample("test", 0).pixels())
+    with torch.inference_mode():
+        return backbone.model(**inputs).logits
+
+
+def test_merged_weights_answer_as_base_and_adapter_do(adapter, tmp_path):
+    import torch
+
+    out = adapters.merge_adapter("embedded", adapter, tmp_path / "merged", tiny_model.folder())
+    merged = backbones.load_backbone("embedded", source=out)
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())
+    want = logits(tiny_model.backbone(adapter=adapter))
+    base = logits(tiny_model.backbone())
+    got = logits(merged)
+    assert (got - want).abs().max() < 0.05 * (want - base).abs().max()
+    assert torch.equal(got.argmax(-1), want.argmax(-1))
+
+
+def products(folder) -> dict:
+    """What each layer's matrices add to its weight."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    return {name: scale * tensors[name.replace("lora_A", "lora_B")].float() @ matrix.float()
+            for name, matrix in tensors.items() if "lora_A" in name}
+
+
+@pytest.mark.parametrize("rank", [4, 2])
+def test_a_shrunk_adapter_keeps_the_largest_singular_values(adapter, tmp_path, rank):
+    import torch
+
+    out = adapters.shrink_adapter(adapter, tmp_path / "small", rank, "embedded", tiny_model.folder())
+    before, after = products(adapter), products(out)
+    assert before.keys() == after.keys() and not (out / "shrunk").exists()
+    for name, product in before.items():
+        values = torch.linalg.svdvals(product)
+        assert torch.linalg.matrix_rank(after[name], rtol=1e-4) <= rank
+        missing = torch.linalg.matrix_norm(product - after[name])
+        assert missing == pytest.approx(values[rank:].norm().item(), abs=2e-3)
+    if rank == 4:
+        assert torch.allclose(logits(tiny_model.backbone(adapter=out)),
+                              logits(tiny_model.backbone(adapter=adapter)), atol=2e-3)
+
+
+def test_merged_weights_never_overwrite(adapter, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        adapters.merge_adapter("embedded", adapter, tmp_path, tiny_model.folder())
+
+
+@pytest.mark.parametrize("base", ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"])
+def test_an_adapter_that_names_another_base_is_refused(adapter, tmp_path, base):
+    shutil.copytree(adapter, tmp_path / "other")
+    path = tmp_path / "other" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(BackboneError, match="trained on 'llava-1.5-7b'"):
+        tiny_model.backbone(adapter=tmp_path / "other")
+
+
+def test_an_adapter_with_matrices_of_other_layers_is_refused(adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapter, tmp_path / "other")
+    path = tmp_path / "other" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    renamed = {name.replace("layers.3", "layers.7"): t for name, t in tensors.items()}
+    path.unlink()
+    save_file(renamed, path, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="no counterpart"):
+        tiny_model.backbone(adapter=tmp_path / "other")
+
+
+def test_an_adapter_of_another_shape_is_refused(adapter):
+    with pytest.raises(BackboneError, match="does not fit"):
+        backbones.load_backbone("llava-1.5-7b", source=families.folder("llava-1.5-7b"),
+                                adapter=adapter)
+
+
+def test_too_little_gpu_memory_says_need_free_amount_and_setting():
+    spec = BACKBONES["llava-1.5-13b"]
+    backbones.check_memory(spec, "nf4", 12.0)
+    with pytest.raises(BackboneError, match=r"25.0 GB.*12.0 GB are free.*quantize='nf4'"):
+        backbones.check_memory(spec, None, 12.0)
+    with pytest.raises(BackboneError, match=r"6.0 GB are free.*llava-1.5-7b"):
+        backbones.check_memory(spec, "nf4", 6.0)
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder(), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("<image>", "<unused>").replace(
+            '"image_token"', '"unused_token"'))
+    with pytest.raises(BackboneError, match="does not know its image token '<image>'"):
+        backbones.load_backbone("embedded", source=folder)

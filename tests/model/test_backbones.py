@@ -1,0 +1,157 @@
+"""Every family of the table, offline: sample -> processor -> QLoRA step -> adapter -> answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import families
+import numpy as np
+import pytest
+
+from t4s_helpers.model import backbones
+from t4s_helpers.model import training
+from t4s_helpers.model.backbones import BACKBONES, BackboneError
+from t4s_helpers.data.photos import load_photos
+from t4s_helpers.codec.parsing import parse
+from t4s_helpers.data.prompts import turn
+from t4s_helpers.model.training import IGNORE, pad_batch
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def load(name, **options):
+    return backbones.load_backbone(name, source=families.folder(name), **options)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return load_photos()[:2]
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_table_names_the_class_that_loads(name):
+    assert type(load(name).model).__name__ == BACKBONES[name].model_class
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_only_the_answer_is_trained(name, samples):
+    backbone = load(name)
+    encoder, one = backbone.encoder, turn(samples[0], size=4)
+    item = encoder([one], samples[0].image)
+    trained = [i for i in item["labels"] if i != IGNORE]
+    said = [i for piece in one.answer for i in encoder.piece_ids(piece)]
+    assert trained[:-1] == said and trained[-1] == encoder.tokenizer.eos_token_id
+    prompt = encoder.prompt([one], samples[0].image)["input_ids"][0].tolist()
+    first = next(k for k, label in enumerate(item["labels"]) if label != IGNORE)
+    assert item["input_ids"][:first] == prompt
+    assert all(t == label for t, label in zip(item["input_ids"], item["labels"])
+               if label != IGNORE)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_lora_reaches_connector_and_language_model_and_nothing_else(name):
+    import torch
+
+    model = load(name).model
+    pattern = re.compile(BACKBONES[name].lora_targets)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    hit = {n for n in linear if pattern.fullmatch(n)}
+    vision = re.compile(r".*(vision_tower|vision_model|high_res_vision_(model|neck)|visual\."
+                        r"(blocks|patch_embed|pos_embed))")
+    rest = linear - hit
+    assert all(vision.match(n) or n == "lm_head" for n in rest), sorted(rest)[:5]
+    assert not any(vision.match(n) for n in hit)
+    assert any("layers" in n for n in hit) and any("layers" not in n for n in hit)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_one_family_from_sample_to_answer(name, samples, tmp_path):
+    """NF4, LoRA, falling loss, the adapter back from disk, an answer that parses."""
+    import torch
+
+    backbone = load(name, quantize="nf4")
+    assert any("4bit" in type(m).__name__ for m in backbone.model.modules())
+    model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
+    encoder = backbone.encoder
+    data = [encoder([turn(s, size=4)], s.image) for s in samples]
+    model = training.fine_tune(
+        backbone, data * 6, lambda items: pad_batch(items, encoder.tokenizer.pad_token_id),
+        tmp_path, batch=2, accumulate=1, model=model, learning_rate=1e-2, logging_steps=1)
+    losses = [row["loss"] for row in training.read_log(tmp_path / "log.csv")]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
+    model.eval()
+    batch = pad_batch(data, encoder.tokenizer.pad_token_id)
+    fresh = load(name, quantize="nf4", adapter=tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, fresh.model(**batch).logits)
+    one = turn(samples[0], size=4)
+    inputs = fresh.encoder.prompt([one], samples[0].image)
+    said = fresh.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    text = encoder.tokenizer.decode(said[0, inputs["input_ids"].shape[1]:])
+    grid, report = parse(text, samples[0].labels, 4)
+    assert grid.shape == (4, 4) and report is not None
+
+
+def test_pictures_are_squeezed_where_they_would_be_cropped():
+    name = "llava-1.5-7b"
+    image = np.zeros((40, 160, 3), np.uint8)
+    image[:, :20] = 255  # would be cut off by a centre crop
+    pixels = load(name).processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (families.SIDE, families.SIDE)
+    assert pixels[..., :4].mean() > pixels[..., 20:].mean() + 1
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-8b"])
+def test_qwen_is_told_which_tokens_are_visual(name, samples):
+    backbone = load(name)
+    item = backbone.encoder([turn(samples[0], size=4)], samples[0].image)
+    image_id = backbone.model.config.image_token_id
+    assert len(item["mm_token_type_ids"]) == len(item["input_ids"])
+    assert [t == image_id for t in item["input_ids"]] == [k == 1 for k in item["mm_token_type_ids"]]
+    short = {k: v for k, v in item.items()}
+    short["input_ids"], short["labels"] = item["input_ids"][:-5], item["labels"][:-5]
+    short["mm_token_type_ids"] = item["mm_token_type_ids"][:-5]
+    batch = pad_batch([item, short], 0)
+    assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
+    assert batch["mm_token_type_ids"][1, -5:].sum() == 0
+
+
+@pytest.mark.parametrize("name, nearest", [("internvl2-8b", "internvl3.5-8b"),
+                                           ("Qwen-VL-7B", "qwen3-vl-8b")])
+def test_what_is_not_native_names_the_nearest(name, nearest):
+    with pytest.raises(BackboneError, match=re.escape(nearest)):
+        backbones.load_backbone(name)
+
+
+def test_a_name_that_is_not_there_lists_the_others():
+    with pytest.raises(BackboneError, match="smolvlm2-2.2b"):
+        backbones.load_backbone("gpt")
+
+
+def test_missing_weights_say_where_they_were_looked_for(tmp_path):
+    with pytest.raises(BackboneError, match="nowhere"):
+        backbones.load_backbone("llava-1.5-7b", source=tmp_path / "nowhere")
+
+
+def test_loading_an_adapter_warns_of_nothing_and_asks_the_hub_nothing():
+    program = """if True:
+        from t4s_helpers.model.backbones import load_backbone
+        import peft.utils.other
+        def never(repo, file, **_): raise AssertionError(f"asked the hub for {file} of {repo}")
+        peft.utils.other.file_exists = never  # peft only warns of what goes wrong here
+        load_backbone("embedded", adapter="scenes")"""
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=backbones.ASSETS.parents[1], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line and "Loading weights" not in line] == []
+
+
+def test_the_embedded_line_is_true():
+    backbone = backbones.load_backbone("embedded")
+    assert type(backbone.model).__name__ == BACKBONES["embedded"].model_class
+    assert backbone.spec == replace(BACKBONES["embedded"])

@@ -1,0 +1,207 @@
+"""What the runner will do: discovery, the parameters cell, profiles, --set."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from t4s_helpers.workbook import plan
+from t4s_helpers.workbook.plan import RunError
+
+PARAMETERS = "PROFILE = 'cpu'  # name\nSTEPS = 3  # steps\nRATE = 2e-4  # per step"
+
+
+def write(folder, name, parameters=PARAMETERS, **metadata):
+    cells = [new_markdown_cell("# Why?")]
+    if parameters is not None:
+        cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    notebook = new_notebook(cells=cells, metadata={"t4s": metadata})
+    path = folder / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("02_runs", "00_start", "10_beyond", "A1_base"):
+        write(tmp_path, name)
+    write(tmp_path, "draft")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "cpu.yaml").write_text("common: {}\n")
+    return tmp_path
+
+
+def names(paths):
+    return [p.stem for p in paths]
+
+
+# --- discovery
+
+
+def test_numbered_notebooks_come_in_order(folder):
+    assert names(plan.discover(folder)) == ["00_start", "02_runs", "10_beyond"]
+    assert names(plan.discover(folder, appendix=True))[-1] == "A1_base"
+
+
+@pytest.mark.parametrize("token", ["2", "02", "02_runs", "02_runs.ipynb"])
+def test_only_takes_a_number_or_a_name(folder, token):
+    assert names(plan.discover(folder, [token])) == ["02_runs"]
+
+
+def test_only_takes_several_and_the_appendix(folder):
+    assert names(plan.discover(folder, ["a1", "10", "00"])) == ["00_start", "10_beyond", "A1_base"]
+
+
+def test_an_unknown_number_lists_what_is_there(folder):
+    with pytest.raises(RunError, match="--only 7.*00_start, 02_runs"):
+        plan.discover(folder, ["7"])
+
+
+def test_no_notebooks_is_said(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match="no notebooks"):
+            plan.discover(place)
+
+
+# --- the parameters cell
+
+
+def test_literals_of_every_kind_are_read():
+    source = "A = -1  # m\nB: float = .5  # s\nC = ('x', None)  # n\nD = {'k': [True]}  # n"
+    assert plan.parse_parameters(source) == {
+        "A": -1, "B": 0.5, "C": ("x", None), "D": {"k": [True]}}
+
+
+@pytest.mark.parametrize("line", [
+    "X = len('a')", "import os", "X = Y = 1", "X: int", "X, Y = 1, 2", "a.b = 1", "X += 1"])
+def test_what_is_not_a_literal_is_refused_with_its_line(line):
+    with pytest.raises(RunError, match="nb.ipynb: line 2"):
+        plan.parse_parameters("A = 1\n" + line, "nb.ipynb")
+
+
+def test_a_cell_that_is_not_python_is_refused():
+    with pytest.raises(RunError, match="not Python"):
+        plan.parse_parameters("A = = 1")
+
+
+def test_two_parameters_cells_are_refused(tmp_path):
+    cell = new_code_cell("A = 1", metadata={"tags": ["parameters"]})
+    other = new_code_cell("B = 1", metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell, other]), tmp_path / "00_x.ipynb")
+    with pytest.raises(RunError, match="2 cells tagged 'parameters'"):
+        plan.read_notebook(tmp_path / "00_x.ipynb")
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "00_x.ipynb").write_text("{")
+    with pytest.raises(RunError, match="00_x.ipynb is not a readable notebook"):
+        plan.read_notebook(tmp_path / "00_x.ipynb")
+
+
+@pytest.mark.parametrize("product", ["grid.png", "01_other/grid.png", "00_x/../01/grid.png"])
+def test_a_product_outside_the_own_folder_is_refused(tmp_path, product):
+    path = write(tmp_path, "00_x", produces=[product])
+    with pytest.raises(RunError, match="outside its own folder"):
+        plan.read_notebook(path)
+
+
+def test_needs_may_differ_by_profile(tmp_path):
+    always = plan.read_notebook(write(tmp_path, "00_x", needs="cuda"))
+    on_gpu = plan.read_notebook(write(tmp_path, "01_x", needs={"gpu": ["cuda"]}))
+    assert [always.needs_for(p) for p in ("cpu", "gpu")] == [("cuda",), ("cuda",)]
+    assert [on_gpu.needs_for(p) for p in ("cpu", "gpu")] == [(), ("cuda",)]
+    for needs in ("tpu", {"gpu": "tpu"}):
+        with pytest.raises(RunError, match="tpu.*known: cuda"):
+            plan.read_notebook(write(tmp_path, "02_x", needs=needs))
+
+
+def test_the_digest_follows_the_content_alone(tmp_path):
+    path = write(tmp_path, "00_x")
+    before = plan.read_notebook(path).digest
+    node = nbformat.read(path, as_version=4)
+    node.cells[1].execution_count = 7
+    node.metadata["language_info"] = {"name": "python"}
+    nbformat.write(node, path)
+    assert plan.read_notebook(path).digest == before
+    node.cells[0].source += " Because."
+    nbformat.write(node, path)
+    assert plan.read_notebook(path).digest != before
+
+
+# --- profiles and values
+
+
+def test_later_sources_win_and_only_declared_names_are_passed(folder):
+    write(folder, "02_runs", PARAMETERS + "\nGRID = 16  # cells")
+    (folder / "params" / "cpu.yaml").write_text(
+        "common: {STEPS: 5, GRID: 24}\n02_runs: {STEPS: 6, RATE: 1}\n")
+    made = plan.make_plan(folder, only=["00", "02"], settings=["RATE=1e-3"])
+    assert made.given == {
+        "00_start": {"PROFILE": "cpu", "STEPS": 5, "RATE": 1e-3},
+        "02_runs": {"PROFILE": "cpu", "STEPS": 6, "GRID": 24, "RATE": 1e-3},
+    }
+
+
+def test_the_command_repeats_only_what_concerns_the_notebook(folder):
+    write(folder, "02_runs", PARAMETERS + "\nTEXT = 'a'  # free")
+    made = plan.make_plan(folder, settings=["TEXT=red cup", "STEPS=4"])
+    commands = [made.command(n) for n in made.notebooks]
+    start = "python -m t4s_helpers.workbook.runner --profile cpu --only"
+    assert commands[0] == f"{start} 00 --set STEPS=4"
+    assert commands[1] == f"{start} 02 --set 'TEXT=red cup' --set STEPS=4"
+
+
+@pytest.mark.parametrize("yaml, setting, words", [
+    ("", "STEPPS=4", ["--set STEPPS", "nearest known name is STEPS (notebook 00_start)"]),
+    ("", "steps=4", ["nearest known name is STEPS"]),
+    ("02_runs: {RATTE: 1}", "", ["params/cpu.yaml", "02_runs", "nearest known name is RATE"]),
+    ("common: {STEP: 1}", "", ["params/cpu.yaml", "nearest known name is STEPS"]),
+    ("02_run: {STEPS: 1}", "", ["section", "'02_run'", "nearest known name is 02_runs"]),
+    ("", "PROFILE=gpu", ["--profile"]),
+    ("", "STEPS", ["NAME=VALUE"]),
+    ("", "STEPS=many", ["STEPS='many'", "int", "00_start"]),
+    ("", "STEPS=1.5", ["int"]),
+    ("", "STEPS=true", ["int"]),
+    ("- a", "", ["sections"]),
+    ("02_runs: 3", "", ["NAME: value"]),
+    ("a: [", "", ["YAML"]),
+])
+def test_what_does_not_fit_is_refused_in_one_sentence(folder, yaml, setting, words):
+    (folder / "params" / "cpu.yaml").write_text(yaml + "\n")
+    with pytest.raises(RunError) as caught:
+        plan.make_plan(folder, settings=[setting] if setting else [])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_parameter_names_the_one_notebook_that_was_asked_for(folder):
+    with pytest.raises(RunError, match="in notebook 02_runs; the nearest known name is STEPS"):
+        plan.make_plan(folder, only=["02"], settings=["STEPPS=4"])
+
+
+def test_a_notebook_without_parameters_takes_none(folder):
+    write(folder, "02_runs", None)
+    assert plan.make_plan(folder, only=["02"]).given == {"02_runs": {}}
+    with pytest.raises(RunError, match="02_runs: it has none"):
+        plan.make_plan(folder, only=["02"], settings=["STEPS=4"])
+
+
+def test_an_unknown_profile_lists_the_known_ones(folder):
+    with pytest.raises(RunError, match="'cpuu'.*: cpu"):
+        plan.make_plan(folder, profile="cpuu")
+
+
+@pytest.mark.parametrize("value, default, fitted", [
+    (3, 0.5, 3.0), ("2e-4", 0.5, 2e-4), ((1, 2), [0], [1, 2]), ([1], (0, 1), [1]), (7, "b", "7"),
+    ("x", None, "x"), (None, 3, None), (True, False, True)])
+def test_values_take_the_type_of_the_default(value, default, fitted):
+    result = plan.fit_value("X", value, default, "nb")
+    assert result == fitted and type(result) is type(fitted)
+
+
+@pytest.mark.parametrize("value, default", [
+    (1, True), (True, 1), (True, 0.5), (0.5, 1), ("a", [1]), ([1], "a"), (True, "a")])
+def test_values_of_another_type_are_refused(value, default):
+    with pytest.raises(RunError, match="does not fit"):
+        plan.fit_value("X", value, default, "nb")
