@@ -188,56 +188,6 @@ def test_the_tokenizer_writes_any_text(text):
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_copying_is_wired_in_from_the_start():
-    """On tokens that come again, heads look where the same token stood before, one further."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from t4s_helpers.lab.tiny_model.architecture import build_model
-    from t4s_helpers.lab.tiny_model.wiring import INDUCTION_HEADS, PREVIOUS_HEADS
-
-    torch.manual_seed(0)
-    model = build_model(AutoTokenizer.from_pretrained(tiny_model.folder())).eval()
-    model.set_attn_implementation("eager")
-    once = torch.randperm(500)[:40][None] + 10
-    with torch.no_grad():
-        out = model(input_ids=torch.cat([once, once], 1), output_attentions=True)
-    at = torch.arange(41, 80)
-    for head in PREVIOUS_HEADS:
-        assert out.attentions[0][0, head, at, at - 1].mean() > 0.9
-    for head in INDUCTION_HEADS:
-        assert out.attentions[1][0, head, at, at - 39].mean() > 0.3
-
-
-def test_visual_tokens_know_the_words_of_their_cells():
-    import torch
-
-    from t4s_helpers.lab.tiny_model import alignment
-
-    scene = make_scene("val", 6)
-    targets = torch.as_tensor(dense.dense_targets(scene)).long()[None]
-    cells = alignment.by_visual_token(targets)
-    said = alignment.word_targets(cells[:, :3])[0]
-    flat = ["nothing", *(w for words in alignment.WORDS for w in words)]
-    for row, col in itertools.product(range(8), range(8)):
-        block = targets[0, :3, 2 * row:2 * row + 2, 2 * col:2 * col + 2]
-        assert torch.equal(cells[0, :3, 8 * row + col], block.flatten(1))
-        words = {flat[i] for i in said[8 * row + col].nonzero()[:, 0].tolist()}
-        shown = {w[int(v) - 1] for w, part in zip(alignment.WORDS, block) for v in part.flatten()
-                 if v > 0}
-        assert words == (shown or {"nothing"})
-
-
-def test_alignment_brings_pictures_to_their_words(tmp_path):
-    from t4s_helpers.lab.tiny_model import alignment
-    from t4s_helpers.model.training import read_log
-
-    place = alignment.train(tiny_model.folder(), tmp_path, samples=320, batch=8)
-    first, last = (row["loss"] for row in read_log(tmp_path / "log.csv"))
-    assert last < first and (place / "model.safetensors").exists()
-    assert (place / "tokenizer.json").exists()
-
-
 def test_skills_are_scored_by_exact_answers():
     from t4s_helpers.lab.tiny_model import skills
 

@@ -70,8 +70,6 @@ def build_model(tokenizer, tower_state: dict | None = None):
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    from .wiring import wire_copying
-
     config = LlavaConfig(
         vision_config=vision_config(),
         text_config=text_config(len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id,
@@ -80,7 +78,6 @@ def build_model(tokenizer, tower_state: dict | None = None):
         vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    wire_copying(model.model.language_model)
     tower = model.model.vision_tower
     with torch.no_grad():
         merge_cells(tower.stages[-1].patch_embeddings.proj)

@@ -208,8 +208,7 @@ def collate(items: list[dict], pad_id: int) -> dict:
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
-          diet: str = "all", start: Path | None = None, batch: int = BATCH,
-          hold: int | None = None) -> Path:
+          diet: str = "all", start: Path | None = None, batch: int = BATCH) -> Path:
     """Train on ``samples`` conversations; returns the folder of the finished model.
 
     Args:
@@ -218,11 +217,10 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
         diet: one of `DIETS`.
         start: a finished model to go on from, in place of an untrained language model.
         batch: conversations in a step.
-        hold: leave word embeddings, connector, tower and so many of the lowest layers as they are.
     """
     from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
 
-    from ...model.training import CsvLog, arguments, in_full_precision, last_checkpoint, resumable_trainer
+    from ...model.training import CsvLog, arguments, last_checkpoint, resumable_trainer
     from .architecture import build_model, build_processor
     from .tokenizer import train_tokenizer
     from .tower import load_tower
@@ -238,9 +236,6 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     else:
         model = build_model(tokenizer, load_tower(tower))
     freeze_tower(model)
-    if hold is not None:
-        hold_below(model, hold)
-        in_full_precision(model.model.language_model.layers[:hold])
     trainer = resumable_trainer(
         model=model,
         train_dataset=ChunkedItems(
@@ -266,19 +261,6 @@ def freeze_tower(model) -> None:
         weight.requires_grad_(name.startswith("stages.3."))
 
 
-def hold_below(model, layers: int) -> None:
-    """Leave only what lies above the lowest layers trainable.
-
-    The layers of `.matching` were fitted to word embeddings and visual tokens as they are: these
-    stay, and the layers themselves while the ones above learn to use what is handed on. (`train`
-    computes them in float32: what tells one row from the next is lost in bfloat16.)
-    """
-    parts = (model.model.vision_tower, model.model.multi_modal_projector,
-             model.get_input_embeddings(), *model.model.language_model.layers[:layers])
-    for part in parts:
-        part.requires_grad_(False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
@@ -290,12 +272,10 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a finished model to go on from")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--hold", type=int, metavar="LAYERS",
-                        help="leave embeddings, connector, tower and so many layers as they are")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     print(train(args.tower, args.out, args.samples, args.lr, args.seed, args.diet, args.start,
-                args.batch, args.hold))
+                args.batch))
 
 
 if __name__ == "__main__":

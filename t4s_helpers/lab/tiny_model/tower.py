@@ -2,7 +2,7 @@
 
 ``python -m t4s_helpers.lab.tiny_model.tower --samples 100000 --out checkpoints/tower`` trains, logs to
 ``log.csv`` in the same folder, and continues from the last checkpoint after a kill. With ``--start`` the
-tower of a finished model is trained further; `.eyes` puts it into that model.
+tower of a finished model is trained further.
 """
 
 from __future__ import annotations
