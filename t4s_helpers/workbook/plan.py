@@ -1,9 +1,14 @@
 """What to run, and with which parameters: all that can be checked before a minute is spent.
 
-Parameters come from three places, the later one wins: the notebook's own ``parameters`` cell,
+Parameters come from three places, of which the later wins: the notebook's own ``parameters`` cell,
 ``notebooks/params/<profile>.yaml`` (a section ``common`` and one per notebook), ``--set``. A name
-that no notebook concerned declares is refused, with the nearest name that is known. Values of
-``common`` go to the notebooks that declare them.
+that no notebook concerned declares is refused, with the nearest known name. Values of ``common``
+go to the notebooks that declare them.
+
+A notebook's metadata may say, under ``t4s``:
+
+* ``produces``: list of the files it makes, relative to the results folder;
+* ``needs``: ``"cuda"``, or what each profile needs, ``{"gpu": "cuda"}``.
 """
 
 from __future__ import annotations
@@ -20,10 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t4s_helpers.workbook import results
-from t4s_helpers.evaluation.provenance import package_digest
+from ..evaluation.provenance import package_digest
+from ..files import ROOT
+from . import results
 
-KNOWN_NEEDS = ("cuda",)
+NOTEBOOKS = ROOT / "notebooks"
+
+#: Lines of a notebook's text that `t4s_helpers.workbook.readme` writes: whole lines, as matched.
+MINUTES_LINE = re.compile(r"^\| *Minutes *\|.*$", re.M)
+NEXT_LINE = re.compile(r"^\*\*Next\.?\*\*.*$", re.M)
 
 _NUMBERED = re.compile(r"\d\d_\w+")
 _APPENDIX = re.compile(r"[A-Z]\d_\w+")
@@ -39,7 +49,7 @@ class Notebook:
 
     path: Path
     parameters: dict[str, Any]
-    needs: Any = ()
+    needs: str | Mapping[str, str] = ""
     produces: tuple[str, ...] = ()
     digest: str = ""
 
@@ -48,10 +58,10 @@ class Notebook:
         """File name without ``.ipynb``, e.g. ``02_run_length_encoding``."""
         return self.path.stem
 
-    def needs_for(self, profile: str) -> tuple[str, ...]:
-        """Return what this notebook needs under ``profile``, e.g. ``("cuda",)``."""
-        needs = self.needs.get(profile, ()) if isinstance(self.needs, Mapping) else self.needs
-        return (needs,) if isinstance(needs, str) else tuple(needs or ())
+    def needs_cuda(self, profile: str) -> bool:
+        """Return True when this notebook cannot run under ``profile`` without a CUDA GPU."""
+        needs = self.needs.get(profile) if isinstance(self.needs, Mapping) else self.needs
+        return needs == "cuda"
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,60 @@ class Plan:
     resume: bool = False
     existing: tuple[str, ...] = ()
     package: str = ""
+    solutions: bool = False
+
+    @property
+    def base(self) -> Path:
+        """The folder that gets one sub-folder of results per notebook."""
+        folder = results.results_folder(self.profile)
+        return folder / "solutions" if self.solutions else folder
 
     def command(self, notebook: Notebook) -> str:
         """Return the command that repeats this run of one notebook."""
-        own = [s for s in self.settings if s.split("=")[0] in notebook.parameters]
-        return results.run_command(notebook.name, self.profile, [shlex.quote(s) for s in own])
+        own = [s for s in self.settings if s.split("=")[0].strip() in notebook.parameters]
+        options = ["--solutions"] * self.solutions + [f"--set {shlex.quote(s)}" for s in own]
+        return results.run_command(notebook.name, self.profile, options)
+
+    def values(self, notebook: Notebook) -> dict[str, Any]:
+        """Return all parameters of a notebook in this run, as its manifest holds them."""
+        # Through JSON and back, where a tuple becomes a list.
+        return json.loads(json.dumps({**notebook.parameters, **self.given[notebook.name]}))
 
 
-# --- what is there to run ------------------------------------------------------------------------
+def make_plan(
+    folder: Path = NOTEBOOKS, profile: str = "cpu", only: Sequence[str] = (),
+    settings: Sequence[str] = (), appendix: bool = False, solutions: bool = False,
+    resume: bool = False,
+) -> Plan:
+    """Check everything that can be checked beforehand, and return what to do.
+
+    Args:
+        folder: where the notebooks and ``params/<profile>.yaml`` live.
+        profile: the name of a params file.
+        only: see `discover`.
+        settings: ``NAME=VALUE`` texts; they win over the params file.
+        appendix: see `discover`.
+        solutions: run ``folder/solutions`` instead.
+        resume: keep the results that are up to date.
+
+    Raises:
+        RunError: what was asked for does not fit the notebooks.
+    """
+    place = folder / "solutions" if solutions else folder
+    chosen = discover(place, only, appendix)
+    every = {path: read_notebook(path) for path in discover(place, appendix=True)}
+    sections = load_params(folder, profile)
+    if solutions:  # they are small: what the profile sets for the large notebooks is not for them
+        sections = {}
+    notebooks = [every[path] for path in chosen]
+    given = choose_parameters([*every.values()], notebooks, sections, parse_settings(settings), profile)
+    return Plan(
+        profile, tuple(notebooks), given, tuple(settings), resume,
+        tuple(path.stem for path in every), package_digest(), solutions,
+    )
+
+
+# --- the notebooks -------------------------------------------------------------------------------
 
 
 def discover(folder: Path, only: Sequence[str] = (), appendix: bool = False) -> list[Path]:
@@ -86,7 +142,7 @@ def discover(folder: Path, only: Sequence[str] = (), appendix: bool = False) -> 
     Raises:
         RunError: no notebooks, or an entry of ``only`` that fits none.
     """
-    found = sorted(folder.glob("*.ipynb")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.ipynb"))
     numbered = [p for p in found if _NUMBERED.fullmatch(p.stem)]
     extra = [p for p in found if _APPENDIX.fullmatch(p.stem)]
     if not numbered and not extra:
@@ -120,48 +176,46 @@ def read_notebook(path: Path) -> Notebook:
         raise RunError(f"{path.name} has {len(cells)} cells tagged 'parameters': keep one.")
     parameters = parse_parameters(cells[0].source, path.name) if cells else {}
     wishes = node.metadata.get("t4s", {})
-    produces = tuple(wishes.get("produces", ()))
+    needs, produces = wishes.get("needs", ""), tuple(wishes.get("produces", ()))
+    unknown = {*(needs.values() if isinstance(needs, Mapping) else [needs])} - {"", "cuda"}
+    if unknown:
+        raise RunError(f"{path.name} needs {unknown.pop()!r}; the runner knows 'cuda' alone.")
     for file in produces:
         if not file.startswith(f"{path.stem}/") or ".." in Path(file).parts:
             raise RunError(
                 f"{path.name} says that it produces {file!r}, which is outside its own folder:"
                 f" write '{path.stem}/...'."
             )
-    content = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in node.cells]
-    text = json.dumps([content, wishes], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    notebook = Notebook(path, parameters, wishes.get("needs", ()), produces, digest)
-    _check_needs(notebook)
-    return notebook
+    return Notebook(path, parameters, needs, produces, _digest(node))
 
 
-def _check_needs(notebook: Notebook) -> None:
-    per_profile = isinstance(notebook.needs, Mapping)
-    for profile in list(notebook.needs) if per_profile else [""]:
-        for need in notebook.needs_for(profile):
-            if need not in KNOWN_NEEDS:
-                raise RunError(
-                    f"{notebook.path.name} needs {need!r}, which the runner does not know;"
-                    f" known: {', '.join(KNOWN_NEEDS)}."
-                )
+def _digest(node: Any) -> str:
+    """Return a hash of what a person wrote: no outputs, no counts, no generated lines."""
+    content = [
+        [c.cell_type, NEXT_LINE.sub("", MINUTES_LINE.sub("", c.source)), c.metadata.get("tags", [])]
+        for c in node.cells
+    ]
+    text = json.dumps([content, node.metadata.get("t4s", {})], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse_parameters(source: str, where: str = "the notebook") -> dict[str, Any]:
     """Return the names and default values of a ``parameters`` cell: literals only.
 
+    `papermill.inspect_notebook` reads the cell line by line with a pattern. It loses a parameter
+    whose text holds ``=``, cuts one at ``#``, and passes over statements that are no assignments.
+
     >>> parse_parameters("STEPS = 300  # optimiser steps\\nLR: float = 2e-4  # per step")
     {'STEPS': 300, 'LR': 0.0002}
     """
-    values: dict[str, Any] = {}
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
         raise RunError(f"{where}: the parameters cell is not Python: {error}.") from error
+    values: dict[str, Any] = {}
     for statement in statements:
-        name, literal = _assignment(statement)
         try:
-            if not name or literal is None:
-                raise ValueError
+            name, literal = _assignment(statement)
             values[name] = ast.literal_eval(literal)
         except ValueError:
             raise RunError(
@@ -171,22 +225,16 @@ def parse_parameters(source: str, where: str = "the notebook") -> dict[str, Any]
     return values
 
 
-def _assignment(statement: ast.stmt) -> tuple[str, ast.expr | None]:
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target, value = statement.targets[0], statement.value
-    elif isinstance(statement, ast.AnnAssign):
-        target, value = statement.target, statement.value
-    else:
-        return "", None
-    return (target.id if isinstance(target, ast.Name) else ""), value
+def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            return name, value
+    raise ValueError
 
 
 # --- parameters ----------------------------------------------------------------------------------
-
-
-def profiles(folder: Path) -> list[str]:
-    """Return the names of the profiles: one per ``params/*.yaml``."""
-    return sorted(p.stem for p in (folder / "params").glob("*.yaml"))
 
 
 def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
@@ -199,7 +247,7 @@ def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
 
     path = folder / "params" / f"{profile}.yaml"
     if not path.is_file():
-        known = ", ".join(profiles(folder)) or "none"
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise RunError(f"There is no profile {profile!r}; the profiles in {path.parent}: {known}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -216,73 +264,70 @@ def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
 
 def choose_parameters(
     every: Sequence[Notebook], chosen: Sequence[Notebook], sections: Mapping[str, Mapping],
-    settings: Mapping[str, str], profile: str,
+    settings: Mapping[str, Any], profile: str,
 ) -> dict[str, dict[str, Any]]:
     """Return, for each chosen notebook, the values to pass; refuse names that nobody declares.
 
     Args:
         every: all notebooks, for checking the sections of the params file.
         chosen: those that will run.
-        sections: from :func:`load_params`.
-        settings: from ``--set``, name -> value as typed.
+        sections: from `load_params`.
+        settings: from `parse_settings`.
         profile: passed as ``PROFILE`` where a notebook declares it.
     """
-    by_name = {n.name: n for n in every}
+    by_name = {notebook.name: notebook for notebook in every}
     for section, values in sections.items():
         if section != "common" and section not in by_name:
-            raise _unknown(f"params/{profile}.yaml: section", section, by_name)
+            raise _unknown(f"params/{profile}.yaml: there is no notebook", section, by_name)
         owners = every if section == "common" else [by_name[section]]
-        for name in values:
-            _check_known(name, owners, f"params/{profile}.yaml")
-    for name in settings:
-        _check_known(name, chosen, f"--set {name}")
-    if "PROFILE" in {*settings, *(n for s in sections.values() for n in s)}:
+        _check_known(values, owners, f"params/{profile}.yaml")
+    _check_known(settings, chosen, "--set")
+    if "PROFILE" in {*settings, *(name for values in sections.values() for name in values)}:
         raise RunError("PROFILE is set by the option --profile alone: remove it elsewhere.")
-    return {n.name: _values_for(n, sections, settings, profile) for n in chosen}
+    given: dict[str, dict[str, Any]] = {}
+    for notebook in chosen:
+        values = {"PROFILE": profile, **sections.get("common", {}), **sections.get(notebook.name, {})}
+        given[notebook.name] = {
+            name: fit_value(name, value, notebook.parameters[name], notebook.name)
+            for name, value in {**values, **settings}.items() if name in notebook.parameters
+        }
+    return given
 
 
-def _values_for(
-    notebook: Notebook, sections: Mapping[str, Mapping], settings: Mapping[str, str], profile: str
-) -> dict[str, Any]:
-    given = {"PROFILE": profile, **sections.get("common", {}), **sections.get(notebook.name, {})}
-    given = {k: v for k, v in given.items() if k in notebook.parameters}
-    given |= {k: read_value(v) for k, v in settings.items() if k in notebook.parameters}
-    return {k: fit_value(k, v, notebook.parameters[k], notebook.name) for k, v in given.items()}
+def _check_known(names: Iterable[str], owners: Sequence[Notebook], source: str) -> None:
+    known = {name for notebook in owners for name in notebook.parameters}
+    where = f"notebook {owners[0].name}" if len(owners) == 1 else "any of the notebooks"
+    for name in names:
+        if name not in known:
+            raise _unknown(f"{source}: in {where} there is no parameter", name, known)
 
 
-def _check_known(name: str, owners: Sequence[Notebook], source: str) -> None:
-    known = {p: n.name for n in reversed(owners) for p in n.parameters}
-    if name not in known:
-        where = f"notebook {owners[0].name}" if len(owners) == 1 else "any of the notebooks"
-        owner = known if len(owners) > 1 else {}
-        raise _unknown(f"{source}: there is no parameter", name, known, f" in {where}", owner)
+def _unknown(what: str, name: str, known: Iterable[str]) -> RunError:
+    upper = {each.upper(): each for each in known}
+    near = difflib.get_close_matches(name.upper(), upper, n=1, cutoff=0.0)
+    hint = f"the nearest known name is {upper[near[0]]}" if near else "it has none at all"
+    return RunError(f"{what} {name!r}; {hint}.")
 
 
-def _unknown(
-    what: str, name: str, known: Iterable[str], where: str = "", owner: Mapping[str, str] = {}
-) -> RunError:
-    near = {k.upper(): k for k in known}
-    best = difflib.get_close_matches(name.upper(), near, n=1, cutoff=0.0)
-    if not best:
-        return RunError(f"{what} {name!r}{where}: it has none.")
-    nearest = near[best[0]]
-    home = f" (notebook {owner[nearest]})" if nearest in owner else ""
-    return RunError(f"{what} {name!r}{where}; the nearest known name is {nearest}{home}.")
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` texts; a value is a Python or YAML literal, otherwise text.
 
-
-def read_value(text: str) -> Any:
-    """Read a value as typed after ``--set NAME=``: a Python or YAML literal, otherwise text.
-
-    >>> read_value("2e-4"), read_value("true"), read_value("[16, 24]"), read_value("rrle")
-    (0.0002, True, [16, 24], 'rrle')
+    >>> parse_settings(["RATE=2e-4", "LIVE=true", "SIZES=[16, 24]", "TEXT=red cup"])
+    {'RATE': 0.0002, 'LIVE': True, 'SIZES': [16, 24], 'TEXT': 'red cup'}
     """
     import yaml
 
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
-    with contextlib.suppress(yaml.YAMLError):
-        return yaml.safe_load(text)
-    return text
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not sign or not name.isidentifier():
+            raise RunError(f"--set {text}: write --set NAME=VALUE, for example --set STEPS=50.")
+        settings[name] = value
+        with contextlib.suppress(yaml.YAMLError):
+            settings[name] = yaml.safe_load(value)
+        with contextlib.suppress(ValueError, SyntaxError):
+            settings[name] = ast.literal_eval(value)
+    return settings
 
 
 def fit_value(name: str, value: Any, default: Any, notebook: str) -> Any:
@@ -306,34 +351,3 @@ def fit_value(name: str, value: Any, default: Any, notebook: str) -> Any:
         f"{name}={value!r} does not fit notebook {notebook}: its type is {wanted.__name__}, for"
         f" example {default!r}."
     )
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, str]:
-    """Split ``NAME=VALUE`` texts."""
-    settings: dict[str, str] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip().isidentifier():
-            raise RunError(f"--set {text}: write --set NAME=VALUE, for example --set STEPS=50.")
-        settings[name.strip()] = value.strip()
-    return settings
-
-
-def make_plan(
-    folder: Path, profile: str = "cpu", only: Sequence[str] = (), settings: Sequence[str] = (),
-    appendix: bool = False, resume: bool = False,
-) -> Plan:
-    """Check everything that can be checked before a minute is spent, and return what to do."""
-    paths = discover(folder, only, appendix)
-    everything = discover(folder, appendix=True)
-    every = {p: read_notebook(p) for p in everything}
-    chosen = [every[p] for p in paths]
-    sections = load_params(folder, profile)
-    values = parse_settings(settings)
-    given = choose_parameters(list(every.values()), chosen, sections, values, profile)
-    return Plan(
-        profile, tuple(chosen), given, tuple(f"{k}={v}" for k, v in values.items()), resume,
-        tuple(n.name for n in every.values()), package_digest(),
-    )
-
-

@@ -1,19 +1,16 @@
-"""Results: where figures, tables and headline numbers go, and how they get there safely.
+"""Results: where figures, tables and headline numbers are saved.
 
 A notebook names its folder once and saves by name::
 
     run_folder("02_run_length_encoding", PROFILE)
     save_figure(fig, "token_counts")
-    save_table(rows, "token_counts")
+    save_table(frame, "token_counts")
     headline("codec.tokens.rrle", 107.2, "tokens", n=400)
 
 Opened by hand, a notebook writes to ``results/<notebook>``. Under the runner
-(:mod:`t4s_helpers.workbook.runner`) the same calls write to a folder of this run alone, which takes the place
-of ``results/<notebook>`` when every cell has passed. Results of a profile other than ``cpu`` live
-beside them in ``results/<profile>/<notebook>``, so that one never overwrites the other.
-
-Every file is written beside its final place and moved there in one step: a reader sees the old
-file or the new one, never half of one.
+(`t4s_helpers.workbook.runner`) the same calls write to a folder of this run alone, which replaces
+``results/<notebook>`` once every cell has passed. Results of a profile other than ``cpu`` go to
+``results/<profile>/<notebook>``, so that one profile never overwrites another.
 """
 
 from __future__ import annotations
@@ -23,15 +20,17 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import ROOT, FileError, atomic_write, clear_errors, json_bytes, write_json
-from .tables import csv_text
 
-#: Names of the environment variables through which the runner speaks to a notebook's kernel.
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+#: Environment variables through which the runner speaks to a notebook's kernel.
 RESULTS_VARIABLE = "T4S_RESULTS"
 NOTEBOOK_VARIABLE = "T4S_NOTEBOOK"
 STAGE_VARIABLE = "T4S_STAGE"
@@ -46,9 +45,6 @@ SUMMARY_FILE = "summary.json"
 #: The columns of ``summary.json``, in order.
 HEADLINE_FIELDS = ("name", "value", "unit", "profile", "n", "notebook", "command")
 
-README_BEGIN = "<!-- results:begin -->"
-README_END = "<!-- results:end -->"
-
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _HEADLINE_NAME = re.compile(r"[a-z0-9][a-z0-9_@+-]*(\.[a-z0-9_@+-]+)+")
 
@@ -61,7 +57,7 @@ class ResultsError(FileError):
 
 
 class _Current:
-    """The notebook that this process writes for: set by :func:`run_folder`."""
+    """The notebook that this process writes for: set by `run_folder`."""
 
     folder: Path | None = None
     notebook: str = ""
@@ -95,9 +91,9 @@ def run_folder(notebook: str, profile: str | None = None) -> Path:
 
     Raises:
         ResultsError: under the runner, when ``notebook`` is not the notebook that is running.
+        FileError: the folder cannot be made.
     """
-    notebook = _file_name(notebook, "notebook")
-    profile = _file_name(profile or os.environ.get(PROFILE_VARIABLE) or "cpu", "profile")
+    notebook, profile = _file_name(notebook, "notebook"), _profile(profile)
     running, stage = os.environ.get(NOTEBOOK_VARIABLE), os.environ.get(STAGE_VARIABLE)
     if running and stage and notebook != running:
         raise ResultsError(
@@ -119,20 +115,19 @@ def finished_folder(notebook: str, profile: str | None = None) -> Path:
     other one has new results.
 
     Raises:
-        ResultsError: when that notebook has not been run yet.
+        ResultsError: that notebook has not been run yet.
     """
     notebook = _file_name(notebook, "notebook")
-    profile = profile or (_Current.profile if _Current.folder else None)
-    profile = _file_name(profile or os.environ.get(PROFILE_VARIABLE) or "cpu", "profile")
+    profile = _profile(profile or (_Current.profile if _Current.folder else None))
     folder = results_folder(profile) / notebook
     if not folder.is_dir():
         raise ResultsError(
             f"Notebook {notebook} has no results for profile {profile} yet: run it first, with"
-            f" python -m t4s_helpers.workbook.runner --profile {profile} --only {notebook.split('_')[0]}."
+            f" {run_command(notebook, profile)}."
         )
     stage = os.environ.get(STAGE_VARIABLE)
     if stage:
-        reads = _read_json(Path(stage) / READS_FILE, {})
+        reads = read_json(Path(stage) / READS_FILE, {})
         reads[notebook] = read_manifest(folder).get("started", "")
         write_json(Path(stage) / READS_FILE, reads)
     return folder
@@ -141,10 +136,26 @@ def finished_folder(notebook: str, profile: str | None = None) -> Path:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a notebook's results folder, or ``{}`` when it has none."""
     try:
-        manifest = _read_json(folder / MANIFEST_FILE, {})
+        manifest = read_json(folder / MANIFEST_FILE, {})
     except ResultsError:
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """Return the content of a JSON file of results, or ``default`` when there is none.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (ValueError, OSError) as error:
+        raise ResultsError(
+            f"{path} cannot be read ({error}): delete it and run its notebook again."
+        ) from error
 
 
 def _own_folder() -> Path:
@@ -156,6 +167,10 @@ def _own_folder() -> Path:
     return _Current.folder
 
 
+def _profile(profile: str | None) -> str:
+    return _file_name(profile or os.environ.get(PROFILE_VARIABLE) or "cpu", "profile")
+
+
 def _file_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
         raise ResultsError(
@@ -165,28 +180,14 @@ def _file_name(name: str, what: str) -> str:
     return name
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return default
-    except (ValueError, OSError) as error:
-        raise ResultsError(
-            f"{path} cannot be read ({error}): delete it and run its notebook again."
-        ) from error
-
-
 # --- figures and tables --------------------------------------------------------------------------
 
 
-def save_figure(fig: Any, name: str, dpi: int = 100) -> Path:
+def save_figure(fig: Figure, name: str, dpi: int = 100) -> Path:
     """Save a Matplotlib figure as ``<name>.png`` in this notebook's folder.
 
     Args:
-        fig: a ``matplotlib.figure.Figure``.
+        fig: the figure.
         name: the file's name without ending.
         dpi: dots per inch; figures are committed, so keep them small.
 
@@ -201,41 +202,41 @@ def save_figure(fig: Any, name: str, dpi: int = 100) -> Path:
     return path
 
 
-def save_table(rows: Iterable[Mapping[str, Any]], name: str) -> Path:
-    """Save rows as ``<name>.csv`` and ``<name>.json`` in this notebook's folder, both or neither.
+def save_table(table: pandas.DataFrame | Iterable[Mapping[str, Any]], name: str) -> Path:
+    """Save a table as ``<name>.csv`` and ``<name>.json`` in this notebook's folder, both or neither.
 
     Args:
-        rows: one mapping per row, column -> text, number, bool or None. Columns come in the order
-            in which they first appear; a missing value and a NaN are saved as empty (``null``).
+        table: a data frame, whose named index levels are saved as columns and whose nameless index
+            is not; or one mapping per row, with columns in the order of first appearance. Cells
+            are text, finite numbers, bools or missing values, which are saved as empty (``null``).
         name: the files' name without ending.
 
     Returns:
-        The path of the CSV file.
+        The path of the CSV file; ``pandas.read_csv`` reads it.
+
+    Raises:
+        ResultsError: no rows, or a value that no table can hold; the message names the column.
     """
+    import pandas
+
     folder, name = _own_folder(), _file_name(name, "table")
-    table = [{str(k): _plain(v, f"{name}, column {k}") for k, v in row.items()} for row in rows]
-    columns = list(dict.fromkeys(column for row in table for column in row))
-    if not columns:
+    if not isinstance(table, pandas.DataFrame):
+        table = pandas.DataFrame([dict(row) for row in table], dtype=object)
+    elif any(level is not None for level in table.index.names):
+        table = table.reset_index()
+    if table.empty:
         raise ResultsError(f"Table {name!r} has no rows: there is nothing to save.")
-    table = [{column: row.get(column) for column in columns} for row in table]
+    columns = [str(column) for column in table.columns]
+    rows = [
+        {column: _plain(cell, f"{name}, column {column}") for column, cell in zip(columns, row, strict=True)}
+        for row in table.itertuples(index=False, name=None)
+    ]
+    # With "\n" as its line end, the csv module would leave a carriage return in a cell unquoted.
+    text = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\r\n")
     path = folder / f"{name}.csv"
-    atomic_write({path: csv_text(table).encode(), path.with_suffix(".json"): json_bytes(table)})
+    csv = text.replace("\r\n", "\n").encode()
+    atomic_write({path: csv, path.with_suffix(".json"): json_bytes(rows)})
     return path
-
-
-def load_table(name: str, notebook: str | None = None) -> list[dict[str, Any]]:
-    """Read a table that :func:`save_table` wrote, with the types that it had.
-
-    Args:
-        name: the table's name without ending.
-        notebook: the notebook that saved it; default: the one that is running.
-    """
-    folder = finished_folder(notebook) if notebook else _own_folder()
-    path = folder / f"{_file_name(name, 'table')}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.csv"))) or "none"
-        raise ResultsError(f"There is no table {name!r} in {folder}; the tables there: {known}.")
-    return _read_json(path, [])
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -244,11 +245,11 @@ def _plain(value: Any, where: str) -> Any:
         value = value.item()  # NumPy and torch scalars
     if value is None or isinstance(value, (str, bool, int)):
         return value
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None  # how pandas writes a missing value in a column that is not of floats
     if isinstance(value, float) and not math.isinf(value):
         return None if math.isnan(value) else value
-    raise ResultsError(
-        f"{where}: {value!r} cannot be saved in a table; use text, a finite number or None."
-    )
+    raise ResultsError(f"{where}: {value!r} cannot be saved in a table; use text, a finite number or None.")
 
 
 # --- headline numbers ----------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def headline(
         command: what regenerates it; default: the runner's command for this notebook.
 
     Returns:
-        The row, with the fields of :data:`HEADLINE_FIELDS`.
+        The row, with the fields of `HEADLINE_FIELDS`.
     """
     folder, value = _own_folder(), _plain(value, f"headline {name}")
     command = command or os.environ.get(COMMAND_VARIABLE) or run_command(
@@ -285,15 +286,14 @@ def headline(
     return row
 
 
-def run_command(notebook: str, profile: str = "cpu", settings: Iterable[str] = ()) -> str:
+def run_command(notebook: str, profile: str = "cpu", options: Iterable[str] = ()) -> str:
     """Return the command that runs one notebook again.
 
-    >>> run_command("07_evaluation", settings=["N=50"])
-    'python -m t4s_helpers.workbook.runner --profile cpu --only 07 --set N=50'
+    >>> run_command("07_evaluation", options=["--set N=50"])
+    'python -m t4s_helpers notebooks --profile cpu --only 07 --set N=50'
     """
-    extra = "".join(f" --set {setting}" for setting in settings)
     only = notebook.split("_")[0]
-    return f"python -m t4s_helpers.workbook.runner --profile {profile} --only {only}{extra}"
+    return " ".join([f"python -m t4s_helpers notebooks --profile {profile} --only {only}", *options])
 
 
 def _check_headline(row: Mapping[str, Any]) -> None:
@@ -310,54 +310,6 @@ def _check_headline(row: Mapping[str, Any]) -> None:
         raise ResultsError(f"Headline {name} needs n, the number of samples behind it, not {n!r}.")
 
 
-def read_summary(path: Path | None = None) -> list[dict[str, Any]]:
-    """Return the rows of ``summary.json``; an empty list when there is none yet."""
-    return _read_json(path or results_root() / SUMMARY_FILE, [])
-
-
-def merged_summary(
-    rows: list[dict[str, Any]], notebook: str, profile: str, fresh: list[dict[str, Any]],
-    existing: Iterable[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Return ``rows`` with this notebook's numbers replaced by ``fresh``, sorted by name.
-
-    Args:
-        rows: the summary as it is.
-        notebook, profile: whose rows ``fresh`` replaces; all other rows stay.
-        fresh: the new rows.
-        existing: the names of all notebooks; a row of one that no longer exists gives way.
-
-    Raises:
-        ResultsError: when another notebook already owns one of the names in this profile.
-    """
-    kept = [r for r in rows if (r["notebook"], r["profile"]) != (notebook, profile)]
-    names = {row["name"] for row in fresh}
-    alive = None if existing is None else set(existing)
-    for row in [r for r in kept if r["name"] in names and r["profile"] == profile]:
-        if alive is None or row["notebook"] in alive:
-            raise ResultsError(
-                f"Headline {row['name']} of notebook {notebook} already belongs to notebook"
-                f" {row['notebook']}: give one of them another name."
-            )
-        kept.remove(row)
-    return sorted([*kept, *fresh], key=lambda r: (r["name"], r["profile"]))
-
-
-# --- the README's table --------------------------------------------------------------------------
-
-
-def readme_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the summary's rows as a Markdown table."""
-    lines = ["| number | value | n | profile | made by |", "|---|---:|---:|---|---|"]
-    for row in rows:
-        cells = (
-            f"`{row['name']}`", format_value(row["value"], row["unit"]), str(row["n"]),
-            row["profile"], f"`{row['command']}`",
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
 def format_value(value: float, unit: str) -> str:
     """Return a number with four significant digits and its unit.
 
@@ -370,46 +322,37 @@ def format_value(value: float, unit: str) -> str:
     return text if unit == "ratio" else f"{text} {unit}"
 
 
-def readme_with_results(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the README's text with the table between its markers made anew."""
-    if text.count(README_BEGIN) != 1 or text.count(README_END) != 1:
-        raise ResultsError(
-            f"The README needs the markers {README_BEGIN} and {README_END} once each, on lines of"
-            " their own: put them where the results table belongs."
-        )
-    before, rest = text.split(README_BEGIN)
-    if README_END not in rest:
-        raise ResultsError(f"In the README {README_END} comes before {README_BEGIN}: swap them.")
-    after = rest.split(README_END)[1]
-    return f"{before}{README_BEGIN}\n{readme_table(rows)}\n{README_END}{after}"
+def read_summary(path: Path | None = None) -> list[dict[str, Any]]:
+    """Return the rows of ``summary.json``; an empty list when there is none yet."""
+    return read_json(path or results_root() / SUMMARY_FILE, [])
 
 
-def update_readme(readme: Path | None = None, summary: Path | None = None) -> bool:
-    """Bring the README's results table up to date; return True when it changed."""
-    readme = readme or ROOT / "README.md"
-    if not readme.is_file():
-        raise ResultsError(f"{readme} is not there: the results table has no place to go.")
-    old = readme.read_text(encoding="utf-8")
-    new = readme_with_results(old, read_summary(summary))
-    if new != old:
-        atomic_write({readme: new.encode()})
-    return new != old
+def merged_summary(
+    rows: list[dict[str, Any]], notebook: str, profile: str, fresh: list[dict[str, Any]],
+    existing: Iterable[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return ``rows`` with this notebook's numbers replaced by ``fresh``, sorted by name.
 
+    Args:
+        rows: the summary as it is.
+        notebook: whose rows ``fresh`` replaces; all other rows stay.
+        profile: the profile whose rows ``fresh`` replaces.
+        fresh: the new rows.
+        existing: the names of all notebooks; rows of a notebook that no longer exists are dropped.
 
-def main(arguments: list[str] | None = None) -> int:
-    """``python -m t4s_helpers.workbook.results readme``: make the README's results table anew."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments != ["readme"]:
-        print("usage: python -m t4s_helpers.workbook.results readme", file=sys.stderr)
-        return 2
-    try:
-        changed = update_readme()
-    except ResultsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("README.md: results table " + ("made anew." if changed else "is up to date."))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ResultsError: another notebook already owns one of the names in this profile.
+    """
+    alive = None if existing is None else {*existing, notebook}
+    kept = [
+        row for row in rows if (row["notebook"], row["profile"]) != (notebook, profile)
+        and (alive is None or row["notebook"] in alive)
+    ]
+    names = {row["name"] for row in fresh}
+    for row in kept:
+        if row["name"] in names and row["profile"] == profile:
+            raise ResultsError(
+                f"Headline {row['name']} of notebook {notebook} already belongs to notebook"
+                f" {row['notebook']}: give one of them another name."
+            )
+    return sorted([*kept, *fresh], key=lambda row: (row["name"], row["profile"]))

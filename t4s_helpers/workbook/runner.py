@@ -1,25 +1,18 @@
 """The runner: every notebook in a fresh kernel, in order, with a record of what happened.
 
-    python -m t4s_helpers.workbook.runner                              # all numbered notebooks, CPU profile
-    python -m t4s_helpers.workbook.runner --only 04 --set STEPS=50     # one notebook, one parameter changed
-    python -m t4s_helpers.workbook.runner --resume                     # go on after a failure
+    python -m t4s_helpers notebooks                              # all numbered notebooks, CPU profile
+    python -m t4s_helpers notebooks --only 04 --set STEPS=50     # one notebook, one parameter changed
+    python -m t4s_helpers notebooks --resume                     # go on after a failure
 
-A notebook runs in a folder of its own. Only when every cell has passed and every file that it
-promises is there does that folder take the place of ``results/<notebook>``; a failing run leaves
-earlier results as they were, and its copy in ``results/.failed/<notebook>``.
-
-A notebook's metadata may say, under ``t4s``:
-
-* ``produces``: list of the files it makes, relative to the results folder;
-* ``needs``: ``"cuda"``, a list of such needs, or one entry per profile, ``{"gpu": "cuda"}``.
+A notebook runs in a folder of its own. Only when every cell has passed and every promised file is
+there does that folder replace ``results/<notebook>``; a failing run leaves earlier results as they
+were, and its copy in ``results/.failed/<notebook>``.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
-import json
 import os
 import re
 import shutil
@@ -32,14 +25,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from t4s_helpers.evaluation import provenance
-from t4s_helpers.workbook import results
-from t4s_helpers.workbook.plan import Notebook, Plan, RunError, make_plan
-from t4s_helpers import files
-from t4s_helpers.files import FileError
+from ..evaluation import provenance
+from ..files import FileError, atomic_write, is_full_disk, write_error_sentence, write_json
+from . import results
+from .plan import NOTEBOOKS, Notebook, Plan, RunError, make_plan
 
-NOTEBOOKS = results.ROOT / "notebooks"
 COPY_LIMIT = 1_000_000
+"""Bytes that an executed copy should not exceed: copies are committed."""
 STAGING, FAILED = ".staging", ".failed"
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -56,7 +48,7 @@ class NotebookFailed(RuntimeError):
 
 @dataclass
 class Outcome:
-    """One line of the table at the end."""
+    """One line of the closing table; ``stopped`` means by hand."""
 
     notebook: str
     status: str
@@ -65,7 +57,104 @@ class Outcome:
     stopped: bool = False
 
 
-# --- running one notebook ------------------------------------------------------------------------
+# --- the whole series ----------------------------------------------------------------------------
+
+
+def run_series(
+    profile: str = "cpu", only: Sequence[str] = (), settings: Sequence[str] = (), *,
+    appendix: bool = False, solutions: bool = False, resume: bool = False, folder: Path = NOTEBOOKS,
+) -> int:
+    """Run notebooks in order, print what happens, and stop at the first that fails.
+
+    Args:
+        profile: which ``params/<profile>.yaml`` to use.
+        only: numbers or names, also several in one text: ``["04,05", "A1"]``; empty for all.
+        settings: ``NAME=VALUE`` texts that change parameters of the notebooks that declare them.
+        appendix: also the appendix notebooks, ``A1_*`` and so on.
+        solutions: the answers to the exercises, ``solutions/NN_*``, instead of the notebooks; their
+            results go to ``results/solutions`` and not into the summary.
+        resume: keep results that are up to date: same notebook, parameters, package and inputs.
+        folder: where the notebooks live.
+
+    Returns:
+        The exit status: 0, 1 when a notebook failed, 2 when the request cannot be met, 130 when
+        stopped by hand.
+    """
+    tokens = [token for text in only for token in text.split(",") if token]
+    try:
+        plan = make_plan(folder, profile, tokens, settings, appendix, solutions, resume)
+        outcomes = run_plan(plan)
+    except (RunError, FileError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped by hand; finished results are as they were.", file=sys.stderr)
+        return 130
+    print(_closing(plan, outcomes), flush=True)
+    if any(outcome.stopped for outcome in outcomes):
+        return 130
+    return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def run_plan(plan: Plan) -> list[Outcome]:
+    """Run every notebook of the plan in order; stop at the first that fails.
+
+    Returns:
+        One outcome per notebook, with status ``ok``, ``kept`` (``--resume``), ``skipped: ...``,
+        ``failed`` or ``not run``.
+    """
+    recover(plan.base)
+    outcomes: list[Outcome] = []
+    for position, notebook in enumerate(plan.notebooks, 1):
+        print(f"[{position}/{len(plan.notebooks)}] {notebook.name}", flush=True)
+        outcomes.append(_run_or_skip(plan, notebook))
+        if outcomes[-1].status == "failed":
+            return outcomes + [Outcome(later.name, "not run") for later in plan.notebooks[position:]]
+    return outcomes
+
+
+def _run_or_skip(plan: Plan, notebook: Notebook) -> Outcome:
+    if notebook.needs_cuda(plan.profile) and not provenance.cuda_device():
+        return Outcome(notebook.name, "skipped: needs a CUDA GPU")
+    if plan.resume and up_to_date(plan, notebook):
+        return Outcome(notebook.name, "kept")
+    try:
+        return run_notebook(plan, notebook)
+    except NotebookFailed as failure:
+        print(f"\n{failure}\n{failure.details}\n", flush=True)
+        return Outcome(notebook.name, "failed", stopped=failure.stopped)
+    except FileError as error:
+        print(f"\n{notebook.name}: {error}\n", flush=True)
+        return Outcome(notebook.name, "failed")
+
+
+def summary_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the table that ends a run: notebook, seconds, status, headline number.
+
+    >>> print(summary_table([Outcome("00_start_here", "ok", 4.2, "codec.round_trip = 100 %")]))
+    notebook                     seconds  status  headline
+    00_start_here                    4.2  ok      codec.round_trip = 100 %
+    """
+    wide = max(len(outcome.status) for outcome in [Outcome("", "status"), *outcomes])
+    lines = [f"{'notebook':<28} seconds  {'status':<{wide}}  headline"]
+    for o in outcomes:
+        seconds = "" if o.seconds is None else f"{o.seconds:.1f}"
+        lines.append(f"{o.notebook:<28} {seconds:>7}  {o.status:<{wide}}  {o.headline}".rstrip())
+    return "\n".join(lines)
+
+
+def _closing(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    total = sum(outcome.seconds or 0 for outcome in outcomes)
+    text = f"\n{summary_table(outcomes)}\n\n{total:.0f} s in all, profile {plan.profile}."
+    if any(outcome.status == "failed" for outcome in outcomes):
+        return text + "\nOnce the cause is mended, go on where it stopped with --resume."
+    return text + (
+        f"\nExecuted notebooks, figures, tables: {plan.base}/<notebook>/"
+        f"\nAll headline numbers: {results.results_root() / results.SUMMARY_FILE}"
+    )
+
+
+# --- is there anything to do? --------------------------------------------------------------------
 
 
 def up_to_date(plan: Plan, notebook: Notebook) -> bool:
@@ -74,37 +163,32 @@ def up_to_date(plan: Plan, notebook: Notebook) -> bool:
     Same notebook, parameters and package; every product still there; and the results of other
     notebooks that it read are still the ones it read.
     """
-    base = results.results_folder(plan.profile)
-    manifest = results.read_manifest(base / notebook.name)
+    manifest = results.read_manifest(plan.base / notebook.name)
     wanted = {
         "status": "ok", "source": notebook.digest, "package": plan.package,
-        "parameters": _all_parameters(plan, notebook),
+        "parameters": plan.values(notebook),
     }
     if any(manifest.get(key) != value for key, value in wanted.items()):
         return False
-    if missing_products(notebook, base / notebook.name):
+    if missing_products(notebook, plan.base / notebook.name):
         return False
-    reads = manifest.get("reads", {})
+    inputs = results.results_folder(plan.profile)
     return all(
-        results.read_manifest(base / other).get("started", "") == started
-        for other, started in reads.items()
+        results.read_manifest(inputs / other).get("started", "") == started
+        for other, started in manifest.get("reads", {}).items()
     )
-
-
-def _all_parameters(plan: Plan, notebook: Notebook) -> dict[str, Any]:
-    # Through JSON and back, as in the manifest, where a tuple is a list.
-    return json.loads(json.dumps({**notebook.parameters, **plan.given[notebook.name]}))
 
 
 def missing_products(notebook: Notebook, folder: Path) -> list[str]:
     """Return the promised files that are absent from ``folder`` or empty."""
-    missing = []
-    for product in notebook.produces:
-        path = folder / product.removeprefix(f"{notebook.name}/")
-        empty_folder = path.is_dir() and not any(path.iterdir())
-        if not path.exists() or empty_folder or (path.is_file() and path.stat().st_size == 0):
-            missing.append(product)
-    return missing
+    def is_there(path: Path) -> bool:
+        return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
+
+    return [product for product in notebook.produces
+            if not is_there(folder / product.removeprefix(f"{notebook.name}/"))]
+
+
+# --- running one notebook ------------------------------------------------------------------------
 
 
 def run_notebook(plan: Plan, notebook: Notebook) -> Outcome:
@@ -114,12 +198,12 @@ def run_notebook(plan: Plan, notebook: Notebook) -> Outcome:
         NotebookFailed: a cell failed, the kernel died, or a promised file was not made.
         FileError: the results cannot be written, e.g. because the disk is full.
     """
-    base = results.results_folder(plan.profile)
-    stage = base / STAGING / f"{notebook.name}.{os.getpid()}"
+    stage = plan.base / STAGING / f"{notebook.name}.{os.getpid()}"
     record = _new_record(plan, notebook)
     began, memory = time.monotonic(), provenance.PeakMemory()
     try:
-        _prepare(stage)
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
         with memory, _kernel_environment(plan, notebook, stage):
             _execute(plan, notebook, stage)
         _check_products(notebook, stage)
@@ -127,19 +211,17 @@ def run_notebook(plan: Plan, notebook: Notebook) -> Outcome:
         rows = _finish(plan, notebook, stage, record)
     except NotebookFailed as failure:
         record |= _cost(began, memory) | {"status": "failed", "error": str(failure)}
-        lines = (failure.details, _after_failure(base, notebook, stage, record))
+        lines = (failure.details, _keep_failed(plan, notebook, stage, record))
         failure.details = "\n".join(line for line in lines if line)
         raise
     except OSError as error:
-        raise FileError(files.write_error_sentence(error, base / notebook.name)) from error
+        raise FileError(write_error_sentence(error, plan.base / notebook.name)) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):
             stage.parent.rmdir()
-    shown = results.format_value(rows[0]["value"], rows[0]["unit"]) if rows else ""
-    return Outcome(
-        notebook.name, "ok", record["seconds"], f"{rows[0]['name']} = {shown}" if rows else ""
-    )
+    shown = [f"{r['name']} = {results.format_value(r['value'], r['unit'])}" for r in rows[:1]]
+    return Outcome(notebook.name, "ok", record["seconds"], "".join(shown))
 
 
 def _cost(began: float, memory: provenance.PeakMemory) -> dict[str, Any]:
@@ -162,14 +244,9 @@ def _new_record(plan: Plan, notebook: Notebook) -> dict[str, Any]:
         "dirty": dirty,
         "source": notebook.digest,
         "package": plan.package,
-        "parameters": _all_parameters(plan, notebook),
+        "parameters": plan.values(notebook),
         "versions": provenance.versions(),
     }
-
-
-def _prepare(stage: Path) -> None:
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
 
 
 @contextlib.contextmanager
@@ -183,7 +260,7 @@ def _kernel_environment(plan: Plan, notebook: Notebook, stage: Path) -> Iterator
         results.RESULTS_VARIABLE: str(results.results_root()),
         results.COMMAND_VARIABLE: plan.command(notebook),
         results.PROFILE_VARIABLE: plan.profile,
-        "PYTHONPATH": os.pathsep.join(r for r in roots if r),
+        "PYTHONPATH": os.pathsep.join(root for root in roots if root),
         # The kernel of this environment, also where the user has one of the same name.
         "JUPYTER_PREFER_ENV_PATH": "1",
         # Kernels that load frozen modules warn about the debugger in the executed copy.
@@ -216,15 +293,13 @@ def _execute(plan: Plan, notebook: Notebook, stage: Path) -> None:
             start_timeout=300,  # a busy machine
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its start and end are noisy
         )
-        _check_all_ran(notebook, node)
-    except NotebookFailed:
-        raise
     except KeyboardInterrupt:
         raise NotebookFailed(f"{notebook.name} was stopped by hand.", stopped=True) from None
     except Exception as error:  # papermill, nbclient, zmq: all mean that this notebook failed
-        if files.is_full_disk(error):
+        if is_full_disk(error):
             raise
         raise _failure(notebook, copy, error) from error
+    _check_all_ran(notebook, node)
 
 
 def _check_all_ran(notebook: Notebook, node: Any) -> None:
@@ -242,32 +317,27 @@ def _check_all_ran(notebook: Notebook, node: Any) -> None:
 
 def _failure(notebook: Notebook, copy: Path, error: Exception) -> NotebookFailed:
     """Return the failing cell and the end of the traceback, for people."""
-    source, trace = getattr(error, "source", None), getattr(error, "traceback", None)
-    if source is None:
-        cell = _running_cell(copy)
+    if not hasattr(error, "ename"):  # it did not happen in a cell's code
         why = f"{type(error).__name__}: {error}"
         if type(error).__name__ == "DeadKernelError":
-            why = "The kernel died; when a machine runs out of memory, this is how it shows."
-        where = f"{notebook.name} stopped before it ended"
-        return NotebookFailed(f"{where}: {why}", _show_cell(cell) if cell else "")
-    lines = _COLOUR.sub("", "\n".join(trace or [])).splitlines()[-12:]
-    stopped = error.ename == "KeyboardInterrupt"
+            why = "The kernel died; this is what running out of memory looks like."
+        return NotebookFailed(f"{notebook.name} stopped before its end: {why}", _running_cell(copy))
     message = f"{notebook.name} failed in cell [{error.exec_count}] with {error.ename}"
     message += f": {error.evalue}" if error.evalue else ""
-    details = _show_cell(source) + "\n" + "\n".join(f"  {line}" for line in lines)
-    return NotebookFailed(message, details, stopped)
+    trace = _COLOUR.sub("", "\n".join(error.traceback or [])).splitlines()[-12:]
+    details = "\n".join([_show_cell(error.source), *(f"  {line}" for line in trace)])
+    return NotebookFailed(message, details, error.ename == "KeyboardInterrupt")
 
 
 def _running_cell(copy: Path) -> str:
-    """Return the source of the last cell that was begun."""
+    """Return the last cell that was begun, for people."""
     import nbformat
 
-    begun = ""
     with contextlib.suppress(Exception):
-        for cell in nbformat.read(str(copy), as_version=4).cells:
+        for cell in reversed(nbformat.read(str(copy), as_version=4).cells):
             if cell.metadata.get("papermill", {}).get("start_time"):
-                begun = cell.source
-    return begun
+                return _show_cell(cell.source)
+    return ""
 
 
 def _show_cell(source: str) -> str:
@@ -283,29 +353,30 @@ def _check_products(notebook: Notebook, stage: Path) -> None:
         )
 
 
+# --- putting results in place --------------------------------------------------------------------
+
+
 def _finish(
     plan: Plan, notebook: Notebook, stage: Path, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Complete the run's folder, put it in place, and add its numbers to the summary."""
-    reads = stage / results.READS_FILE
-    record["reads"] = json.loads(reads.read_text()) if reads.is_file() else {}
-    reads.unlink(missing_ok=True)
+    record["reads"] = results.read_json(stage / results.READS_FILE, {})
+    (stage / results.READS_FILE).unlink(missing_ok=True)
     record["produces"] = {
         path.relative_to(stage).as_posix(): path.stat().st_size
         for path in sorted(stage.rglob("*"))
         if path.is_file() and path.name != notebook.path.name
     }
     tidy_copy(stage / notebook.path.name, stage)
-    files.write_json(stage / results.MANIFEST_FILE, record)
-    rows_file = stage / results.HEADLINE_FILE
-    rows = json.loads(rows_file.read_text()) if rows_file.is_file() else []
+    write_json(stage / results.MANIFEST_FILE, record)
+    rows = results.read_json(stage / results.HEADLINE_FILE, [])
     summary = results.results_root() / results.SUMMARY_FILE
-    merged = results.merged_summary(
-        results.read_summary(summary), notebook.name, plan.profile, rows, plan.existing
-    )
+    merged = results.read_summary(summary)
+    if not plan.solutions:
+        merged = results.merged_summary(merged, notebook.name, plan.profile, rows, plan.existing)
     # Write first, move last: when the disk is full, nothing has been replaced yet.
-    waiting = files.write_json(stage.with_name(f"summary.{os.getpid()}"), merged)
-    swap_in(stage, results.results_folder(plan.profile) / notebook.name)
+    waiting = write_json(stage.with_name(f"summary.{os.getpid()}"), merged)
+    swap_in(stage, plan.base / notebook.name)
     os.replace(waiting, summary)
     return rows
 
@@ -329,46 +400,33 @@ def recover(base: Path) -> None:
     """Undo what an earlier run that was killed left half done in ``base``."""
     import psutil
 
-    for folder in (base / STAGING).glob("*"):
-        name, _, tail = folder.name.rpartition(".")
-        if tail == "old":
-            if not (base / name).exists():
-                os.rename(folder, base / name)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+    for path in (base / STAGING).glob("*"):
+        name, _, tail = path.name.rpartition(".")
+        if tail == "old" and not (base / name).exists():
+            os.rename(path, base / name)
         elif tail.isdigit() and psutil.pid_exists(int(tail)):
             continue  # another runner is at work
-        elif folder.is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            folder.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (base / STAGING).rmdir()
 
 
-def _keep_failed(
-    base: Path, notebook: Notebook, stage: Path, record: dict[str, Any]
-) -> Path | None:
-    """Keep a failed run's folder for looking at; never a reason to fail once more."""
-    place = base / FAILED / notebook.name
-    try:
+def _keep_failed(plan: Plan, notebook: Notebook, stage: Path, record: dict[str, Any]) -> str:
+    """Keep a failed run's folder; say where it is, what it used, and that nothing else changed."""
+    place = plan.base / FAILED / notebook.name
+    copy = place / notebook.path.name
+    shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError, FileError):  # never a reason to fail once more
         place.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(stage / results.MANIFEST_FILE, record)
-        shutil.rmtree(place, ignore_errors=True)
+        write_json(stage / results.MANIFEST_FILE, record)
         os.rename(stage, place)
-    except (OSError, FileError):
-        return None
-    return place
-
-
-def _after_failure(base: Path, notebook: Notebook, stage: Path, record: dict[str, Any]) -> str:
-    """Keep the failed run and say where it is, what it used, and that nothing else changed."""
-    kept = _keep_failed(base, notebook, stage, record)
-    copy = kept / notebook.path.name if kept else None
     text = f"  Memory in use at most: {record['peak_memory_mb']} MB.\n"
-    text += f"  The run up to there: {copy}." if copy and copy.is_file() else "  No copy was kept."
-    if (base / notebook.name).is_dir():
-        text += f"\n  Earlier results are as they were: {base / notebook.name}."
+    text += f"  The run up to there: {copy}." if copy.is_file() else "  No copy was kept."
+    if (plan.base / notebook.name).is_dir():
+        text += f"\n  Earlier results are as they were: {plan.base / notebook.name}."
     return text
 
 
@@ -387,14 +445,14 @@ def tidy_copy(path: Path, stage: Path) -> None:
     patterns = _private_folders(stage, path.stem)
     for cell in node.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
-            _hide_folders(output, patterns)
+        if cell.cell_type == "code":
+            cell.outputs = hide_folders(cell.outputs, patterns)
     content = nbformat.writes(node)
     if len(content.encode()) > COPY_LIMIT:
         node.metadata.pop("widgets", None)
         _shrink_pictures(node)
         content = nbformat.writes(node)
-    files.atomic_write({path: content.encode()})
+    atomic_write({path: content.encode()})
     size = path.stat().st_size
     if size > COPY_LIMIT:
         print(f"  note: {path.name} is {size / 1e6:.1f} MB executed; show fewer or smaller"
@@ -418,21 +476,18 @@ def _private_folders(stage: Path, name: str) -> list[tuple[re.Pattern, str]]:
     ]
 
 
-def _hide_folders(output: Any, patterns: Sequence[tuple[re.Pattern, str]]) -> None:
-    """Replace folders of this machine in the text of one output."""
-    def clean(text: Any) -> Any:
-        if isinstance(text, list):
-            return [clean(line) for line in text]
-        for pattern, shown in patterns:
-            text = pattern.sub(lambda _, s=shown: s, text) if isinstance(text, str) else text
-        return text
-
-    for key in ("text", "evalue", "traceback"):
-        if key in output:
-            output[key] = clean(output[key])
-    data = output.get("data", {})
-    for kind in [k for k in data if k.startswith("text/")]:
-        data[kind] = clean(data[kind])
+def hide_folders(value: Any, patterns: Sequence[tuple[re.Pattern, str]]) -> Any:
+    """Return outputs with the folders of this machine replaced in all text, but not in pictures."""
+    if isinstance(value, str):
+        return functools.reduce(lambda text, p: p[0].sub(lambda _: p[1], text), patterns, value)
+    if isinstance(value, list):
+        return [hide_folders(item, patterns) for item in value]
+    if isinstance(value, dict):
+        return type(value)({
+            key: item if key.startswith("image/") else hide_folders(item, patterns)
+            for key, item in value.items()
+        })
+    return value
 
 
 def _shrink_pictures(node: Any) -> None:
@@ -451,111 +506,3 @@ def _shrink_pictures(node: Any) -> None:
         picture.convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
         if small.tell() < 0.75 * len(data["image/png"]):
             data["image/png"] = base64.b64encode(small.getvalue()).decode()
-
-
-# --- the whole run -------------------------------------------------------------------------------
-
-
-def run(plan: Plan, say: Any = print) -> list[Outcome]:
-    """Run every notebook of the plan in order; stop at the first that fails.
-
-    Returns:
-        One outcome per notebook, with status ``ok``, ``kept`` (``--resume``), ``skipped: ...``,
-        ``failed`` or ``not run``.
-    """
-    recover(results.results_folder(plan.profile))
-    outcomes: list[Outcome] = []
-    for position, notebook in enumerate(plan.notebooks, 1):
-        say(f"[{position}/{len(plan.notebooks)}] {notebook.name}")
-        outcome = _run_or_skip(plan, notebook, say)
-        outcomes.append(outcome)
-        if outcome.status == "failed":
-            rest = plan.notebooks[position:]
-            return outcomes + [Outcome(n.name, "not run") for n in rest]
-    return outcomes
-
-
-def _run_or_skip(plan: Plan, notebook: Notebook, say: Any) -> Outcome:
-    if "cuda" in notebook.needs_for(plan.profile) and not provenance.cuda_device():
-        return Outcome(notebook.name, "skipped: needs a CUDA GPU")
-    if plan.resume and up_to_date(plan, notebook):
-        return Outcome(notebook.name, "kept")
-    try:
-        return run_notebook(plan, notebook)
-    except NotebookFailed as failure:
-        say(f"\n{failure}\n{failure.details}\n")
-        return Outcome(notebook.name, "failed", stopped=failure.stopped)
-    except FileError as error:
-        say(f"\n{notebook.name}: {error}\n")
-        return Outcome(notebook.name, "failed")
-
-
-def summary_table(outcomes: Sequence[Outcome]) -> str:
-    """Return the table that ends a run: notebook, seconds, status, headline number.
-
-    >>> print(summary_table([Outcome("00_start_here", "ok", 4.2, "codec.round_trip = 100 %")]))
-    notebook       seconds  status  headline
-    00_start_here      4.2  ok      codec.round_trip = 100 %
-    """
-    rows = [("notebook", "seconds", "status", "headline")]
-    for o in outcomes:
-        rows.append((o.notebook, "" if o.seconds is None else f"{o.seconds:.1f}", o.status,
-                     o.headline))
-    wide = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in rows
-    )
-
-
-def _closing(plan: Plan, outcomes: Sequence[Outcome]) -> str:
-    base, total = results.results_folder(plan.profile), sum(o.seconds or 0 for o in outcomes)
-    text = f"\n{summary_table(outcomes)}\n\n{total:.0f} s in all, profile {plan.profile}."
-    if any(o.status == "failed" for o in outcomes):
-        return text + "\nAfter mending the cause, go on where it stopped with --resume."
-    return text + (
-        f"\nExecuted notebooks, figures, tables: {base}/<notebook>/"
-        f"\nAll headline numbers: {results.results_root() / results.SUMMARY_FILE}"
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m t4s_helpers.workbook.runner", description="Run the workbook's notebooks in order."
-    )
-    add = parser.add_argument
-    add("--profile", default="cpu", help="which notebooks/params/<profile>.yaml to use (cpu)")
-    add("--only", nargs="+", action="extend", default=[], metavar="NN",
-        help="only these notebooks, by number or name: --only 04 05, --only A1")
-    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
-        help="change a parameter of the notebooks that declare it")
-    add("--appendix", action="store_true", help="also the appendix notebooks A1_*, A2_*, ...")
-    add("--resume", action="store_true",
-        help="keep results that are up to date: same notebook, parameters, package and inputs")
-    add("--notebooks", type=Path, default=NOTEBOOKS, help="another folder of notebooks")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, 1 when a notebook failed, 2 when the request cannot be met."""
-    options = _parser().parse_args(arguments)
-    only = [token for text in options.only for token in text.split(",") if token]
-    try:
-        plan = make_plan(
-            options.notebooks.expanduser().absolute(), options.profile, only, options.settings,
-            options.appendix, options.resume,
-        )
-        outcomes = run(plan, functools.partial(print, flush=True))
-    except (RunError, FileError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped by hand; finished results are as they were.", file=sys.stderr)
-        return 130
-    print(_closing(plan, outcomes), flush=True)
-    if any(o.stopped for o in outcomes):
-        return 130
-    return 1 if any(o.status == "failed" for o in outcomes) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,24 +6,24 @@ import base64
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from t4s_helpers.workbook import plan
 from t4s_helpers.evaluation import provenance
-from t4s_helpers.workbook import results
-from t4s_helpers.workbook import runner as run
-from t4s_helpers.workbook.results import ResultsError
+from t4s_helpers.files import ROOT, clear_errors
+from t4s_helpers.workbook import plan, results, runner
 
 pytestmark = pytest.mark.timeout(600)
 
 FIRST = """
 import os, sys, time, warnings
 from pathlib import Path
-from t4s_helpers.workbook.results import finished_folder, headline, run_folder, save_table
+from t4s_helpers.workbook.results import headline, run_folder, save_table
 folder = run_folder("01_first", PROFILE)
 weight = bytearray(b"1" * 120_000_000)
 time.sleep(2)  # long enough to be seen also where the machine is busy
@@ -42,9 +42,10 @@ if MODE == "forget":
     (folder / "t.csv").unlink()
 """
 SECOND = """
-from t4s_helpers.workbook.results import finished_folder, headline, load_table, run_folder, save_table
+import pandas
+from t4s_helpers.workbook.results import finished_folder, headline, run_folder, save_table
 run_folder("02_second", PROFILE)
-save_table(load_table("t", "01_first"), "copy")
+save_table(pandas.read_csv(finished_folder("01_first") / "t.csv"), "copy")
 headline("second.rows", 1, "rows", 1)
 """
 
@@ -55,6 +56,7 @@ def write(folder, name, *cells, **metadata):
     nodes += [new_code_cell(cell.strip()) for cell in cells]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     metadata = {"t4s": metadata, "kernelspec": kernel}
+    folder.mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=nodes, metadata=metadata), folder / f"{name}.ipynb")
 
 
@@ -68,11 +70,12 @@ def home(tmp_path_factory):
         (notebooks / "params" / f"{profile}.yaml").write_text("common: {STEPS: 4}\n")
     write(notebooks, "01_first", FIRST, LAST, "print('end')", produces=["01_first/t.csv"])
     write(notebooks, "02_second", SECOND, produces=["02_second/copy.json"])
+    write(notebooks / "solutions", "02_second", SECOND)
     write(notebooks, "03_gpu", "raise SystemExit('never run here')", needs="cuda")
     with pytest.MonkeyPatch.context() as patch:
         settle(patch, top)
         environment = dict(os.environ)
-        outcomes = run.run(plan.make_plan(notebooks, settings=["TEXT=b c"]))
+        outcomes = runner.run_plan(plan.make_plan(notebooks, settings=["TEXT=b c"]))
         assert dict(os.environ) == environment
     return top, notebooks, top / "results", outcomes
 
@@ -118,7 +121,7 @@ def test_everything_lies_in_the_notebooks_folder_and_nothing_else(workbook):
         "02_second/02_second.ipynb", "02_second/copy.csv", "02_second/copy.json",
         "02_second/headline.json", "02_second/manifest.json", "summary.json",
     ]
-    assert not (workbook[2] / run.STAGING).exists()
+    assert not (workbook[2] / runner.STAGING).exists()
 
 
 def test_the_kernel_has_its_parameters_its_place_and_this_python(workbook):
@@ -173,7 +176,7 @@ def test_resume_keeps_what_is_up_to_date(workbook):
     _, notebooks, folder, _ = workbook
     before = content(folder)
     same = plan.make_plan(notebooks, settings=["TEXT=b c"], resume=True)
-    assert [o.status for o in run.run(same)][:2] == ["kept", "kept"]
+    assert [o.status for o in runner.run_plan(same)][:2] == ["kept", "kept"]
     assert content(folder) == before
 
 
@@ -181,16 +184,14 @@ def test_resume_sees_every_kind_of_change(workbook, monkeypatch):
     _, notebooks, folder, _ = workbook
     first, second = plan.make_plan(notebooks).notebooks[:2]
 
-    def current(notebook, settings=("TEXT=b c",), **changes):
+    def current(notebook, settings=("TEXT=b c",)):
         made = plan.make_plan(notebooks, settings=list(settings), resume=True)
-        return run.up_to_date(made, notebook)
+        return runner.up_to_date(made, notebook)
 
     assert current(first) and current(second)
     assert not current(first, settings=["TEXT=other"])
-    changed = plan.Notebook(first.path, first.parameters, (), first.produces, "another digest")
-    assert not current(changed)
-    promise = plan.Notebook(first.path, first.parameters, (), ("01_first/x.png",), first.digest)
-    assert not current(promise)
+    assert not current(replace(first, digest="another digest"))
+    assert not current(replace(first, produces=("01_first/x.png",)))
     monkeypatch.setattr(plan, "package_digest", lambda: "another package")
     assert not current(first)
     monkeypatch.undo()
@@ -217,9 +218,8 @@ def test_resume_sees_every_kind_of_change(workbook, monkeypatch):
 def test_a_failure_shows_its_cell_and_leaves_results_as_they_were(workbook, capsys, mode, words):
     _, notebooks, folder, _ = workbook
     before = content(folder)
-    status = run.main(["--notebooks", str(notebooks), "--set", f"MODE={mode}"])
+    assert runner.run_series(settings=[f"MODE={mode}"], folder=notebooks) == 1
     text = capsys.readouterr().out
-    assert status == 1
     for word in words:
         assert word in text
     assert "\x1b" not in text
@@ -236,7 +236,7 @@ def test_two_notebooks_with_one_headline_name_are_told(workbook, capsys):
     before = content(folder)
     write(notebooks, "04_thief", SECOND.replace("02_second", "04_thief"))
     try:
-        assert run.main(["--notebooks", str(notebooks), "--only", "04"]) == 1
+        assert runner.run_series(only=["04"], folder=notebooks) == 1
     finally:
         (notebooks / "04_thief.ipynb").unlink()
     assert "second.rows" in capsys.readouterr().out
@@ -245,45 +245,53 @@ def test_two_notebooks_with_one_headline_name_are_told(workbook, capsys):
 
 def test_a_full_disk_while_finishing_leaves_results_as_they_were(workbook, capsys, monkeypatch):
     _, notebooks, folder, _ = workbook
-    before, honest = content(folder), results._write_bytes
+    before, honest = content(folder), runner.write_json
 
     def full_for_the_summary(path, data):
-        if path.name.startswith(".summary"):
-            raise OSError(28, "No space left on device")
-        honest(path, data)
+        if path.name.startswith("summary"):
+            with clear_errors(path, 9):
+                raise OSError(28, "No space left on device")
+        return honest(path, data)
 
-    monkeypatch.setattr(results, "_write_bytes", full_for_the_summary)
-    assert run.main(["--notebooks", str(notebooks), "--only", "01"]) == 1
+    monkeypatch.setattr(runner, "write_json", full_for_the_summary)
+    assert runner.run_series(only=["01"], folder=notebooks) == 1
     out = capsys.readouterr().out
     assert "disk is full" in out and "free some space" in out
     assert content(folder) == before
 
 
-# --- refusals and the command line, without a kernel
+def test_solutions_leave_the_notebooks_results_and_the_summary_alone(workbook):
+    _, notebooks, folder, _ = workbook
+    before = content(folder)
+    assert runner.run_series(solutions=True, folder=notebooks) == 0
+    after = content(folder)
+    new = {name for name in after if name not in before}
+    assert {name: after[name] for name in before} == before
+    assert "solutions/02_second/copy.csv" in new and all(n.startswith("solutions/") for n in new)
+    shutil.rmtree(folder / "solutions")
 
 
-@pytest.mark.parametrize("arguments, word", [
-    (["--set", "STEPPS=1"], "nearest known name is STEPS"),
-    (["--only", "09"], "01_first"),
-    (["--profile", "tpu"], "cpu, gpu"),
+# --- requests that cannot be met, without a kernel
+
+
+@pytest.mark.parametrize("request_, word", [
+    ({"settings": ["STEPPS=1"]}, "nearest known name is STEPS"),
+    ({"only": ["09"]}, "01_first"),
+    ({"profile": "tpu"}, "cpu, gpu"),
+    ({"folder": ROOT / "t4s_helpers"}, "no notebooks"),
 ])
-def test_a_wrong_request_ends_before_anything_runs(workbook, capsys, arguments, word):
+def test_a_wrong_request_ends_before_anything_runs(workbook, capsys, request_, word):
     before = content(workbook[2])
-    assert run.main(["--notebooks", str(workbook[1]), *arguments]) == 2
+    assert runner.run_series(**{"folder": workbook[1]} | request_) == 2
     captured = capsys.readouterr()
     assert word in captured.err and captured.out == ""
     assert content(workbook[2]) == before
 
 
-def test_a_folder_without_notebooks_fails(tmp_path, capsys):
-    assert run.main(["--notebooks", str(tmp_path)]) == 2
-    assert "no notebooks" in capsys.readouterr().err
-
-
 def test_only_takes_commas(workbook, monkeypatch):
     asked = []
-    monkeypatch.setattr(run, "run", lambda made, say: asked.extend(made.notebooks) or [])
-    assert run.main(["--notebooks", str(workbook[1]), "--only", "01,02", "3"]) == 0
+    monkeypatch.setattr(runner, "run_plan", lambda made: asked.extend(made.notebooks) or [])
+    assert runner.run_series(only=["01,02", "3"], folder=workbook[1]) == 0
     assert [n.name for n in asked] == ["01_first", "02_second", "03_gpu"]
 
 
@@ -302,29 +310,24 @@ def test_swap_brings_the_old_folder_back_when_it_fails(tmp_path, monkeypatch):
             raise PermissionError(13, "no")
         honest(source, target)
 
-    monkeypatch.setattr(run.os, "rename", fails_for_new)
+    monkeypatch.setattr(runner.os, "rename", fails_for_new)
     with pytest.raises(PermissionError):
-        run.swap_in(new, place)
+        runner.swap_in(new, place)
     assert (place / "x").read_text() == "old"
 
 
 def test_recovery_after_being_killed_between_the_two_moves(tmp_path):
-    staging = tmp_path / run.STAGING
+    staging = tmp_path / runner.STAGING
     nobody = 2**22 + 1  # above the largest process number
     for name in ("01_a.old", "02_b.old", f"03_c.{nobody}", f"04_d.{os.getpid()}"):
         (staging / name).mkdir(parents=True)
         (staging / name / "x").write_text(name)
     (staging / f"summary.{nobody}").write_text("half")
     (tmp_path / "02_b").mkdir()
-    run.recover(tmp_path)
+    runner.recover(tmp_path)
     assert (tmp_path / "01_a" / "x").read_text() == "01_a.old"
     assert sorted(p.name for p in staging.iterdir()) == [f"04_d.{os.getpid()}"]
     assert (tmp_path / "02_b").is_dir()
-
-
-def test_a_failed_write_in_the_kernel_is_told_as_a_failure(tmp_path):
-    with pytest.raises(ResultsError, match="permissions"), results._clear_errors(tmp_path, 1):
-        raise PermissionError(13, "Permission denied")
 
 
 # --- the executed copy
@@ -343,30 +346,32 @@ def test_a_large_copy_is_made_small_and_stays_a_picture(tmp_path, capsys):
     png = io.BytesIO()
     picture.save(png, format="PNG")
     encoded = base64.b64encode(png.getvalue()).decode()
-    assert len(encoded) > run.COPY_LIMIT
+    assert len(encoded) > runner.COPY_LIMIT
     output = new_output("display_data", data={"image/png": encoded, "text/plain": "figure"})
     notebook = new_notebook(cells=[new_code_cell("show()", outputs=[output])])
     path = tmp_path / "01_a.ipynb"
     nbformat.write(notebook, path)
-    run.tidy_copy(path, tmp_path)
-    assert path.stat().st_size < run.COPY_LIMIT and capsys.readouterr().err == ""
+    runner.tidy_copy(path, tmp_path)
+    assert path.stat().st_size < runner.COPY_LIMIT and capsys.readouterr().err == ""
     data = nbformat.read(path, as_version=4).cells[0].outputs[0].data["image/png"]
     small = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
     assert np.abs(small - np.asarray(picture, float)).mean() < 12
 
 
 def test_folders_are_hidden_only_where_they_stand_alone():
-    root = str(results.ROOT)
-    output = new_output("stream", text=f"{root}/x.py:3 {root}x /a{root}/b")
-    run._hide_folders(output, [(run.re.compile(
-        r"(?<![\w.-])" + run.re.escape(root) + r"(?![\w.-])"), ".")])
-    assert output.text == f"./x.py:3 {root}x /a{root}/b"
+    root = str(ROOT)
+    patterns = [(re.compile(r"(?<![\w.-])" + re.escape(root) + r"(?![\w.-])"), ".")]
+    stream = new_output("stream", text=f"{root}/x.py:3 {root}x /a{root}/b")
+    assert runner.hide_folders(stream, patterns).text == f"./x.py:3 {root}x /a{root}/b"
+    shown = new_output("display_data", data={"image/png": root, "text/plain": [root]})
+    hidden = runner.hide_folders([shown], patterns)[0]
+    assert hidden.data == {"image/png": root, "text/plain": ["."]}
 
 
 def test_the_closing_table_lists_every_notebook():
-    table = run.summary_table([
-        run.Outcome("00_start_here", "ok", 4.25, "codec.round_trip = 100 %"),
-        run.Outcome("04_qlora_finetuning", "failed"), run.Outcome("05_decoding", "not run")])
+    table = runner.summary_table([
+        runner.Outcome("00_start_here", "ok", 4.25, "codec.round_trip = 100 %"),
+        runner.Outcome("04_qlora_finetuning", "failed"), runner.Outcome("05_decoding", "not run")])
     lines = table.splitlines()
     assert lines[0].split() == ["notebook", "seconds", "status", "headline"]
     assert lines[1].endswith("codec.round_trip = 100 %") and "4.2" in lines[1]
