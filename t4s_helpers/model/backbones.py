@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import ASSETS
+from .chat import ConversationEncoder
+
 EMBEDDED = ASSETS / "embedded"
 ADAPTERS = ASSETS / "adapters"
 
@@ -139,10 +141,8 @@ class Backbone:
     processor: Any
 
     @property
-    def encoder(self):
-        """The `t4s_helpers.model.training.ConversationEncoder` that fits this backbone."""
-        from .training import ConversationEncoder
-
+    def encoder(self) -> ConversationEncoder:
+        """The `t4s_helpers.model.chat.ConversationEncoder` that fits this backbone."""
         return ConversationEncoder(self.processor, self.spec.n_image_tokens,
                                    dtype=getattr(self.model, "dtype", None))
 

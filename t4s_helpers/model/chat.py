@@ -1,0 +1,331 @@
+"""From exchanges to token ids: chat templates, the label mask, batches.
+
+A backbone's processor turns a conversation into text by its chat template and the text into token
+ids. `ConversationEncoder` adds what training and constrained decoding need: the ids of an answer
+are the concatenation of the ids of its pieces, and a label mask says which tokens are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..files import ASSETS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ..data.prompts import Turn
+
+IGNORE_INDEX = -100
+"""Label of a token on which no loss is taken (PyTorch's convention)."""
+
+PER_TOKEN = ("mm_token_type_ids", "token_type_ids", "position_ids")
+"""Inputs that a processor may give for every token beside its id; padded with 0. Without the first,
+in which 0 means text, the Qwen families silently place visual tokens as if they were text."""
+
+
+class ConversationError(ValueError):
+    """A conversation that a backbone cannot be trained on; the message says why."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be had; the message names it and says what to give instead."""
+
+
+def messages(turns: Sequence[Turn], image: bool = True, open_ended: bool = False) -> list[dict]:
+    """Exchanges as chat messages for ``processor.apply_chat_template``.
+
+    Args:
+        turns: `t4s_helpers.data.prompts.Turn` objects in order.
+        image: whether the first question carries the picture.
+        open_ended: leave out the last answer, for generation.
+    """
+    chat = []
+    for k, turn in enumerate(turns):
+        content = [{"type": "text", "text": turn.question}]
+        if image and k == 0:
+            content.insert(0, {"type": "image"})
+        chat.append({"role": "user", "content": content})
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": turn.text}]})
+    return chat[:-1] if open_ended else chat
+
+
+class ConversationEncoder:
+    """Turns exchanges into token ids and a label mask: only answers are trained.
+
+    The ids of an answer are the concatenation of the ids of its pieces (see
+    `t4s_helpers.codec.encodings`), so that decoding can force pieces without ever changing the
+    tokenization. The token that ends an answer is trained too; everything else is context.
+
+    Args:
+        processor: the backbone's processor, with a chat template.
+        n_image_tokens: set for backbones whose images take a fixed number of tokens: the text then
+            goes through the tokenizer alone (fast), and images are prepared by the caller.
+        max_length: longest conversation in tokens; a longer one is refused, since a cut descriptor
+            would teach the model to break the format.
+        dtype: of the processor's image tensors; not every model converts them itself.
+    """
+
+    def __init__(self, processor, n_image_tokens: int | None = None, max_length: int = 4096,
+                 dtype=None):
+        self.processor, self.n_image_tokens, self.dtype = processor, n_image_tokens, dtype
+        self.tokenizer, self.max_length = processor.tokenizer, max_length
+        self._pieces: dict[str, list[int]] = {}
+        self._surpluses: dict[bool, str] = {}
+        self._special = set(self.tokenizer.all_special_ids)
+
+    def piece_ids(self, piece: str) -> list[int]:
+        """Token ids of one piece of an answer, as it stands after other text."""
+        if piece not in self._pieces:
+            # Behind an anchor, because some tokenizers put a space before the start of a text.
+            anchor = self._plain_ids("\n")
+            ids = self._plain_ids("\n" + piece)
+            fits = ids[:len(anchor)] == anchor
+            self._pieces[piece] = ids[len(anchor):] if fits else self._plain_ids(piece)
+        return self._pieces[piece]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prompt_text(self, turns: Sequence[Turn], image: bool = True) -> str:
+        """The chat up to the point where the answer to the last question starts."""
+        return self.processor.apply_chat_template(
+            messages(turns, image, open_ended=True), add_generation_prompt=True, tokenize=False)
+
+    def prompt(self, turns: Sequence[Turn], image: np.ndarray | None = None) -> dict:
+        """Model inputs for generating the last answer.
+
+        Args:
+            turns: exchanges in order; the last answer is left out.
+            image: uint8 ``(H, W, 3)`` RGB, or ``None`` for text alone.
+
+        Returns:
+            the processor's output, tensors of batch size 1.
+        """
+        return self._process(self.prompt_text(turns, image is not None), image)
+
+    def __call__(self, turns: Sequence[Turn], image: np.ndarray | None = None,
+                 has_image: bool | None = None) -> dict:
+        """Encode a conversation.
+
+        Args:
+            turns: exchanges in order; the image belongs to the first question.
+            image: uint8 ``(H, W, 3)``; with ``n_image_tokens`` it may be left to the caller.
+            has_image: whether the first question shows an image; by default, if one is given.
+
+        Returns:
+            ``input_ids`` and ``labels`` (lists of the same length, `IGNORE_INDEX` where not
+            trained), and the processor's image tensors, if it was used.
+
+        Raises:
+            ConversationError: longer than ``max_length``, or a chat template that does not keep
+                the answer's text.
+        """
+        has_image = image is not None if has_image is None else has_image
+        before = self._around_answers(turns, has_image)
+        extra, ids = self._first_ids(before[0], image, has_image)
+        labels = [IGNORE_INDEX] * len(ids)
+        for turn, after in zip(turns, before[1:]):
+            said = [i for piece in turn.answer for i in self.piece_ids(piece)]
+            closing, trained = self._closing(after)
+            ids += said + closing
+            labels += said + closing[:trained] + [IGNORE_INDEX] * (len(closing) - trained)
+        self._check_length(ids)
+        for name in set(extra) & set(PER_TOKEN):
+            first = extra[name].flatten().tolist()
+            extra[name] = first + [0] * (len(ids) - len(first))
+        return {"input_ids": ids, "labels": labels, **extra}
+
+    def _around_answers(self, turns: Sequence[Turn], has_image: bool) -> list[str]:
+        """The chat's text before, between and after the answers: ``len(turns) + 1`` strings."""
+        marks = [f"\u2402{k}\u2403" for k in range(len(turns))]
+        chat = messages(turns, has_image)
+        for message, mark in zip(chat[1::2], marks):
+            message["content"][0]["text"] = mark
+        rest = self.processor.apply_chat_template(chat, tokenize=False)
+        parts = []
+        for mark in marks:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                raise ConversationError(
+                    "The chat template drops or reorders answers; a template that keeps "
+                    "assistant messages as they are is needed.")
+            parts.append(part)
+        surplus = self._surplus(turns, has_image, parts[0])
+        return [*(part.removesuffix(surplus) for part in parts), rest]
+
+    def _surplus(self, turns: Sequence[Turn], has_image: bool, before: str) -> str:
+        """White space that the template puts before an answer, but not when it asks for one.
+
+        LLaVA-1.5's does. A model trained with it would later be asked in a way it never saw.
+        """
+        if has_image not in self._surpluses:  # a property of the template: found once
+            asked = self.prompt_text(turns[:1], has_image)
+            more = before.removeprefix(asked)
+            fits = before.startswith(asked) and more.isspace()
+            self._surpluses[has_image] = more if fits else ""
+        return self._surpluses[has_image]
+
+    def _first_ids(self, text: str, image, has_image: bool) -> tuple[dict, list[int]]:
+        if has_image and self.n_image_tokens is None:
+            out = dict(self._process(text, image))
+            out.pop("attention_mask", None)
+            return out, out.pop("input_ids")[0].tolist()
+        if has_image:
+            token = self.processor.image_token
+            text = text.replace(token, token * self.n_image_tokens)
+        return {}, self.tokenizer(text, add_special_tokens=self.needs_bos(text))["input_ids"]
+
+    def _process(self, text: str, image):
+        out = self.processor(
+            text=[text], images=None if image is None else [image], return_tensors="pt",
+            add_special_tokens=self.needs_bos(text))
+        return out if self.dtype is None else out.to(self.dtype)  # of pictures, not of ids
+
+    def needs_bos(self, text: str) -> bool:
+        """Whether the tokenizer must add its special tokens, the template having written none."""
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
+
+    def _closing(self, text: str) -> tuple[list[int], int]:
+        """Ids between an answer and the next one, and how many of them are trained."""
+        ids = self._plain_ids(text)
+        end = next((k for k, i in enumerate(ids) if i in self._special), None)
+        if end is None:  # a template without an end mark: the model must still learn to stop
+            return [self.tokenizer.eos_token_id, *ids], 1
+        return ids, end + 1
+
+    def _check_length(self, ids: list[int]) -> None:
+        if len(ids) > self.max_length:
+            raise ConversationError(
+                f"A conversation has {len(ids)} tokens, more than the context of {self.max_length}. "
+                "Use a smaller grid, fewer labels or exchanges, or the encoding 'rrle'; it is not "
+                "cut, because half a descriptor would teach a broken format.")
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+def pad_batch(items: list[dict], pad_id: int) -> dict[str, Any]:
+    """Encoded conversations -> tensors, padded on the right to the longest.
+
+    Args:
+        items: outputs of `ConversationEncoder`, all with the same image inputs or none.
+        pad_id: id of the padding token.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
+        with 0, and every image tensor concatenated along its first axis. Where items have a
+        ``part`` per token (see `in_branches`), a token sees only those before it in its own part
+        and in part 0, and ``attention_mask`` says so: bool ``(B, 1, T, T)``. With one part in each
+        item a token sees all before it, and the mask is all ones: the padding comes last, so no
+        token that counts sees it.
+    """
+    import torch
+
+    length = max(len(item["input_ids"]) for item in items)
+
+    def padded(name: str, fill: int):
+        rows = [list(item.get(name, ())) for item in items]
+        return torch.tensor([[*map(int, row), *[fill] * (length - len(row))] for row in rows])
+
+    attention = torch.tensor([[k < len(item["input_ids"]) for k in range(length)] for item in items])
+    batch = {"input_ids": padded("input_ids", pad_id), "attention_mask": attention.long(),
+             "labels": padded("labels", IGNORE_INDEX)}
+    if all("part" in item for item in items):
+        # Without a mask to read, causal attention does half of the work.
+        branches = any(max(item["part"]) > 1 for item in items)
+        batch["attention_mask"] = (branch_mask(padded("part", -1)) if branches
+                                   else torch.ones_like(batch["attention_mask"]))
+    names = {name for item in items for name in item} - {*batch, "part"}
+    for name in sorted(names):
+        batch[name] = padded(name, 0) if name in PER_TOKEN else torch.cat(
+            [torch.as_tensor(item[name]) for item in items if name in item])
+    return batch
+
+
+def branch_mask(part):
+    """Who sees whom: int64 ``(B, T)`` parts, -1 in the padding -> bool ``(B, 1, T, T)``."""
+    import torch
+
+    query, key = part[:, :, None], part[:, None, :]
+    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
+    return ((key == 0) | (key == query))[:, None] & earlier
+
+
+def in_branches(item: dict, tokenizer) -> dict:
+    """Let the exchanges of an encoded conversation see the picture, but not each other.
+
+    Asked one after the other about the same few objects, most answers could be copied from earlier
+    ones. Side by side, each stands exactly where it would stand if it were asked alone, and one
+    pass over the picture still trains them all.
+
+    Args:
+        item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
+
+    Returns:
+        the item with ``position_ids`` and ``part`` (0: shared by all, k: exchange k), without the
+        tokens that open the second and later exchanges. See `pad_batch`.
+    """
+    ids, labels = list(item["input_ids"]), list(item["labels"])
+    image, user = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<user>"))
+    shared = len(ids) - ids[::-1].index(image) if image in ids else 1
+    out = {"input_ids": ids[:shared], "labels": labels[:shared],
+           "position_ids": list(range(shared)), "part": [0] * shared}
+    part, position = 1, shared
+    for token, label in zip(ids[shared:], labels[shared:]):
+        opens = token == user and image in ids and position == shared
+        if not opens:
+            for name, value in zip(out, (token, label, position, part)):
+                out[name].append(value)
+            position += 1
+        if token == tokenizer.eos_token_id:
+            part, position = part + 1, shared
+    return out
+
+
+def packed(item: dict, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """An encoded conversation as int16 arrays, with its uint8 image: thousands wait in memory."""
+    out = {name: np.asarray(values, np.int16) for name, values in item.items()}
+    return out if image is None else {**out, "image": image}
+
+
+# --- tokenizers alone -------------------------------------------------------------------------------
+
+
+def load_tokenizer(source: str | Path = "embedded") -> Tokenizer:
+    """A tokenizer without its model, for counting what a text costs.
+
+    Args:
+        source: ``"embedded"``, a ``tokenizer.json``, a folder that holds one, or the id of a
+            repository on the model hub (fetched, and cached by the hub's own library).
+
+    Raises:
+        TokenizerError: nothing usable there.
+    """
+    from tokenizers import Tokenizer
+
+    place = ASSETS / "embedded" if source == "embedded" else Path(source).expanduser()
+    file = place / "tokenizer.json" if place.is_dir() else place
+    try:
+        # Anything that is not on the disk is taken for a name on the hub.
+        on_disk = file.is_file() or place.is_dir()
+        return Tokenizer.from_file(str(file)) if on_disk else Tokenizer.from_pretrained(str(source))
+    except Exception as error:  # the library raises plain Exception for every fault
+        raise TokenizerError(
+            f"There is no usable tokenizer at {str(source)!r} ({str(error)[:120]}): give a "
+            "tokenizer.json, a folder that holds one, or a repository id of the model hub."
+        ) from error
+
+
+def count_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Tokens of a text, without those that a tokenizer adds at its ends.
+
+    >>> count_tokens(load_tokenizer("embedded"), "others *16")
+    2
+    """
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
