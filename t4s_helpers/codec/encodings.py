@@ -1,11 +1,14 @@
 """Label grids as text and back, exactly.
 
-Three schemes (Text4Seg, section 3.2 and figure 3). For the grid ``[[0, 0], [0, 1]]`` and the label
+Three encodings (Text4Seg, section 3.2 and figure 3). For the grid ``[[0, 0], [0, 1]]`` and the label
 "dog" they write
 
 - ``full``: the label of every cell, row after row: ``others|others|others|dog``
 - ``irle``: runs ``label *count`` over the flattened grid: ``others *3|dog *1``
 - ``rrle``: runs within each row, a line per row: ``others *2`` newline ``others *1|dog *1``
+
+An `Encoding` knows its grid and writes and reads its text; :func:`get_encoding` finds one by name. A
+further one is one subclass: its name, whether lines break and runs count, and the order of the cells.
 
 Each comes in two spellings: canonical, with the separators ``|`` and newline, and spaced, as the
 paper's released checkpoints write it: a space after each separator and a newline at the end.
@@ -27,16 +30,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .grid import MAX_SIDE, Size, check_grid, parse_size
+from .grid import MAX_SIDE, GridSize, check_grid, parse_grid_size
 
 OTHERS = "others"
-SCHEMES = ("full", "irle", "rrle")
 SEG_OPEN = "<seg>"
 SEG_CLOSE = "</seg>"
 
@@ -146,108 +149,173 @@ def _check_label(label: str, name: str, folded: dict[str, int], names: list[str]
         ) from None
 
 
-def check_scheme(scheme: str) -> str:
-    """The scheme, if it is one of :data:`SCHEMES`; otherwise a DescriptorError."""
-    if scheme not in SCHEMES:
-        raise DescriptorError(f"unknown scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    return scheme
+ENCODINGS: dict[str, type[Encoding]] = {}
+"""Name -> class. A subclass of `Encoding` with a name of its own registers itself."""
 
 
-def pieces(
-    grid: np.ndarray, labels: Sequence[str], scheme: str = "rrle", spaced: bool = False
-) -> list[str]:
-    r"""The descriptor text in pieces: labels, counts (``" *3"``) and separators.
-
-    Joined they are :func:`encode`'s text. Tokenized one by one they give the same token ids in
-    training and in decoding.
+@dataclass(frozen=True)
+class Encoding:
+    r"""How label grids of one size are written as text, and read back exactly.
 
     Args:
-        grid: int ``(rows, cols)``, 1 to 64 each; 0 is others, ``k`` is ``labels[k - 1]``.
-        labels: the label texts.
-        scheme: ``"full"``, ``"irle"`` or ``"rrle"``.
-        spaced: separators ``"| "`` and ``"\n "``, and ``"\n"`` as the last piece.
+        grid_size: ``(rows, cols)``, or one number for a square; 1 to 64 each.
+        spaced: the spelling of the paper's checkpoints: separators ``"| "`` and ``"\n "``, and
+            ``"\n"`` at the end.
 
     Raises:
-        DescriptorError: an unusable label or scheme.
-        ValueError: an unusable grid, or a value in it without a label.
-
-    >>> pieces([[0, 0], [0, 1]], ["dog"])
-    ['others', ' *2', '\n', 'others', ' *1', '|', 'dog', ' *1']
-    """
-    check_scheme(scheme)
-    written = vocabulary(labels).written
-    array = check_grid(grid, len(written) - 1)
-    bar, line_break = ("| ", "\n ") if spaced else ("|", "\n")
-    parts: list[str] = []
-    if scheme == "full":
-        for k in array.ravel().tolist():
-            parts += (bar, written[k])
-    else:
-        for k, count, starts_row in zip(*_runs(array, scheme)):
-            parts += (line_break if starts_row else bar, written[k], _COUNT_TEXT[count])
-    del parts[0]
-    if spaced:
-        parts.append("\n")
-    return parts
-
-
-def encode(
-    grid: np.ndarray, labels: Sequence[str], scheme: str = "rrle", spaced: bool = False
-) -> str:
-    r"""The grid as descriptor text; arguments and errors as in :func:`pieces`.
-
-    >>> encode([[0, 0], [0, 1]], ["dog"]), encode([[0, 0], [0, 1]], ["dog"], "irle", spaced=True)
-    ('others *2\nothers *1|dog *1', 'others *3| dog *1\n')
-    """
-    return "".join(pieces(grid, labels, scheme, spaced))
-
-
-def decode(
-    text: str, labels: Sequence[str], size: Size, scheme: str = "rrle"
-) -> np.ndarray:
-    r"""The grid that was encoded, and nothing but that: the exact inverse of :func:`encode`.
-
-    Accepts just the texts that ``encode`` writes for this size, in either spelling. For model
-    output use :func:`t4s_helpers.codec.parsing.parse`.
-
-    Returns:
-        int32 ``(rows, cols)``.
-
-    Raises:
-        DescriptorError: the text differs from what ``encode`` writes; the message names row and
-            run. Also for an unusable label or scheme.
         ValueError: an unusable size.
 
-    >>> decode("others *2\nothers *1|dog *1", ["dog"], 2).tolist()
-    [[0, 0], [0, 1]]
+    >>> rrle = get_encoding("rrle", 2)
+    >>> text = rrle.encode([[0, 0], [0, 1]], ["dog"])
+    >>> text, rrle.decode(text, ["dog"]).tolist()
+    ('others *2\nothers *1|dog *1', [[0, 0], [0, 1]])
     """
-    rows, cols = parse_size(size)
-    check_scheme(scheme)
-    index = vocabulary(labels).index
-    lines, bar = _split_lines(text, scheme)
-    height, width = (rows, cols) if scheme == "rrle" else (1, rows * cols)
-    if len(lines) != height:
-        raise DescriptorError(f"the text has {len(lines)} rows, the grid needs {rows}")
-    if scheme == "full":
-        values = [index.get(word, -1) for word in lines[0].split(bar)]
-        if len(values) != width or -1 in values:
-            raise _explain_full(lines[0].split(bar), index, rows, cols)
-        return np.array(values, np.int32).reshape(rows, cols)
-    values, counts = [], []
-    for line in lines:
-        total, last = 0, -1
-        for run in line.split(bar):
-            word, _, digits = run.rpartition(" *")
-            k, count = index.get(word, -1), _COUNT_VALUE.get(digits, 0)
-            if k < 0 or count == 0 or k == last:
-                raise _explain_runs(lines, bar, index, width)
-            values.append(k)
-            counts.append(count)
-            total += count
-            last = k
-        if total != width:
-            raise _explain_runs(lines, bar, index, width)
-    return np.repeat(np.array(values, np.int32), counts).reshape(rows, cols)
+
+    grid_size: GridSize = 16
+    spaced: bool = False
+
+    name: ClassVar[str] = ""
+    breaks_rows: ClassVar[bool] = False
+    """Whether every row is a line of its own."""
+    counts_runs: ClassVar[bool] = True
+    """Whether the text holds runs ``label *count``, or else the label of every cell."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.name:
+            ENCODINGS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid_size", parse_grid_size(self.grid_size))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid."""
+        return self.grid_size[0]
+
+    @property
+    def cols(self) -> int:
+        """Columns of the grid."""
+        return self.grid_size[1]
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """How many lines the text has, and how many cells a line describes."""
+        return self.grid_size if self.breaks_rows else (1, self.rows * self.cols)
+
+    def arrange(self, grid: np.ndarray) -> np.ndarray:
+        """The grid's cells in the order in which they are written, as an array of shape `lines`."""
+        return grid.reshape(self.lines)
+
+    def restore(self, cells: np.ndarray) -> np.ndarray:
+        """The grid of cells in the order in which they are written; the inverse of `arrange`."""
+        return cells.reshape(self.grid_size)
+
+    @property
+    def separators(self) -> tuple[str, str]:
+        """Between the runs of a line, and between lines."""
+        return ("| ", "\n ") if self.spaced else ("|", "\n")
+
+    def pieces(self, grid: np.ndarray, labels: Sequence[str]) -> list[str]:
+        r"""The text in pieces: labels, counts (``" *3"``) and separators.
+
+        Tokenized one by one they give the same token ids in training and in decoding.
+
+        Args:
+            grid: int ``(rows, cols)``; 0 is others, ``k`` is ``labels[k - 1]``.
+            labels: the label texts.
+
+        Raises:
+            DescriptorError: an unusable label.
+            ValueError: a grid of another size, or a value in it without a label.
+
+        >>> get_encoding("rrle", 2).pieces([[0, 0], [0, 1]], ["dog"])
+        ['others', ' *2', '\n', 'others', ' *1', '|', 'dog', ' *1']
+        """
+        written = vocabulary(labels).written
+        array = check_grid(grid, len(written) - 1)
+        if array.shape != self.grid_size:
+            raise ValueError(f"this encoding is of {self.rows}x{self.cols} grids, but the grid is "
+                             f"{array.shape[0]}x{array.shape[1]}: get_encoding(name, grid_size)")
+        cells, (bar, line_break) = self.arrange(array), self.separators
+        parts: list[str] = []
+        if self.counts_runs:
+            for k, count, starts_line in _runs(cells):
+                parts += (line_break if starts_line else bar, written[k], _COUNT_TEXT[count])
+        else:
+            for line in cells.tolist():
+                for n, k in enumerate(line):
+                    parts += (bar if n else line_break, written[k])
+        del parts[0]
+        if self.spaced:
+            parts.append("\n")
+        return parts
+
+    def encode(self, grid: np.ndarray, labels: Sequence[str]) -> str:
+        """The grid as descriptor text; arguments and errors as in `pieces`."""
+        return "".join(self.pieces(grid, labels))
+
+    def decode(self, text: str, labels: Sequence[str]) -> np.ndarray:
+        """The grid that was encoded, and nothing but that: the exact inverse of `encode`.
+
+        Accepts just the texts that `encode` writes, in either spelling. For model output use
+        :func:`t4s_helpers.codec.parsing.parse`.
+
+        Returns:
+            int32 ``(rows, cols)``.
+
+        Raises:
+            DescriptorError: the text differs from what `encode` writes; the message names row and
+                run. Also for an unusable label.
+        """
+        index = vocabulary(labels).index
+        spaced = text.endswith("\n")  # only that spelling ends so
+        body = text[:-1] if spaced else text
+        bar = "| " if spaced else "|"
+        height, width = self.lines
+        lines = body.split("\n " if spaced else "\n") if self.breaks_rows else [body]
+        if len(lines) != height:
+            raise DescriptorError(f"the text has {len(lines)} rows, the grid needs {height}")
+        read = _read_runs if self.counts_runs else _read_cells
+        return self.restore(read(lines, bar, index, width).reshape(height, width))
+
+
+class FullLength(Encoding):
+    """The label of every cell, row after row; the paper's plain semantic descriptors."""
+
+    name = "full"
+    counts_runs = False
+
+
+class ImageRLE(Encoding):
+    """Runs over the flattened grid, as if its rows were one long line (I-RLE)."""
+
+    name = "irle"
+
+
+class RowRLE(Encoding):
+    """Runs within each row, a line a row (R-RLE, the paper's choice)."""
+
+    name = "rrle"
+    breaks_rows = True
+
+
+def get_encoding(name: str = "rrle", grid_size: GridSize = 16, spaced: bool = False) -> Encoding:
+    """An encoding by name.
+
+    Args:
+        name: a key of `ENCODINGS`: ``"full"``, ``"irle"`` or ``"rrle"``.
+        grid_size, spaced: see `Encoding`.
+
+    Raises:
+        DescriptorError: an unknown name.
+        ValueError: an unusable size.
+
+    >>> get_encoding("irle", (12, 20)).lines
+    (1, 240)
+    """
+    if name not in ENCODINGS:
+        raise DescriptorError(f"unknown encoding {name!r}: choose one of {', '.join(ENCODINGS)}")
+    return ENCODINGS[name](grid_size, spaced)
 
 
 def wrap(text: str, sentence: str) -> str:
@@ -268,34 +336,55 @@ def wrap(text: str, sentence: str) -> str:
     return f"{sentence}\n{SEG_OPEN}{text}{SEG_CLOSE}"
 
 
-def _runs(grid: np.ndarray, scheme: str) -> tuple[list[int], list[int], list[bool]]:
-    """Value and length of each run, and whether it begins a row (never for ``irle``)."""
-    flat = grid.ravel()
+def _runs(cells: np.ndarray) -> Iterator[tuple[int, int, bool]]:
+    """Value and length of each run in each line, and whether it begins a line."""
+    flat, width = cells.ravel(), cells.shape[1]
     begins = np.empty(flat.size, bool)
-    begins[0] = True
     np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    if scheme == "rrle":
-        begins[:: grid.shape[1]] = True
+    begins[::width] = True
     starts = np.flatnonzero(begins)
-    ends = np.empty_like(starts)
-    ends[:-1] = starts[1:]
-    ends[-1] = flat.size
-    row_starts = (starts % (grid.shape[1] if scheme == "rrle" else flat.size) == 0).tolist()
-    return flat[starts].tolist(), (ends - starts).tolist(), row_starts
+    lengths = np.diff(starts, append=flat.size)
+    return zip(flat[starts].tolist(), lengths.tolist(), (starts % width == 0).tolist())
 
 
-def _split_lines(text: str, scheme: str) -> tuple[list[str], str]:
-    """The text's lines and its separator within a line; only the spaced spelling ends in \\n."""
-    spaced = text.endswith("\n")
-    body = text[:-1] if spaced else text
-    lines = body.split("\n " if spaced else "\n") if scheme == "rrle" else [body]
-    return lines, "| " if spaced else "|"
+def _read_runs(lines: list[str], bar: str, index: dict[str, int], width: int) -> np.ndarray:
+    """Grid value of every cell, from lines of runs; refuses what `Encoding.encode` does not write."""
+    values, counts = [], []
+    for line in lines:
+        total, last = 0, -1
+        for run in line.split(bar):
+            word, _, digits = run.rpartition(" *")
+            k, count = index.get(word, -1), _COUNT_VALUE.get(digits, 0)
+            if k < 0 or count == 0 or k == last:
+                raise _explain_runs(lines, bar, index, width)
+            values.append(k)
+            counts.append(count)
+            total += count
+            last = k
+        if total != width:
+            raise _explain_runs(lines, bar, index, width)
+    return np.repeat(np.array(values, np.int32), counts)
+
+
+def _read_cells(lines: list[str], bar: str, index: dict[str, int], width: int) -> np.ndarray:
+    """The same from lines of labels, one a cell."""
+    values = []
+    for r, line in enumerate(lines, 1):
+        row = f"row {r}, " if len(lines) > 1 else ""
+        words = line.split(bar)
+        for i, word in enumerate(words, 1):
+            if word not in index:
+                raise DescriptorError(f"{row}cell {i} has the unknown label {word[:80]!r}")
+        if len(words) != width:
+            raise DescriptorError(f"{row}the text has {len(words)} labels instead of {width}")
+        values += [index[word] for word in words]
+    return np.array(values, np.int32)
 
 
 def _explain_runs(
     lines: list[str], bar: str, index: dict[str, int], width: int
 ) -> DescriptorError:
-    """The error for the first thing that is wrong in runs that :func:`decode` refused."""
+    """The error for the first thing that is wrong in runs that :func:`_read_runs` refused."""
     for r, line in enumerate(lines, 1):
         row = f"row {r}, " if len(lines) > 1 else ""
         total, last = 0, None
@@ -312,16 +401,3 @@ def _explain_runs(
         if total != width:
             return DescriptorError(f"{row}the counts sum to {total} instead of {width}")
     raise AssertionError("these runs are well-formed")
-
-
-def _explain_full(
-    words: list[str], index: dict[str, int], rows: int, cols: int
-) -> DescriptorError:
-    """The error for the first thing that is wrong in labels that :func:`decode` refused."""
-    for i, word in enumerate(words):
-        if word not in index:
-            where = f"row {i // cols + 1}, cell {i % cols + 1}"
-            return DescriptorError(f"{where} has the unknown label {word[:80]!r}")
-    return DescriptorError(
-        f"the text has {len(words)} labels, the {rows}x{cols} grid needs {rows * cols}"
-    )

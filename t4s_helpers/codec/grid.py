@@ -1,4 +1,4 @@
-"""Masks to label grids and back.
+"""Masks to label grids and back; overlap of masks and boxes.
 
 A label grid is an int32 array ``(rows, cols)``, row 0 at the top of the image, column 0 at its
 left. 0 stands for "others" (the background), ``k`` for ``labels[k - 1]``. Masks are boolean
@@ -19,20 +19,20 @@ import numpy as np
 MAX_SIDE = 64
 RULES = ("area", "nearest")
 
-Size = int | tuple[int, int]
+GridSize = int | tuple[int, int]
 Masks = np.ndarray | Sequence[np.ndarray]
 
 
-def parse_size(size: Size) -> tuple[int, int]:
+def parse_grid_size(grid_size: GridSize) -> tuple[int, int]:
     """Grid size as ``(rows, cols)``; one number means a square grid.
 
-    >>> parse_size(16), parse_size((12, 20))
+    >>> parse_grid_size(16), parse_grid_size((12, 20))
     ((16, 16), (12, 20))
 
     Raises:
         ValueError: not one or two whole numbers from 1 to 64.
     """
-    pair = (size, size) if isinstance(size, (int, np.integer)) else size
+    pair = (grid_size, grid_size) if isinstance(grid_size, (int, np.integer)) else grid_size
     try:
         rows, cols = pair
         whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool)
@@ -41,7 +41,7 @@ def parse_size(size: Size) -> tuple[int, int]:
         whole = False
     if not whole or not (1 <= rows <= MAX_SIDE and 1 <= cols <= MAX_SIDE):
         raise ValueError(
-            f"grid size {size!r} is not usable: give one whole number or (rows, cols), "
+            f"grid size {grid_size!r} is not usable: give one whole number or (rows, cols), "
             f"each from 1 to {MAX_SIDE}"
         )
     return int(rows), int(cols)
@@ -58,7 +58,7 @@ def check_grid(grid: np.ndarray, n_labels: int) -> np.ndarray:
         raise ValueError(
             f"a label grid is a 2-D array of integers, got {array.ndim} axes of {array.dtype}"
         )
-    parse_size(array.shape)
+    parse_grid_size(array.shape)
     low, high = array.min(), array.max()
     if low < 0 or high > n_labels:
         raise ValueError(
@@ -68,14 +68,14 @@ def check_grid(grid: np.ndarray, n_labels: int) -> np.ndarray:
     return array
 
 
-def cell_coverage(masks: Masks, size: Size) -> np.ndarray:
+def cell_coverage(masks: Masks, grid_size: GridSize) -> np.ndarray:
     """Share of each grid cell that each mask covers.
 
     Exact fractional area, also where the image's sides are no multiples of the grid's, or smaller.
 
     Args:
         masks: bool ``(L, H, W)``, or a list of ``L`` arrays ``(H, W)``.
-        size: grid size, see :func:`parse_size`.
+        grid_size: see :func:`parse_grid_size`.
 
     Returns:
         float32 ``(L, rows, cols)``, values in ``[0, 1]``.
@@ -83,7 +83,7 @@ def cell_coverage(masks: Masks, size: Size) -> np.ndarray:
     >>> cell_coverage([np.array([[1, 0, 0]], bool)], (1, 2)).tolist()
     [[[0.6666666865348816, 0.0]]]
     """
-    rows, cols = parse_size(size)
+    rows, cols = parse_grid_size(grid_size)
     stack = _as_stack(masks)
     cell = stack[0].size if stack else 1
     share = _covered(stack, rows, cols) / cell
@@ -92,7 +92,7 @@ def cell_coverage(masks: Masks, size: Size) -> np.ndarray:
 
 def masks_to_grid(
     masks: Masks,
-    size: Size = 16,
+    grid_size: GridSize = 16,
     rule: str = "area",
     owners: Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -114,7 +114,7 @@ def masks_to_grid(
     Args:
         masks: bool ``(L, H, W)``, or a list of arrays ``(H, W)``; integer masks count as true
             where they are not 0.
-        size: grid size, see :func:`parse_size`.
+        grid_size: see :func:`parse_grid_size`.
         rule: ``"area"`` or ``"nearest"``.
         owners: for masks that are objects rather than labels: ``masks[i]`` belongs to label
             ``owners[i]`` (from 0). Several objects may share a label; each stays visible.
@@ -126,7 +126,7 @@ def masks_to_grid(
         ValueError: masks of different or no size or of a wrong type, an unknown rule, or owners
             that do not fit the masks.
     """
-    rows, cols = parse_size(size)
+    rows, cols = parse_grid_size(grid_size)
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
     stack = _as_stack(masks)
@@ -182,6 +182,92 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     else:
         ys, xs = _extent(mask)
     return None if ys is None else (xs[0], ys[0], xs[1], ys[1])
+
+
+def overlap(pred: np.ndarray, target: np.ndarray) -> tuple[int, int, int]:
+    """Pixel counts ``(intersection, predicted area, true area)`` of two masks.
+
+    Args:
+        pred, target: bool ``(H, W)``, the same shape; anything else is refused, because a mask of
+            0 and 255, of scores, or of another size would give a number that looks like a score.
+
+    Raises:
+        ValueError: not two-dimensional, not boolean, or of different shapes.
+
+    >>> overlap(np.array([[True, True, False]]), np.array([[False, True, True]]))
+    (1, 2, 2)
+    """
+    pred, target = _check_mask(pred, "predicted"), _check_mask(target, "true")
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"The predicted mask is {_sides(pred)} (height x width) but the true mask is "
+            f"{_sides(target)}: resize the prediction to the image before scoring it."
+        )
+    both = np.count_nonzero(pred & target)
+    return int(both), int(np.count_nonzero(pred)), int(np.count_nonzero(target))
+
+
+def mask_iou(pred: np.ndarray, target: np.ndarray) -> float:
+    """Intersection over union of two bool masks ``(H, W)``, in [0, 1]; two empty masks agree: 1.
+
+    >>> mask_iou(np.array([[True, True, False]]), np.array([[False, True, True]]))
+    0.3333333333333333
+    """
+    both, n_pred, n_target = overlap(pred, target)
+    union = n_pred + n_target - both
+    return both / union if union else 1.0
+
+
+def box_iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float:
+    """Intersection over union of two half-open boxes ``(x0, y0, x1, y1)`` in pixels, in [0, 1].
+
+    ``None`` is "no box": it overlaps nothing, not even another ``None``. Half-open means that a box
+    of one pixel is ``(x, y, x + 1, y + 1)``, so that areas are plain products (no "+ 1" rule).
+
+    >>> box_iou((0, 0, 4, 4), (2, 0, 6, 4))
+    0.3333333333333333
+    """
+    a, b = _check_box(a, "first"), _check_box(b, "second")
+    if a is None or b is None:
+        return 0.0
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return float(both / union)
+
+
+def _check_mask(mask: np.ndarray, name: str) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"The {name} mask must be (height, width), its shape is {mask.shape}.")
+    if mask.dtype != np.bool_:
+        raise ValueError(
+            f"The {name} mask must be boolean, but its type is {mask.dtype}: "
+            "compare it first, for example `mask > 0`."
+        )
+    return mask
+
+
+def _sides(mask: np.ndarray) -> str:
+    return "x".join(map(str, mask.shape))
+
+
+def _check_box(box: Sequence[float] | None, name: str) -> tuple[float, float, float, float] | None:
+    if box is None:
+        return None
+    values = np.asarray(box, dtype=float)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"The {name} box must be four finite numbers (x0, y0, x1, y1), got {box}."
+        )
+    x0, y0, x1, y1 = values.tolist()
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(
+            f"The {name} box {box} has no area: boxes are (x0, y0, x1, y1) with x0 < x1 and "
+            "y0 < y1; COCO's (x, y, width, height) must be converted first."
+        )
+    return x0, y0, x1, y1
 
 
 def _extent(mask: np.ndarray) -> tuple:

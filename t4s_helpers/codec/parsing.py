@@ -1,7 +1,6 @@
 """Tolerant reading of model output: a grid always comes back, and a report of what was amiss.
 
-The strict counterpart, for text that :func:`t4s_helpers.codec.encodings.encode` wrote, is
-:func:`t4s_helpers.codec.encodings.decode`.
+The strict counterpart, for text that `t4s_helpers.codec.encodings.Encoding.encode` wrote, is its method ``decode``.
 """
 
 from __future__ import annotations
@@ -11,17 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .grid import Size, parse_size
 from .encodings import (
-    SEG_CLOSE,
-    SEG_OPEN,
-    DescriptorError,
-    Vocabulary,
-    check_scheme,
-    decode,
-    fold,
-    unescape_label,
-    vocabulary,
+    SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
 )
 
 _SHOWN = 80  # characters of an unknown label that the report keeps
@@ -72,7 +62,8 @@ class ParseReport:
     def verdict(self) -> str:
         """The gravest fault in two or three words, for a census of answers.
 
-        >>> parse("<seg>dog *2", ["dog"], (2, 2))[1].verdict
+        >>> from t4s_helpers.codec.encodings import get_encoding
+        >>> parse("<seg>dog *2", ["dog"], get_encoding("rrle", 2))[1].verdict
         'no </seg>'
         """
         found = (
@@ -89,7 +80,8 @@ class ParseReport:
     def summary(self) -> str:
         """The report in one sentence.
 
-        >>> parse("<seg>dog *2", ["dog"], (2, 2))[1].summary()
+        >>> from t4s_helpers.codec.encodings import get_encoding
+        >>> parse("<seg>dog *2", ["dog"], get_encoding("rrle", 2))[1].summary()
         'Malformed: no </seg>, 1 row missing.'
         """
         if self.ok:
@@ -119,9 +111,7 @@ class ParseReport:
         return faults
 
 
-def parse(
-    text: str, labels: Sequence[str], size: Size, scheme: str = "rrle"
-) -> tuple[np.ndarray, ParseReport]:
+def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndarray, ParseReport]:
     r"""Read a model's answer: a whole response with its tags, or bare descriptors.
 
     Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
@@ -134,29 +124,28 @@ def parse(
     Args:
         text: the answer.
         labels: the labels that were asked for.
-        size: grid size, see :func:`t4s_helpers.codec.grid.parse_size`.
-        scheme: ``"full"``, ``"irle"`` or ``"rrle"``.
+        encoding: in which the model was to write, with its grid.
 
     Returns:
         The grid, int32 ``(rows, cols)``, and a :class:`ParseReport`.
 
     Raises:
-        ValueError: unusable labels, size or scheme; never because of ``text``.
+        ValueError: unusable labels; never because of ``text``.
 
-    >>> grid, report = parse("Here.\n<seg>dog *1\n cat *2</seg>", ["dog"], 2)
+    >>> from t4s_helpers.codec.encodings import get_encoding
+    >>> answer = "Here.\n<seg>dog *1\n cat *2</seg>"
+    >>> grid, report = parse(answer, ["dog"], get_encoding("rrle", 2))
     >>> grid.tolist(), report.cells_padded, report.unknown
     ([[1, 0], [0, 0]], 1, {'cat': 1})
     """
-    rows, cols = parse_size(size)
-    check_scheme(scheme)
     words = vocabulary(labels)
     report = ParseReport()
     body, torn = _cut_out(text, report)
     try:
-        grid = decode(body, labels, (rows, cols), scheme)
-        report.rows_found = rows
+        grid = encoding.decode(body, labels)
+        report.rows_found = encoding.lines[0] if encoding.breaks_rows else encoding.rows
     except DescriptorError:
-        grid = _repair(body, words, (rows, cols), scheme, report)
+        grid = _repair(body, words, encoding, report)
     report.ok = not (torn or _repaired(report))
     report.no_target = report.ok and not grid.any()
     return grid, report
@@ -200,33 +189,31 @@ def _repaired(report: ParseReport) -> bool:
     )
 
 
-def _repair(
-    body: str, words: Vocabulary, size: tuple[int, int], scheme: str, report: ParseReport
-) -> np.ndarray:
+def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> np.ndarray:
     """Read what can be read."""
-    rows, cols = size
     lines = _without_blank_ends(body.split("\n"))
     if not report.found_seg:
         lines = _skip_prose(lines, words, report)
-    cells = np.zeros(rows * cols, np.int32)
-    if scheme == "rrle":
-        _repair_rows(cells.reshape(rows, cols), lines, words, report)
+    cells = np.zeros(encoding.lines, np.int32)
+    if encoding.breaks_rows:
+        _repair_rows(cells, lines, words, encoding, report)
     else:
-        asked = _fill(cells, "|".join(lines), words, scheme, report) if lines else 0
-        report.rows_padded, report.cells_padded = divmod(max(cells.size - asked, 0), cols)
-        report.rows_dropped, report.cells_dropped = divmod(max(asked - cells.size, 0), cols)
-    report.rows_found = rows - report.rows_padded + report.rows_dropped
-    return cells.reshape(rows, cols)
+        asked = _fill(cells[0], "|".join(lines), words, encoding, report) if lines else 0
+        missing, cols = cells.size - asked, encoding.cols
+        report.rows_padded, report.cells_padded = divmod(max(missing, 0), cols)
+        report.rows_dropped, report.cells_dropped = divmod(max(-missing, 0), cols)
+    wanted = len(cells) if encoding.breaks_rows else encoding.rows
+    report.rows_found = wanted - report.rows_padded + report.rows_dropped
+    return encoding.restore(cells)
 
 
-def _repair_rows(
-    cells: np.ndarray, lines: list[str], words: Vocabulary, report: ParseReport
-) -> None:
+def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encoding: Encoding,
+                 report: ParseReport) -> None:
     """Each line into its own row of ``cells``, so that damage stays within a row."""
     rows, cols = cells.shape
     lines = _without_blank_lines(lines, rows, report)
     for row, line in zip(cells, lines):
-        asked = _fill(row, line, words, "rrle", report)
+        asked = _fill(row, line, words, encoding, report)
         report.cells_padded += max(cols - asked, 0)
         report.cells_dropped += max(asked - cols, 0)
     report.rows_padded = max(rows - len(lines), 0)
@@ -261,19 +248,19 @@ def _is_run(run: str, words: Vocabulary) -> bool:
 
 
 def _fill(
-    row: np.ndarray, line: str, words: Vocabulary, scheme: str, report: ParseReport
+    row: np.ndarray, line: str, words: Vocabulary, encoding: Encoding, report: ParseReport
 ) -> int:
     """Write the runs of one line into its cells; returns how many cells they ask for."""
     at = 0
     for run in line.split("|"):
-        value, count = _read_run(run.strip(), words, row.size, scheme, report)
+        value, count = _read_run(run.strip(), words, row.size, encoding, report)
         row[at: at + count] = value
         at += count
     return at
 
 
 def _read_run(
-    run: str, words: Vocabulary, width: int, scheme: str, report: ParseReport
+    run: str, words: Vocabulary, width: int, encoding: Encoding, report: ParseReport
 ) -> tuple[int, int]:
     """Grid value and number of cells of one run."""
     if not run:
@@ -286,10 +273,10 @@ def _read_run(
         value = _look_up(stem, words)
         if value is not None or count is not None:
             word = stem
-    if scheme == "full":
-        good = word == run
-    else:
+    if encoding.counts_runs:
         good = count is not None and 1 <= count <= width
+    else:
+        good = word == run
     report.bad_runs += not good
     if value is None:
         name = unescape_label(word)[:_SHOWN]
