@@ -1,6 +1,6 @@
 # Two commands: `make workbook` and `make test`. `make help` lists the others.
 #
-# Only Python 3.11, pip and make are needed; the rest goes to .venv, at the versions of
+# Python 3.11, 3.12 or 3.13, pip and make are needed; the rest goes to .venv, at the versions of
 # requirements/lock.txt. The environment is made anew when the lock changes or the folder moves,
 # and after an installation that did not finish: only a finished one leaves its stamp.
 
@@ -14,9 +14,10 @@ RUN := $(VENV)/bin/python
 PROFILE := cpu
 ARGS :=
 
-# Which Python makes the environment; `make PYTHON=/path/to/python3.11 ...` to choose.
+# Which Python makes the environment; `make PYTHON=/path/to/python3.12 ...` to choose.
 PYTHON :=
-CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3 python)
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.13 python3 python)
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 STAMP := $(VENV)/complete-$(shell { cat $(LOCK); pwd; } | cksum | tr -cs '0-9\n' '-')
 
@@ -29,44 +30,53 @@ export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 export MALLOC_TOP_PAD_ := 67108864
 
-.PHONY: help workbook test lab data evaluate benchmark readme lock clean
+# Tests run in this many processes of one thread each.
+WORKERS := 2
+
+.PHONY: help workbook test test-slow check lab data evaluate benchmark readme lock clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
 
 workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
-	@$(RUN) -m t4s_helpers.model.weights mobile_sam
-	@$(RUN) -m t4s_helpers.workbook.runner --appendix --profile $(PROFILE) $(ARGS)
+	@$(RUN) -m t4s_helpers weights mobile_sam
+	@$(RUN) -m t4s_helpers notebooks --appendix --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k codec"
-	@$(RUN) -m pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, without the slow ones; ARGS="-k codec"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-slow: $(STAMP) ## run the slow tests: kills, several processes, every model family end to end
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+
+check: $(STAMP) ## lint the code, and check the types of the public doors
+	@$(RUN) -m ruff check t4s_helpers tests
+	@$(RUN) -m mypy
 
 lab: $(STAMP) ## open JupyterLab
 	@$(RUN) -m jupyterlab $(ARGS)
 
 data: $(STAMP) ## data sets that can be read; ARGS="refcoco --root /data" checks one's files
-	@$(RUN) -m t4s_helpers.data $(ARGS)
+	@$(RUN) -m t4s_helpers data $(ARGS)
 
 evaluate: $(STAMP) ## answer and score samples; ARGS="run OUT --adapter scenes", ARGS="tables OUT"
-	@$(RUN) -m t4s_helpers.evaluation.evaluate $(ARGS)
+	@$(RUN) -m t4s_helpers evaluate $(ARGS)
 
 BENCHMARKS := codec data decoding refine
 
 benchmark: $(STAMP) ## time codec, reading, decoding and refining; BENCHMARKS=codec for one
-	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.bench_$$name $(ARGS); done
+	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.lab.benchmarks.$$name $(ARGS); done
 
-readme: $(STAMP) ## make the README's results table anew
-	@$(RUN) -m t4s_helpers.workbook.results readme
+readme: $(STAMP) ## bring tables, minutes and links in README and notebooks up to date
+	@$(RUN) -m t4s_helpers notebooks --readme
 
 $(STAMP): $(LOCK)
 	@set -e; python=""; \
 	for candidate in $(CANDIDATES); do \
-	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
-	  then python=$$candidate; break; fi; \
+	  if $$candidate -c '$(SUITABLE)' 2>/dev/null; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "Python 3.11 is needed, and none of these is it: $(CANDIDATES)." >&2; \
-	  echo "Install it, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; \
+	  echo "Python 3.11, 3.12 or 3.13 is needed, and none of these is one: $(CANDIDATES)." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
 	fi; \
 	echo "Making $(VENV) with $$python and the versions of $(LOCK): some minutes, once."; \
 	rm -rf $(VENV); \
@@ -81,13 +91,18 @@ $(STAMP): $(LOCK)
 	$$install --quiet --no-deps --no-build-isolation -e .; \
 	touch $@
 
-lock: ## write requirements/lock.txt from pyproject.toml, at the newest versions
+lock: ## write requirements/lock.txt from pyproject.toml; ARGS=--upgrade for the newest versions
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
-	$(firstword $(CANDIDATES)) -m venv "$$place/venv"; \
-	"$$place/venv/bin/python" -m pip install --quiet packaging '.[workbook,test]'; \
-	"$$place/venv/bin/python" requirements/write_lock.py
+	$(firstword $(CANDIDATES)) -m venv "$$place"; "$$place/bin/python" -m pip install --quiet uv; \
+	"$$place/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK) $(ARGS); \
+	for version in 3.11 3.12 3.13; do \
+	  "$$place/bin/uv" pip compile $(LOCK) --python-version $$version --no-header --quiet \
+	    --output-file "$$place/$$version.txt"; \
+	  echo "Python $$version: $$(grep -c == "$$place/$$version.txt") packages"; \
+	done
 
 clean: ## remove the environment and everything else that make can make again; results stay
-	@rm -rf $(VENV) .pytest_cache .hypothesis build *.egg-info \
-	  results/.staging results/.failed results/*/.staging results/*/.failed
+	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .mypy_cache build *.egg-info \
+	  results/solutions results/.staging results/.failed results/*/.staging results/*/.failed
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

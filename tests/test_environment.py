@@ -17,8 +17,19 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import t4s_helpers
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
+
+#: Where the lock must hold: every Python that pyproject.toml accepts, on every system.
+PLACES = [
+    {"python_version": python.rpartition(".")[0], "python_full_version": python,
+     "platform_system": system, "sys_platform": system.lower(), "platform_machine": machine,
+     "os_name": "posix"}
+    for python in ("3.11.2", "3.11.9", "3.12.3", "3.13.0")
+    for system, machine in (("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"))
+]
 
 
 def lock_lines(path=LOCK):
@@ -26,12 +37,11 @@ def lock_lines(path=LOCK):
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def pins(path=LOCK):
-    return {canonicalize_name(r.name): r for r in lock_lines(path)}
-
-
-def here(requirement):
-    return requirement.marker is None or requirement.marker.evaluate()
+def pins(place=None):
+    """Name -> pin, of those that apply in one place; here by default."""
+    place = default_environment() | (place or {})
+    return {canonicalize_name(r.name): r for r in lock_lines()
+            if r.marker is None or r.marker.evaluate(place)}
 
 
 def version(requirement):
@@ -51,20 +61,25 @@ def direct():
 
 
 def test_every_line_of_the_lock_is_one_exact_version():
-    lines = lock_lines()
-    assert len({canonicalize_name(r.name) for r in lines}) == len(lines) > 100
-    for requirement in lines:
+    assert len(lock_lines()) > 100
+    for requirement in lock_lines():
         operators = [s.operator for s in requirement.specifier]
         assert operators == ["=="] and "*" not in str(requirement.specifier), requirement
         assert not requirement.url and "+" not in version(requirement), requirement
 
 
-def test_everything_that_pyproject_asks_for_is_locked_at_a_version_that_fits():
-    locked = pins()
+@pytest.mark.parametrize("place", PLACES, ids=lambda p: "-".join([*p.values()][1:5:3]))
+def test_everywhere_everything_that_is_asked_for_is_locked_once_at_a_version_that_fits(place):
+    applying = [r for r in lock_lines()
+                if r.marker is None or r.marker.evaluate(default_environment() | place)]
+    locked = pins(place)
+    assert len(locked) == len(applying)
     for requirement in direct():
         pin = locked.get(canonicalize_name(requirement.name))
         assert pin, f"{requirement.name} is in pyproject.toml but not in the lock: run make lock"
         assert requirement.specifier.contains(version(pin), prereleases=True), requirement
+    for_gpus = [name for name in locked if re.fullmatch(r"nvidia-.*|cuda-.*|triton", name)]
+    assert bool(for_gpus) == (place["platform_system"] == "Linux")
 
 
 def test_pyproject_writes_no_exact_versions():
@@ -75,8 +90,6 @@ def test_pyproject_writes_no_exact_versions():
 def test_this_environment_is_the_locked_one():
     wrong = {}
     for name, pin in pins().items():
-        if not here(pin):
-            continue
         try:
             found = metadata.version(name).split("+")[0]
         except metadata.PackageNotFoundError:
@@ -87,30 +100,15 @@ def test_this_environment_is_the_locked_one():
 
 
 def test_nothing_that_a_locked_package_needs_is_left_to_chance():
-    locked = pins()
-    missing = {}
-    for name, pin in locked.items():
-        if not here(pin):
-            continue
-        for text in metadata.requires(name) or []:
-            need = Requirement(text)
+    locked, missing = pins(), {}
+    for name in locked:
+        for need in map(Requirement, metadata.requires(name) or []):
             if need.marker and not need.marker.evaluate(default_environment() | {"extra": ""}):
                 continue
             found = locked.get(canonicalize_name(need.name))
             if found is None or not need.specifier.contains(version(found), prereleases=True):
                 missing[f"{name} -> {need}"] = str(found)
     assert not missing
-
-
-@pytest.mark.parametrize("system, machine", [
-    ("Darwin", "arm64"), ("Linux", "x86_64"), ("Linux", "aarch64")])
-def test_pins_for_linux_carry_their_marker(system, machine):
-    place = {"platform_system": system, "sys_platform": system.lower(), "platform_machine": machine}
-    for requirement in lock_lines():
-        if re.fullmatch(r"nvidia-.*|cuda-.*|triton", requirement.name):
-            assert requirement.marker, requirement
-            assert requirement.marker.evaluate(default_environment() | place) == (
-                system == "Linux"), requirement
 
 
 def test_what_the_package_imports_is_declared():
@@ -131,33 +129,23 @@ def test_what_the_package_imports_is_declared():
     assert not unknown, f"imported by the package, but not in pyproject.toml: {sorted(unknown)}"
 
 
-# --- conda
+# --- one Python, one version
 
 
-def conda():
-    return yaml.safe_load((ROOT / "environment.yml").read_text())
+def test_every_file_accepts_the_same_pythons():
+    assert project()["requires-python"] == ">=3.11,<3.14"
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == ["python>=3.11,<3.14", "pip", {"pip": ["-r requirements/lock.txt", "-e ."]}]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "(3, 11) <= sys.version_info[:2] < (3, 14)" in makefile
+    assert "python3.11 python3.12 python3.13" in makefile
 
 
-def pip_part():
-    return next(d["pip"] for d in conda()["dependencies"] if isinstance(d, dict))
-
-
-def test_environment_yml_installs_exactly_the_locked_versions():
-    found = {}
-    for text in pip_part():
-        if text.startswith("-r "):
-            found |= pins(ROOT / text.removeprefix("-r ").strip())
-        elif not text.startswith("-e "):
-            found[canonicalize_name(Requirement(text).name)] = Requirement(text)
-    assert {k: str(v) for k, v in found.items()} == {k: str(v) for k, v in pins().items()}
-    assert "-e ." in pip_part()
-
-
-def test_environment_yml_and_makefile_take_the_same_python():
-    plain = [d for d in conda()["dependencies"] if isinstance(d, str)]
-    assert sorted(plain) == ["pip", "python=3.11"]
-    assert "version_info[:2] != (3, 11)" in (ROOT / "Makefile").read_text()
-    assert project()["requires-python"] == ">=3.11"
+def test_the_version_is_written_once_and_cited():
+    assert project()["dynamic"] == ["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == t4s_helpers.__version__
+    assert f"\n## {t4s_helpers.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_no_other_file_writes_versions():
@@ -172,7 +160,7 @@ def test_no_other_file_writes_versions():
 # --- the Makefile, with a Python that only pretends to install
 
 FAKE = """#!/bin/sh
-# Stands for python3.11 and for the environment's python: notes pip's work, installs nothing.
+# Stands for a Python and for the environment's python: notes pip's work, installs nothing.
 case "$1 $2" in
   "-c import sys"*) exit 0 ;;
   "-c import ensurepip"*) exit ${FAKE_NO_ENSUREPIP:-0} ;;
@@ -192,7 +180,7 @@ def make(tmp_path, monkeypatch):
     (frame / "requirements").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", frame)
     shutil.copy(LOCK, frame / "requirements")
-    fake = tmp_path / "python3.11"
+    fake = tmp_path / "python3.12"
     fake.write_text(FAKE)
     fake.chmod(0o755)
     log = tmp_path / "log"
@@ -222,16 +210,19 @@ def test_make_test_installs_once(make):
     assert status == 0, output
     assert [line.split()[-2:] for line in installs(done)] == [
         ["-r", "requirements/lock.txt"], ["-e", "."]]
-    assert done[-1] == "ran -m pytest -q"
-    assert make("test", "ARGS=-k codec")[1] == ["ran -m pytest -q -k codec"]
+    assert done[-1] == "ran -m pytest -q -n 2 --dist worksteal"
+    assert make("test", "ARGS=-k codec", "WORKERS=4")[1] == [
+        "ran -m pytest -q -n 4 --dist worksteal -k codec"]
+    assert make("test-slow")[1] == ["ran -m pytest -q -n 2 --dist worksteal -m slow"]
+    assert make("check")[1] == ["ran -m ruff check t4s_helpers tests", "ran -m mypy"]
 
 
 def test_make_workbook_fetches_and_runs(make):
     status, done, output = make("workbook", "ARGS=--only 04", "PROFILE=gpu")
     assert status == 0, output
     assert done[-2:] == [
-        "ran -m t4s_helpers.model.weights mobile_sam",
-        "ran -m t4s_helpers.workbook.runner --appendix --profile gpu --only 04",
+        "ran -m t4s_helpers weights mobile_sam",
+        "ran -m t4s_helpers notebooks --appendix --profile gpu --only 04",
     ]
 
 
@@ -266,7 +257,7 @@ def test_a_wrong_python_is_named(make):
     make.fake.write_text("#!/bin/sh\nexit 1\n")
     status, done, output = make("test")
     assert status != 0 and done == []
-    assert "Python 3.11 is needed" in output and "make PYTHON=" in output
+    assert "Python 3.11, 3.12 or 3.13 is needed" in output and "make PYTHON=" in output
     assert not (make.frame / ".venv").exists()
 
 
@@ -276,10 +267,20 @@ def test_make_help_lists_every_target(make):
     assert sorted(listed) == sorted(phony)
 
 
-def test_the_ci_script_calls_the_two_commands_in_order():
+def test_the_makefiles_own_test_of_a_python_is_right(make):
+    """The real Pythons that are here, asked as the Makefile asks them."""
+    text = (ROOT / "Makefile").read_text()
+    question = re.search(r"^SUITABLE := (.*)$", text, re.M)[1]
+    assert subprocess.run([sys.executable, "-c", question]).returncode == 0
+    for others, status in (((3, 10), 1), ((3, 13), 0), ((3, 14), 1), ((4, 0), 1)):
+        asked = question.replace("sys.version_info[:2]", str(others))
+        assert subprocess.run([sys.executable, "-c", asked]).returncode == status
+
+
+def test_the_ci_script_calls_its_commands_in_order():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
-    assert text.index("make test") < text.index("make workbook")
+    assert re.findall(r"^time make (.*)$", text, re.M) == ["check", "test", "test-slow", "workbook"]
     subprocess.run(["bash", "-n", str(script)], check=True)
