@@ -4,17 +4,17 @@ An answer is a sentence, then the descriptors between ``<seg>`` and ``</seg>`` (
 All wordings are our own. Training draws among the templates with a seeded generator; evaluation
 always uses the first of each list, so that a score never depends on chance.
 
-Answers are kept as pieces (see `t4s_helpers.codec.encodings.pieces`) because the token ids of an answer are
-the concatenation of the ids of its pieces, in training and in decoding alike.
+Answers are kept as pieces (see `t4s_helpers.codec.encodings.Encoding.pieces`) because the token ids of an
+answer are the concatenation of the ids of its pieces, in training and in decoding alike.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding
 from ..codec.grid import mask_to_box, masks_to_grid
-from ..codec.encodings import pieces
 
 BOX_BINS = 32
 """Boxes in words are given in 32nds of the image's width and height, first and last included."""
@@ -61,10 +61,17 @@ SEMANTIC_RATIO = (1, 3, 6)
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange: the question, and the answer as pieces whose text is their concatenation."""
+    """One exchange of a conversation.
+
+    Attributes:
+        question: what is asked.
+        answer: in pieces whose text is their concatenation; empty while the answer is still open.
+        labels: the names that the answer's descriptor may use; none where words are wanted.
+    """
 
     question: str
-    answer: tuple[str, ...]
+    answer: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -133,41 +140,30 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
     return tuple(map(int, found.groups())) if found else None
 
 
-def answer(grid, labels, scheme: str = "rrle", style: str = "plain", mask=None,
-           spaced: bool = False) -> tuple[str, ...]:
+def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None) -> tuple[str, ...]:
     """The answer to a segmentation request, as pieces.
 
     Args:
         grid: int ``(rows, cols)`` label grid.
         labels: its label texts; ``grid == k`` means ``labels[k-1]``.
-        scheme: ``full``, ``irle`` or ``rrle``.
+        encoding: of the descriptor.
         style: one of `SENTENCES`; ``box`` needs ``mask``.
         mask: bool ``(H, W)``, everything asked for, from which the box is read.
-        spaced: write separators as the paper's released checkpoints do.
 
     Raises:
-        ValueError: an unknown style, or style ``box`` without a mask.
-        DescriptorError: from `t4s_helpers.codec.encodings.pieces`.
+        ValueError: an unknown style, style ``box`` without a mask, or a grid of another size.
+        DescriptorError: an unusable label.
     """
     if style not in SENTENCES:
         raise ValueError(f"Unknown answer style {style!r}: choose one of {', '.join(SENTENCES)}.")
     if style == "box" and mask is None:
         raise ValueError("Answer style 'box' reads the box from a mask, but no mask is given.")
     opening = "Here is the mask" if style == "plain" else box_in_words(mask)
-    return (opening, ":", "\n", "<seg>", *pieces(grid, labels, scheme, spaced), "</seg>")
+    return (opening, ":", "\n", SEG_OPEN, *encoding.pieces(grid, labels), SEG_CLOSE)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for: the question, and the labels and masks that its answer is about."""
-
-    question: str
-    labels: tuple[str, ...]
-    masks: object
-
-
-def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Request:
-    """Word the request of a sample.
+def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
+    """Word the request of a sample; the answer stays open.
 
     Args:
         sample: a `t4s_helpers.data.sample.Sample`.
@@ -176,37 +172,43 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Request:
             labels and leaves the rest to "others"; ``conditioned`` lists the labels together with
             ``distractors``, names that do not occur; ``open`` names nothing.
 
+    Returns:
+        a `Turn` whose labels are those of the sample that are asked for.
+
     Raises:
         ValueError: an unknown mode; see also `question`.
     """
-    labels, masks, kind, named = sample.labels, sample.masks, "res", sample.labels
     if sample.task == "vqa":
-        return Request(sample.question, (), masks)
+        return Turn(sample.question)
+    labels, kind, named = sample.labels, "res", sample.labels
     if sample.task == "semantic":
         mode = mode or _draw_mode(rng)
         if mode not in SEMANTIC_MODES:
             raise ValueError(f"Unknown mode {mode!r}: choose one of {', '.join(SEMANTIC_MODES)}.")
         kind = f"semantic_{mode}"
         if mode == "partial":
-            labels, masks = _some(labels, masks, rng)
+            labels = _some(labels, rng)
         named = _mixed([*labels, *distractors], rng) if mode == "conditioned" else labels
-    return Request(question(kind, named, rng), tuple(labels), masks)
+    return Turn(question(kind, named, rng), (), tuple(labels))
 
 
-def turn(sample, size=16, rule: str = "area", scheme: str = "rrle", style: str = "plain",
-         rng=None, mode: str | None = None, distractors=()) -> Turn:
+def ask_and_answer(sample, encoding: Encoding, rule: str = "area", style: str = "plain", rng=None,
+                   mode: str | None = None, distractors=()) -> Turn:
     """The exchange for one sample: `ask` with its true answer.
 
     Args:
-        size, rule: grid size and down-sampling rule, see `t4s_helpers.codec.grid.masks_to_grid`.
-        scheme, style: see `answer`.
+        encoding: of the descriptor, with its grid.
+        rule: of down-sampling, see `t4s_helpers.codec.grid.masks_to_grid`.
+        style: see `answer`.
+        rng, mode, distractors: see `ask`.
     """
-    asked = ask(sample, rng, mode, distractors)
+    turn = ask(sample, rng, mode, distractors)
     if sample.task == "vqa":
-        return Turn(asked.question, (sample.answer,))
-    grid = masks_to_grid(asked.masks, size, rule)
-    everything = asked.masks.any(0) if style == "box" else None
-    return Turn(asked.question, answer(grid, asked.labels, scheme, style, everything))
+        return replace(turn, answer=(sample.answer,))
+    masks = sample.masks[[sample.labels.index(label) for label in turn.labels]]
+    grid = masks_to_grid(masks, encoding.grid_size, rule)
+    everything = masks.any(0) if style == "box" else None
+    return replace(turn, answer=answer(grid, turn.labels, encoding, style, everything))
 
 
 def _draw_mode(rng) -> str:
@@ -216,31 +218,13 @@ def _draw_mode(rng) -> str:
     return SEMANTIC_MODES[int(rng.choice(len(SEMANTIC_MODES), p=share))]
 
 
-def _some(labels, masks, rng):
-    """A non-empty part of the labels with their masks; all of them without a generator."""
+def _some(labels, rng):
+    """A non-empty part of the labels; all of them without a generator."""
     if rng is None:
-        return labels, masks
+        return labels
     keep = sorted(rng.choice(len(labels), int(rng.integers(1, len(labels) + 1)), replace=False))
-    return tuple(labels[i] for i in keep), masks[keep]
+    return tuple(labels[i] for i in keep)
 
 
 def _mixed(names, rng):
     return sorted(names) if rng is None else [names[i] for i in rng.permutation(len(names))]
-
-
-def messages(turns, image: bool = True, open_ended: bool = False) -> list[dict]:
-    """Exchanges as chat messages for ``processor.apply_chat_template``.
-
-    Args:
-        turns: `Turn` objects in order.
-        image: whether the first question carries the picture.
-        open_ended: leave out the last answer, for generation.
-    """
-    chat = []
-    for k, one in enumerate(turns):
-        content = [{"type": "text", "text": one.question}]
-        if image and k == 0:
-            content.insert(0, {"type": "image"})
-        chat.append({"role": "user", "content": content})
-        chat.append({"role": "assistant", "content": [{"type": "text", "text": one.text}]})
-    return chat[:-1] if open_ended else chat
