@@ -1,26 +1,24 @@
-"""How long the codec takes on 16x16 grids: ``python -m t4s_helpers.lab.benchmarks.codec [--out FILE]``.
+"""How long the codec takes on 16 x 16 grids: ``python -m t4s_helpers.lab.benchmarks.codec``.
 
-Prints microseconds per grid, on one core, for grids as referring expressions give them: one
-object, an ellipse of random place, size and tilt, under the area rule.
+Microseconds per grid, on one core, for grids as referring expressions give them: one object, an
+ellipse of random place, size and tilt, under the area rule.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from time import perf_counter
+from timeit import repeat
 
 import numpy as np
+import pandas as pd
 
+from ...codec.encodings import ENCODINGS, get_encoding, wrap
 from ...codec.grid import masks_to_grid
 from ...codec.parsing import parse
-from ...codec.encodings import SCHEMES, decode, encode, wrap
 
-LABEL = "the small red umbrella left of the star"
-SIZE = 16
+LABELS = ["the small red umbrella left of the star"]
 
 
 def typical_grids(n: int, seed: int = 0) -> list[np.ndarray]:
@@ -34,61 +32,40 @@ def typical_grids(n: int, seed: int = 0) -> list[np.ndarray]:
         tilt = rng.uniform(0, math.pi)
         u = (x - cx) * math.cos(tilt) + (y - cy) * math.sin(tilt)
         v = (y - cy) * math.cos(tilt) - (x - cx) * math.sin(tilt)
-        grids.append(masks_to_grid([(u / long) ** 2 + (v / short) ** 2 <= 1], SIZE))
+        grids.append(masks_to_grid([(u / long) ** 2 + (v / short) ** 2 <= 1]))
     return grids
 
 
-def microseconds(function: Callable, arguments: Sequence, repeat: int) -> float:
-    """Time of one call, averaged over the arguments; the best of ``repeat`` rounds."""
-    rounds = []
-    for _ in range(repeat):
-        start = perf_counter()
-        for argument in arguments:
-            function(argument)
-        rounds.append((perf_counter() - start) / len(arguments))
-    return 1e6 * min(rounds)
+def microseconds(function: Callable, arguments: Sequence, rounds: int) -> float:
+    """Time of one call, averaged over the arguments; the best of some rounds."""
+    best = min(repeat(lambda: [function(one) for one in arguments], number=1, repeat=rounds))
+    return 1e6 * best / len(arguments)
 
 
-def benchmark(n: int = 100, repeat: int = 20, seed: int = 0) -> list[dict[str, str | float]]:
-    """One row per scheme: µs of encode, decode, parse and parse of a damaged text; characters."""
-    grids = typical_grids(n, seed)
-    rows = []
-    for scheme in SCHEMES:
-        texts = [encode(grid, [LABEL], scheme) for grid in grids]
+def benchmark(n: int = 100, rounds: int = 20, seed: int = 0) -> pd.DataFrame:
+    """One row an encoding: µs of encode, decode, parse and parse of a damaged text; characters."""
+    grids, rows = typical_grids(n, seed), []
+    for name in ENCODINGS:
+        encoding = get_encoding(name)
+        texts = [encoding.encode(grid, LABELS) for grid in grids]
         answers = [wrap(text, "Here it is.") for text in texts]
         # A run too many in the middle and no end tag: the repairing path.
-        damaged = [a[: len(a) // 2] + "|dog *2|" + a[len(a) // 2 : -6] for a in answers]
-        encode_us = microseconds(lambda g: encode(g, [LABEL], scheme), grids, repeat)
-        parse_us = microseconds(lambda t: parse(t, [LABEL], SIZE, scheme), answers, repeat)
+        damaged = [a[:len(a) // 2] + "|dog *2|" + a[len(a) // 2:-6] for a in answers]
         rows.append({
-            "scheme": scheme,
-            "encode_us": encode_us,
-            "decode_us": microseconds(lambda t: decode(t, [LABEL], SIZE, scheme), texts, repeat),
-            "parse_us": parse_us,
-            "encode_parse_us": encode_us + parse_us,
-            "parse_damaged_us": microseconds(
-                lambda t: parse(t, [LABEL], SIZE, scheme), damaged, repeat
-            ),
-            "characters": sum(map(len, texts)) / n,
+            "encoding": name,
+            "encode_us": microseconds(lambda grid: encoding.encode(grid, LABELS), grids, rounds),
+            "decode_us": microseconds(lambda text: encoding.decode(text, LABELS), texts, rounds),
+            "parse_us": microseconds(lambda text: parse(text, LABELS, encoding), answers, rounds),
+            "parse_damaged_us": microseconds(lambda text: parse(text, LABELS, encoding), damaged, rounds),
+            "characters": np.mean([len(text) for text in texts]),
         })
-    return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grids", type=int, default=100, help="number of grids")
-    parser.add_argument("--repeat", type=int, default=20, help="rounds; the best one counts")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
-    options = parser.parse_args(arguments)
-    rows = benchmark(options.grids, options.repeat, options.seed)
-    print(" ".join(f"{name:>16}" for name in rows[0]))
-    for row in rows:
-        print(" ".join(f"{v:>16.1f}" if isinstance(v, float) else f"{v:>16}"
-                       for v in row.values()))
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grids", type=int, default=100, help="number of grids")
+    parser.add_argument("--rounds", type=int, default=20, help="the best one counts")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(benchmark(options.grids, options.rounds, options.seed).round(1).to_string(index=False))
