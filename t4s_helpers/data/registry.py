@@ -1,6 +1,6 @@
-"""Every data set that the workbook reads, by name.
+"""Everything that the workbook reads, by one name: public sets, drawn scenes, photos, own files.
 
-``python -m t4s_helpers.data`` prints the table; :func:`load` opens one of them::
+``t4s data`` prints the table of public sets; :func:`load` is the one door to all of them::
 
     data = load("refcoco", split="testA", root="/data/refer")
     sample = data[0]
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
-from .sample import SampleError
+from .sample import Sample, SampleError
 
 ROOT_VARIABLE = "T4S_DATA"
 """Environment variable with the folder of data sets, where no ``root`` is given."""
@@ -56,14 +57,17 @@ class Entry:
 
 
 def load(name: str, split: str | None = None, root: str | Path | None = None, *,
-         counts: str = "strict", bad: str = "refuse", verify: bool = True,
-         limit: int | None = None, **options: Any) -> Dataset:
+         n: int | None = None, start: int = 0, counts: str = "strict", bad: str = "refuse",
+         verify: bool = True, **options: Any) -> Dataset | list[Sample]:
     """Open a data set by name.
 
     Parameters
     ----------
     name:
-        A key of :data:`ENTRIES`; ``python -m t4s_helpers.data`` lists them.
+        A key of :data:`ENTRIES`; ``"scenes"`` (drawn pictograms; options ``task`` and ``palette``),
+        ``"photos"`` (the bundled ones), or the path of your own CSV file or COCO folder.
+    n, start:
+        Only so many samples, from this one on. Of scenes there is no end: 500 unless ``n`` says else.
     split:
         One of the entry's splits; by default the one that papers report first.
     root:
@@ -77,16 +81,15 @@ def load(name: str, split: str | None = None, root: str | Path | None = None, *,
         ``"exclude"``, an entry of ``dataset.excluded`` with a reason.
     verify:
         Also look at every image's header: is it an image, and of its annotation's size.
-    limit:
-        Only the first so many samples (the counts are those of the whole split).
     options:
         For the reader, see the class that the entry names.
 
     Returns
     -------
-    A :class:`~t4s_helpers.data.dataset.Dataset`: ``len``, ``[i]`` (a Sample), ``[a:b]``, ``id(i)``,
+    A list of samples for scenes, photos and own files; else a
+    :class:`~t4s_helpers.data.dataset.Dataset`: ``len``, ``[i]`` (a Sample), ``[a:b]``, ``id(i)``,
     ``image(i)``, ``by_image()``, ``shuffled(seed)``, ``classes``, ``excluded``, ``exclusions()``.
-    ``llava-665k`` holds :class:`~t4s_helpers.data.conversations.Conversation` instead of samples.
+    ``llava-665k`` holds :class:`~t4s_helpers.data.mixtures.Conversation` instead of samples.
 
     What samples hand on in ``meta``, beside ids:
 
@@ -104,6 +107,11 @@ def load(name: str, split: str | None = None, root: str | Path | None = None, *,
     SampleError
         An unknown name or split, no root, or whatever the reader finds; before any sample is made.
     """
+    if name == "scenes":
+        return _scenes(split or "test", 500 if n is None else n, start, **options)
+    end = None if n is None else start + n
+    if name == "photos" or name not in ENTRIES and Path(name).expanduser().exists():
+        return _own(name, split or "train")[start:end]
     entry = find(name)
     split = split or entry.default_split
     if split not in entry.splits:
@@ -113,13 +121,30 @@ def load(name: str, split: str | None = None, root: str | Path | None = None, *,
     reader = getattr(importlib.import_module(f".{module}", __package__), called)
     dataset = reader(_root(entry, root), split=split, published=entry.splits[split],
                      counts=counts, bad=bad, verify=verify, **{**entry.options, **options})
-    return dataset if limit is None else dataset[:limit]
+    return dataset if n is None and not start else dataset[start:end]
+
+
+def _scenes(split: str, n: int, start: int, task: str = "res", palette: str = "seen") -> list:
+    """``n`` samples about drawn scenes; tuples of samples, turn by turn, for ``"conversation"``."""
+    from .expressions import scene_dialogue, scene_samples
+
+    if task == "conversation":
+        return [scene_dialogue(split, k) for k in range(start, start + n)]
+    return scene_samples(split, n, task, start, palette=palette)
+
+
+def _own(name: str, split: str) -> list[Sample]:
+    from .own import load_own
+    from .photos import photo_samples
+
+    return photo_samples() if name == "photos" else load_own(Path(name).expanduser(), split)
 
 
 def find(name: str) -> Entry:
     """The entry of that name; otherwise a :class:`SampleError` lists the names."""
     if name not in ENTRIES:
-        raise SampleError(f"There is no data set {name!r}; choose one of {', '.join(ENTRIES)}.")
+        raise SampleError(f"There is no data set and no file {name!r}; give the path of a CSV file or COCO "
+                          f"folder, or choose scenes, photos, {', '.join(ENTRIES)}.")
     return ENTRIES[name]
 
 
@@ -279,3 +304,18 @@ def table() -> list[dict[str, str]]:
 
 def _numbers(n: Any) -> str:
     return " or ".join(f"{m:,}" for m in ((n,) if isinstance(n, int) else n))
+
+
+def listing() -> str:
+    """The table as text, a paragraph for each data set."""
+    paragraphs = []
+    for row in table():
+        lines = [f"{row['name']}  ({row['task']}: {row['metric']})"]
+        for key in ("splits", "layout", "folder", "source", "licence", "note"):
+            if row[key]:
+                value = f"${ROOT_VARIABLE}/{row[key]}" if key == "folder" else row[key]
+                lines.append(textwrap.fill(f"{key}: {value}", 100, initial_indent="    ",
+                                           subsequent_indent="        ",
+                                           break_long_words=False, break_on_hyphens=False))
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)

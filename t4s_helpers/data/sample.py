@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..codec.grid import masks_to_grid
 from ..codec.encodings import check_labels
+from ..codec.grid import GridSize, masks_to_grid
 
 TASKS = ("res", "gres", "rec", "semantic", "vqa")
 """Referring segmentation, its generalised form (none or many targets), box comprehension,
@@ -180,13 +180,13 @@ class Sample:
         masks = _decoded(found, self) if is_source(found) else np.asarray(found)
         return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64).reshape(-1)
 
-    def grid(self, size: int | tuple[int, int] = 16, rule: str = "area") -> np.ndarray:
+    def grid(self, grid_size: GridSize = 16, rule: str = "area") -> np.ndarray:
         """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.
 
-        ``size`` and ``rule`` are those of :func:`t4s_helpers.codec.grid.masks_to_grid`.
+        ``grid_size`` and ``rule`` are those of :func:`t4s_helpers.codec.grid.masks_to_grid`.
         """
         masks, owners = self.instances()
-        return masks_to_grid(masks, size=size, rule=rule, owners=owners)
+        return masks_to_grid(masks, grid_size, rule, owners)
 
     def _error(self, what: str) -> SampleError:
         return SampleError(f"Sample '{self.id}' {what}.")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .conversations import Conversation
+from .mixtures import Conversation
 from .dataset import BadRow, Dataset, Guard, check_count
 from .rows import Rows, Table, read_lines, read_rows
 from .sample import NoMasks, Sample, SampleError, image_size
@@ -327,7 +327,7 @@ class Pope(VqaDataset):
 class LlavaMix(VqaDataset):
     """LLaVA-1.5's instruction mix of 665k conversations (Liu et al., CVPR 2024), for training.
 
-    Items are :class:`~t4s_helpers.data.conversations.Conversation`; their ids are row numbers, as the
+    Items are :class:`~t4s_helpers.data.mixtures.Conversation`; their ids are row numbers, as the
     file's own repeat. Some have no picture. Layout: ``llava_v1_5_mix665k.json`` from
     https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K and the photos where its rows say:
     ``coco/train2017``, ``gqa/images``, ``ocr_vqa/images``, ``textvqa/train_images``, ``vg/VG_100K``,
