@@ -1,0 +1,191 @@
+"""SAM as the refiner of the paper (section 3.3, appendix A.1).
+
+1. The coarse mask becomes *logits* for SAM's mask prompt, by the inverse sigmoid.
+2. 10 positive points are drawn inside it and 10 negative points outside.
+3. Three predictor calls, each with the low-resolution logits of the call before.
+
+Steps 1 and 2 are `t4s_helpers.refine.prompts.sam_prompt`, step 3 is `SamRefiner`. Unlike the usual
+code, the mask prompt lies where SAM lays the image, and points come from a generator seeded for each
+mask: a result depends on the image, the mask and the seed alone, not on what was refined before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam
+
+from .prompts import Prompts, RefineError, digest, filled_frame, sam_prompt
+from .refiners import Refiner
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""Of SAM's arithmetic; the 16-bit ones are meant for CUDA."""
+
+
+class SamRefiner(Refiner):
+    """SAM as a mask refiner, on ``segment_anything.SamPredictor``; one embedding for all masks of an image.
+
+    Args:
+        sam: in evaluation mode, on the device to use.
+        name: shown in tables.
+        cached_images: how many image embeddings to keep (4 MB each at 1024 pixels).
+        precision: one of `PRECISIONS`; anything else, and float16 on the CPU, is a `RefineError`. 16
+            bits run under PyTorch's autocast; logits and scores come back as float32.
+
+    Attributes:
+        predictor: the ``SamPredictor``, holding the embedding of the last image.
+        batch: masks that go through the decoder together. One at a time is fastest on the CPU.
+    """
+
+    names = ("mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h")
+
+    def __init__(
+        self, sam: Sam, name: str = "sam", cached_images: int = 8, precision: str = "float32"
+    ) -> None:
+        super().__init__(name)
+        _check_precision(precision, sam.device.type)
+        self.precision = precision
+        self.predictor = SamPredictor(sam)
+        self.batch = 1 if sam.device.type == "cpu" else 16
+        self._cached_images = max(1, cached_images)
+        self._embeddings: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+        self._seen: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, name: str, device: str | None, precision: str) -> SamRefiner:
+        """Fetch the checkpoint where it is not in the cache, and build the model."""
+        from ..model.weights import fetch
+        from .mobile_sam import build_mobile_sam
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_precision(precision, torch.device(device).type)
+        path = fetch(name)
+        if name == "mobile_sam":
+            sam = build_mobile_sam(path)
+        else:
+            sam = sam_model_registry[name.removeprefix("sam_")]()
+            sam.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return cls(sam.eval().to(device), name, precision=precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where SAM runs."""
+        return self.predictor.device
+
+    def forget_images(self) -> None:
+        """Drop the kept embeddings, to time a fresh one or to free their memory."""
+        self._embeddings.clear()
+
+    def see(self, pixels: np.ndarray) -> None:
+        """Embed an image, or find its embedding again by its content."""
+        key = digest(pixels)
+        if key not in self._embeddings:
+            self._embeddings[key] = self._embed(pixels)
+            if len(self._embeddings) > self._cached_images:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(key)
+        self._seen = self._embeddings[key]
+        vars(self.predictor).update(self._seen)
+
+    def redraw(
+        self, masks: np.ndarray, seed: int, prompts: Prompts, confidence: list[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The paper's procedure: prompts for each mask, then the predictor calls."""
+        found, scores = np.zeros(masks.shape, bool), np.zeros(len(masks), np.float32)
+        vars(self.predictor).update(self._seen)  # the predictor may be shared, see `with_prompts`
+        encoder = self.predictor.model.prompt_encoder
+        frames = encoder.mask_input_size, encoder.input_image_size
+        with self._timed("prompts"):
+            grids = confidence or [None] * len(masks)
+            told = [sam_prompt(m, prompts, seed, g, *frames) for m, g in zip(masks, grids, strict=True)]
+        with self._timed("decoder"):
+            for rows in _batches(told, self.batch):
+                found[rows], scores[rows] = self._predict([told[row] for row in rows], prompts)
+        return found, scores
+
+    def _predict(
+        self, told: list[dict[str, np.ndarray]], prompts: Prompts
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks bool ``(B, H, W)`` and scores float32 ``(B,)`` of one batch."""
+        predictor, model = self.predictor, self.predictor.model
+        batch = {key: torch.as_tensor(np.stack([one[key] for one in told]), dtype=torch.float,
+                                      device=self.device) for key in told[0]}
+        points = (batch["point_coords"], batch["point_labels"]) if "point_coords" in batch else None
+        logits, every = batch.get("mask_input"), torch.arange(len(told), device=self.device)
+        with torch.no_grad(), self._autocast():
+            for _ in range(prompts.calls):
+                low, iou = self._decode(points, batch.get("boxes"), logits, prompts.multimask)
+                best = _choice(low, iou, batch.get("coarse"))
+                logits = low[every, best][:, None]
+            # Brought to the image's size once, at the end: the calls between need the logits alone.
+            masks = model.postprocess_masks(logits, predictor.input_size, predictor.original_size)
+            masks = masks[:, 0] > model.mask_threshold
+        return masks.cpu().numpy(), iou[every, best].cpu().numpy()
+
+    def _decode(
+        self, points: Any, boxes: Any, logits: Any, multimask: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One call: low-resolution logits float32 ``(B, M, 256, 256)`` and their scores ``(B, M)``."""
+        model = self.predictor.model
+        sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=logits)
+        low, iou = model.mask_decoder(
+            image_embeddings=self.predictor.features,
+            image_pe=model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
+        return low.float(), iou.float()
+
+    def _embed(self, pixels: np.ndarray) -> dict[str, Any]:
+        """What ``SamPredictor.set_image`` leaves in the predictor, by attribute."""
+        predictor, (height, width) = self.predictor, pixels.shape[:2]
+        if min(filled_frame((height, width), predictor.transform.target_length)) < 1:
+            raise RefineError(
+                f"An image of {width} x {height} pixels is too thin for SAM: scaled to its frame, "
+                "no row or column is left; crop it.")
+        with self._autocast():
+            predictor.set_image(pixels)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # for honest milliseconds
+        kept = {name: vars(predictor)[name] for name in ("original_size", "input_size", "is_image_set")}
+        return {"features": predictor.features.float(), **kept}
+
+    def _autocast(self) -> torch.autocast:
+        rough = self.precision != "float32"
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=rough)
+
+
+def _choice(low: torch.Tensor, scores: torch.Tensor, coarse: torch.Tensor | None) -> torch.Tensor:
+    """Index of the mask that goes on in each row, int64 ``(B,)``; see ``Prompts.choose``."""
+    if coarse is not None:
+        found, coarse = low > 0, coarse[:, None] > 0
+        both = (found & coarse).sum(dim=(2, 3))
+        scores = scores * both / (found | coarse).sum(dim=(2, 3)).clamp(min=1)
+    return scores.argmax(dim=1)
+
+
+def _batches(told: list[dict[str, np.ndarray]], size: int) -> Iterator[list[int]]:
+    """Rows that go through the decoder together: only prompts with equally many points.
+
+    Padding points would change what SAM answers, and so make a result depend on its batch.
+    """
+    alike: dict[int, list[int]] = {}
+    for row, prompt in enumerate(told):
+        alike.setdefault(len(prompt.get("point_labels", ())), []).append(row)
+    for rows in alike.values():
+        for first in range(0, len(rows), size):
+            yield rows[first : first + size]
+
+
+def _check_precision(precision: str, device: str) -> None:
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise RefineError(f"precision={precision!r} is not known; choose one of {known}.")
+    if precision == "float16" and device == "cpu":
+        raise RefineError("precision='float16' needs a GPU; on the CPU choose 'float32' or 'bfloat16'.")
