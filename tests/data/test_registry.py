@@ -60,7 +60,7 @@ def test_the_folder_of_data_sets(tmp_path, monkeypatch):
 def test_limit(tmp_path):
     for n in range(4):
         ade(tmp_path, halves(1, 2), f"ADE_val_{n}")
-    data = load("ade20k-150", root=tmp_path, counts="off", limit=3)
+    data = load("ade20k-150", root=tmp_path, counts="off", n=3)
     assert len(data) == 3 and data.classes[0] == "wall" and data.background == "ignored"
 
 
