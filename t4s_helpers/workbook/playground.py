@@ -40,7 +40,7 @@ from ..data.sample import SampleError, read_image
 from ..data.scenes import SPLITS, Scene, make_scene
 from ..decoding.generate import generate, read_answer
 from ..codec.grid import masks_to_grid
-from ..evaluation.metrics import mask_iou
+from ..codec.grid import mask_iou
 from ..codec.parsing import ParseReport
 from .plotting import STYLE, _printable, draw_grid, outline, show_descriptor, show_image, show_mask
 from ..refine.refiners import load_refiner

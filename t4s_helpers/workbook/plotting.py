@@ -36,7 +36,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Bbox
 
 from ..codec.grid import check_grid
-from ..evaluation.metrics import mask_iou
+from ..codec.grid import mask_iou
 from ..codec.encodings import OTHERS, SEG_CLOSE, SEG_OPEN, fold, vocabulary
 
 OTHERS_COLOUR = "#777777"
