@@ -1,13 +1,11 @@
-"""What becomes of a trained adapter: the form in which it ships, and full weights.
-
-``python -m t4s_helpers.model.adapters --backbone llava-1.5-7b --adapter out/adapter --out merged`` writes
-a model that needs neither peft nor this package: any server that loads the backbone loads it.
-"""
+"""What to do with a trained adapter: ship it, shrink it, or merge it into the weights."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from .backbones import load_backbone
 
 
 def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
@@ -34,9 +32,9 @@ def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
 
 def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
                    source: Path | str | None = None) -> Path:
-    """A LoRA adapter of lower rank that comes as near to another as its rank allows.
+    """The best approximation of a LoRA adapter by one of lower rank.
 
-    Each product of matrices is cut off behind its largest singular values (peft's
+    Of each layer's product of matrices only the largest singular values are kept (peft's
     ``add_weighted_adapter``).
 
     Args:
@@ -46,12 +44,10 @@ def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
         name: a key of `t4s_helpers.model.backbones.BACKBONES`.
         source: another folder or hub id of the backbone.
     """
-    from .backbones import load_backbone
-
     out = Path(out)
     model = load_backbone(name, source=source, adapter=adapter).model
     [old] = model.peft_config
-    # As the mean of itself and itself: a single adapter peft would copy as it is.
+    # The mean of the adapter and itself: peft would copy a single adapter as it is.
     model.add_weighted_adapter([old, old], [0.5, 0.5], "shrunk", combination_type="svd", svd_rank=rank)
     model.delete_adapter(old)
     model.save_pretrained(out, selected_adapters=["shrunk"], save_embedding_layers=False)
@@ -65,8 +61,9 @@ def merge_adapter(name: str, adapter: Path | str, out: Path | str,
                   source: Path | str | None = None) -> Path:
     """Add an adapter's matrices to the weights of its backbone and save the sum with its processor.
 
-    The sum is formed in float32 on the unquantized weights and stored in bfloat16. An adapter that
-    was trained on NF4 weights meets slightly different ones here, which is how QLoRA is deployed.
+    The result needs neither peft nor this package: any server that loads the backbone loads it. The
+    sum is formed in float32 on the unquantized weights and stored in bfloat16. An adapter trained on
+    NF4 weights meets slightly different ones here; this is how QLoRA adapters are usually deployed.
 
     Args:
         name: a key of `t4s_helpers.model.backbones.BACKBONES`.
@@ -83,8 +80,6 @@ def merge_adapter(name: str, adapter: Path | str, out: Path | str,
     """
     import torch
 
-    from .backbones import load_backbone
-
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: merged weights go to a new folder.")
@@ -93,21 +88,3 @@ def merge_adapter(name: str, adapter: Path | str, out: Path | str,
     merged.to(torch.bfloat16).save_pretrained(out)
     backbone.processor.save_pretrained(out)
     return out
-
-
-def main() -> None:
-    import argparse
-
-    from .backbones import BACKBONES
-
-    parser = argparse.ArgumentParser(description="Merge an adapter into its backbone.")
-    parser.add_argument("--backbone", choices=BACKBONES, default="embedded")
-    parser.add_argument("--adapter", required=True, help="adapter folder, or a shipped one's name")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--source", type=Path, help="folder of the backbone, if not its own")
-    args = parser.parse_args()
-    print(merge_adapter(args.backbone, args.adapter, args.out, args.source))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 Every backbone is a native transformers class (no remote code), loaded with its own processor, in
 4 bits if asked. ``embedded`` ships inside the package and runs anywhere; the others come from the
-model hub and want a GPU.
+model hub and need a GPU.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import ASSETS
 from .chat import ConversationEncoder
+
+if TYPE_CHECKING:
+    import torch
 
 EMBEDDED = ASSETS / "embedded"
 ADAPTERS = ASSETS / "adapters"
 
 _LLAMA_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 
-
-# On import, bitsandbytes looks for another 4-bit product for CPUs in the optional package `kernels`, and
-# warns in every notebook that it is not there. It has one of its own.
+# On import, bitsandbytes looks for a faster 4-bit product for CPUs in the optional package `kernels`, and
+# would warn in every notebook that it is missing. It has a product of its own.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "gemm_4bit_forward" not in str(record.msg))
 
@@ -41,21 +43,22 @@ class Spec:
     """One line of the table of backbones.
 
     Attributes:
-        name: how the workbook calls it.
+        name: its name in the workbook.
         source: hub id, or a folder for the embedded model.
-        revision: branch, tag or commit of the hub repository.
         model_class: the native transformers class.
-        image: what becomes of a picture before the vision tower sees it.
-        paper: the paper's backbone that it stands for.
+        paper: the backbone of the paper that it stands for.
+        image: what is done to a picture before the vision tower sees it.
         lora_targets: regular expression over module names: the linear layers of connector and
             language model, and nothing else.
-        keep: regular expressions of module names that stay unquantized.
-        precise: those of modules that are computed in float32 even where training multiplies in 16 bits.
+        keep: regular expressions of the modules that stay unquantized.
+        precise: regular expressions of the modules that are computed in float32 even where training
+            multiplies in 16 bits.
         memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
         billions: of parameters, all parts together.
         licence: of the weights.
         n_image_tokens: tokens per image where that number is fixed and images need no processor.
-        squeeze: scale pictures to the tower's square in place of cropping them.
+        revision: branch, tag or commit of the hub repository.
+        squeeze: scale pictures to the tower's square instead of cropping them.
     """
 
     name: str
@@ -79,9 +82,8 @@ def _targets(language: str, connector: str) -> str:
 
 
 _EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.linear_[12]")
-"""The embedded model's three lowest layers, which look things up (tiny_base.matching, .drawing), stay as
-they are. 4 bits would blur them and what the connector hands to them; in bfloat16 one row in three is
-taken for another."""
+"""Without the embedded model's three lowest layers, which look things up and were set exactly: 4 bits
+would blur them and what the connector hands to them; in bfloat16 they confuse one row in three."""
 _WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
 _SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
@@ -160,27 +162,27 @@ def multiplies_in_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def half():
+def half() -> torch.dtype:
     """The 16-bit type of weights: float16 on a GPU without bfloat16, else bfloat16."""
     import torch
 
     return torch.float16 if torch.cuda.is_available() and not multiplies_in_bf16() else torch.bfloat16
 
 
-def quantization(keep) -> Any:
-    """NF4 with double quantization (QLoRA), but for the parts ``keep``.
+def quantization(keep: Sequence[str]) -> Any:
+    """NF4 with double quantization (QLoRA), except for the modules that ``keep`` names.
 
-    The arithmetic is bfloat16 where the hardware has it, else float16 on a GPU and float32 on a CPU.
+    Computed in the 16-bit type that the hardware multiplies in; in float32 on a CPU without one.
     """
     import torch
     from transformers import BitsAndBytesConfig
 
-    slow = torch.float16 if torch.cuda.is_available() else torch.float32
-    compute = torch.bfloat16 if multiplies_in_bf16() else slow
+    fast = torch.cuda.is_available() or multiplies_in_bf16()
+    compute = half() if fast else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=list(keep),
-        # FSDP shards tensors of one dtype only, so the 4-bit numbers are stored under that of the rest
+        # FSDP shards tensors of one dtype only, so the 4-bit numbers are stored under that of the rest.
         bnb_4bit_quant_storage=compute if sharded() else torch.uint8,
     )
 
@@ -188,15 +190,6 @@ def quantization(keep) -> Any:
 def sharded() -> bool:
     """Whether ``accelerate launch`` started this process with FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-
-
-def _placement() -> dict[str, Any]:
-    """Where ``from_pretrained`` puts the weights: on this process's GPU, if there is one."""
-    import torch
-
-    if not torch.cuda.is_available() or sharded():  # FSDP itself spreads them
-        return {}
-    return {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
 
 
 def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
@@ -263,15 +256,15 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
         raise BackboneError(f"Unknown precision {quantize!r}: choose 'nf4' or None.")
     if torch.cuda.is_available():
         check_memory(spec, quantize, torch.cuda.mem_get_info()[0] / 2**30)
-    options: dict[str, Any] = {"dtype": torch.float32 if name == "embedded" else half(),
-                               **_placement()}
+    options: dict[str, Any] = {"dtype": torch.float32 if name == "embedded" else half()}
+    if torch.cuda.is_available() and not sharded():  # FSDP itself spreads the weights
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if quantize:
         options["quantization_config"] = quantization(spec.keep)
     place = str(source or spec.source)
     try:  # a folder has no revisions, and transformers then ignores the name
         processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
-        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision,
-                                                            **options)
+        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision, **options)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"The weights of {name!r} could not be loaded from {place}: {str(error)[:200]} "
@@ -302,9 +295,9 @@ def check_image_token(processor, place: str) -> None:
 
 
 def squeeze(image_processor) -> None:
-    """Let an image processor scale pictures to its square instead of cropping the middle out.
+    """Let an image processor scale pictures to its square instead of cropping out the middle.
 
-    What a crop cuts off is never seen, yet the descriptor's grid covers the whole picture.
+    The model never sees what a crop cuts off, yet the descriptor's grid covers the whole picture.
     """
     side = dict(image_processor.crop_size)
     image_processor.do_center_crop = False
@@ -313,14 +306,23 @@ def squeeze(image_processor) -> None:
 
 @contextlib.contextmanager
 def peft_calls() -> Iterator[None]:
-    """Where peft wraps a model: keeps back a warning about a property that transformers has renamed."""
+    """Around peft's wrapping of a model: silences a warning about a property that transformers renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:
-    """The backbone with a trained LoRA adapter on top.
+    """The backbone with a trained LoRA adapter on top; errors as in `open_adapter`."""
+    return Backbone(backbone.spec, open_adapter(backbone, adapter).eval(), backbone.processor)
+
+
+def open_adapter(backbone: Backbone, adapter: str | Path, trainable: bool = False):
+    """The peft model of a backbone and a saved LoRA adapter.
+
+    Args:
+        adapter: folder of a peft adapter, or the name of one that ships in `ADAPTERS`.
+        trainable: whether its matrices are to be trained further.
 
     Raises:
         BackboneError: there is no adapter in that folder, or it was trained on another base.
@@ -330,29 +332,24 @@ def with_adapter(backbone: Backbone, adapter: str | Path) -> Backbone:
 
     folder = ADAPTERS / adapter if (ADAPTERS / str(adapter)).is_dir() else Path(adapter)
     if not (folder / "adapter_config.json").exists():
-        shipped = sorted(p.name for p in ADAPTERS.glob("*")) if ADAPTERS.is_dir() else []
+        shipped = sorted(p.name for p in ADAPTERS.glob("*"))
         raise BackboneError(f"No adapter lies in {folder}: give the folder that holds "
                             f"adapter_config.json, or one of {shipped}.")
-    stranger = f"The adapter in {folder} does not fit {backbone.spec.name!r}"
-    config = json.loads((folder / "adapter_config.json").read_text())
-    base = base_name(config.get("base_model_name_or_path"))
+    misfit = f"The adapter in {folder} does not fit {backbone.spec.name!r}"
+    recorded = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    base = next((s.name for s in BACKBONES.values() if recorded in (s.name, s.source)), None)
     if base not in (None, backbone.spec.name):
-        raise BackboneError(f"{stranger}: it was trained on {base!r}. Load that backbone instead.")
+        raise BackboneError(f"{misfit}: it was trained on {base!r}. Load that backbone instead.")
     try:
         with peft_calls():
-            model = PeftModel.from_pretrained(backbone.model, str(folder))
+            model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
-        raise BackboneError(f"{stranger}: it was trained on another base "
+        raise BackboneError(f"{misfit}: it was trained on another base "
                             f"({str(error)[:160]}).") from error
     saved = set(load_peft_weights(str(folder), device="cpu"))
-    # Left to itself, peft asks the hub whether the base, called "embedded", has other embeddings.
-    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) ^ saved
-    if missing:  # peft only warns of them, and the model would answer like the base
-        raise BackboneError(f"{stranger}: {len(missing)} of its matrices have no counterpart, "
-                            f"{min(missing)!r} among them. It was trained on another base.")
-    return Backbone(backbone.spec, model.eval(), backbone.processor)
-
-
-def base_name(recorded: str | None) -> str | None:
-    """Name of the backbone that an adapter's configuration speaks of; ``None`` if it is not ours."""
-    return next((s.name for s in BACKBONES.values() if recorded in (s.name, s.source)), None)
+    # By default, peft would ask the hub whether the base, called "embedded", has other embeddings.
+    unmatched = set(get_peft_model_state_dict(model, save_embedding_layers=False)) ^ saved
+    if unmatched:  # peft only warns of them, and the model would answer like the base
+        raise BackboneError(f"{misfit}: {len(unmatched)} of its matrices have no counterpart, "
+                            f"{min(unmatched)!r} among them. It was trained on another base.")
+    return model

@@ -1,9 +1,9 @@
-"""Training on `transformers.Trainer`: label-masked encoding, logs, and the QLoRA recipe.
+"""Fine-tuning on `transformers.Trainer`: the QLoRA recipe, data for it, logs, checkpoints.
 
-``python -m t4s_helpers.model.training --help`` fine-tunes a backbone; notebook 04 calls the same
-`fine_tune`. On several GPUs, with the configurations in ``t4s_helpers/launch``::
+`train` is what ``python -m t4s_helpers train`` calls; notebook 04 calls its parts, `training_data` and
+`fine_tune`. On several GPUs, with the configurations in ``t4s_helpers/model/launch``::
 
-    accelerate launch --config_file t4s_helpers/launch/zero2.yaml -m t4s_helpers.model.training \
+    accelerate launch --config_file t4s_helpers/model/launch/zero2.yaml -m t4s_helpers train \
         --backbone llava-1.5-7b --data my.csv --batch 4 --accumulate 16
 """
 
@@ -16,21 +16,174 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
-from .backbones import multiplies_in_bf16, peft_calls
-from .chat import IGNORE_INDEX, ConversationEncoder, ConversationError, in_branches, packed, pad_batch  # noqa: F401
+from ..codec.encodings import get_encoding
+from ..data.mixtures import SampleMixture, SceneMixture
+from ..data.registry import load
+from .adapters import export_adapter
+from .backbones import Backbone, load_backbone, multiplies_in_bf16, open_adapter, peft_calls
+from .chat import ConversationEncoder, ConversationError, in_branches, packed, pad_batch
 
-IGNORE = IGNORE_INDEX
+PAPER_SETTINGS = dict(
+    learning_rate=2e-4, lr_scheduler_type="linear", warmup_steps=0.03, weight_decay=0.0,
+    max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.95, num_train_epochs=1,
+)
+"""The paper's hyper-parameters (section 4.1), as `TrainingArguments`."""
+
+PAPER_BATCH = 128
+"""Conversations in one step of the paper's training."""
+
+EMBEDDED_SETTINGS = dict(learning_rate=5e-4)
+"""Where the embedded model deviates: a few million parameters want a larger step."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says where the last good checkpoint is."""
+
+
+# --- data -------------------------------------------------------------------------------------------
+
+
+class TrainingSet:
+    """A mixture of conversations as a map-style data set: item ``i`` is encoded when it is read.
+
+    Args:
+        encoder: made without ``n_image_tokens``, so that the processor prepares the pictures.
+        mixture: of `t4s_helpers.data.mixtures`: has ``__len__``, ``turns(i)`` and ``image(i)``.
+    """
+
+    def __init__(self, encoder: ConversationEncoder, mixture):
+        self.encoder, self.mixture = encoder, mixture
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.encoder(self.mixture.turns(index), self.mixture.image(index))
+
+    def lengths(self) -> list[int]:
+        """Tokens of every item but for those of its picture."""
+        from tqdm.auto import tqdm
+
+        return [len(self.encoder(self.mixture.turns(index))["input_ids"])
+                for index in tqdm(range(len(self)), "lengths", disable=len(self) < 1000)]
+
+
+class ChunkedItems:
+    """A map-style data set that makes its items chunk by chunk, by all cores, for reading in order.
+
+    Rendering scenes beside the training would slow it down several times on a small machine.
+
+    Args:
+        work: module-level function from an item number to an item.
+        n: number of items.
+        chunk: items made at a time; reading item ``i`` makes the chunk that holds it.
+    """
+
+    def __init__(self, work: Callable[[int], Any], n: int, chunk: int = 8192):
+        self.work, self.n, self.chunk = work, n, chunk
+        self._at: int | None = None
+        self._items: list = []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        at = i // self.chunk
+        if at != self._at:
+            start = at * self.chunk
+            self._items = []  # frees the old chunk before the new one is made
+            self._items = on_all_cores(self.work, range(start, min(start + self.chunk, self.n)))
+            self._at = at
+        return self._items[i - at * self.chunk]
+
+
+def on_all_cores(work: Callable, jobs: Sequence, processes: int | None = None) -> list:
+    """``[work(job) for job in jobs]``, shared out; ``work`` is a module-level function."""
+    processes = processes or os.cpu_count() or 1
+    if processes == 1 or len(jobs) < 256:
+        return [work(job) for job in jobs]
+    with get_context("forkserver").Pool(processes) as pool:
+        return pool.map(work, jobs, chunksize=64)
+
+
+@lru_cache(maxsize=2)
+def cached_encoder(folder: str, n_image_tokens: int) -> ConversationEncoder:
+    """The encoder of a saved processor; cached, because worker processes call item by item."""
+    from transformers import AutoProcessor
+
+    return ConversationEncoder(AutoProcessor.from_pretrained(folder), n_image_tokens)
+
+
+def branched_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: int) -> dict:
+    """Item ``index`` about scenes: the requests side by side, the picture as uint8 pixels."""
+    encode = cached_encoder(folder, n_image_tokens)
+    scene, turns = mixture.conversation(index)
+    item = encode(turns, has_image=True)
+    return packed(in_branches(item, encode.tokenizer), scene.image)
+
+
+def pixel_values(images: np.ndarray, image_processor):
+    """uint8 ``(B, H, W, 3)`` of the tower's size -> float32 tensor ``(B, 3, H, W)``, normalised."""
+    import torch
+
+    pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1)
+                 for values in (image_processor.image_mean, image_processor.image_std))
+    return ((pixels - mean) / std).contiguous(memory_format=torch.contiguous_format)
+
+
+def collate_branched(items: list[dict], processor) -> dict[str, Any]:
+    """`pad_batch` for items whose pictures, if they have any, are still uint8 pixels."""
+    images = [item["image"] for item in items if "image" in item]
+    batch = pad_batch([{k: v for k, v in item.items() if k != "image"} for item in items],
+                      processor.tokenizer.pad_token_id)
+    if images:
+        batch["pixel_values"] = pixel_values(np.stack(images), processor.image_processor)
+    return batch
+
+
+def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:
+    """Data set and collator of a mixture, for `fine_tune`.
+
+    A user's own data goes this way: ``training_data(backbone, SampleMixture(load("my.csv"), 1000))``.
+
+    Args:
+        mixture: of `t4s_helpers.data.mixtures`. The backbone's processor encodes it item by item;
+            for the embedded model, scenes are made ahead in chunks by all cores, and the requests
+            about one scene stand side by side (`t4s_helpers.model.chat.in_branches`).
+
+    Raises:
+        ConversationError: the mixture is empty.
+    """
+    if not len(mixture):
+        raise ConversationError("There are no conversations to train on: the mixture is empty.")
+    processor, n_image_tokens = backbone.processor, backbone.spec.n_image_tokens
+    if n_image_tokens and isinstance(mixture, SceneMixture):
+        folder = str(backbone.model.config.name_or_path or backbone.spec.source)
+        work = partial(branched_item, mixture=mixture, folder=folder, n_image_tokens=n_image_tokens)
+        return ChunkedItems(work, len(mixture)), partial(collate_branched, processor=processor)
+    encoder = ConversationEncoder(processor, dtype=backbone.model.dtype)
+    return (TrainingSet(encoder, mixture),
+            partial(pad_batch, pad_id=processor.tokenizer.pad_token_id))
+
+
+# --- the trainer ------------------------------------------------------------------------------------
 
 
 def arguments(out: Path, **changes):
     """`TrainingArguments` with the workbook's defaults; ``changes`` override them.
 
-    bfloat16 autocast on any device that multiplies in it, no external reporting, checkpoints that
-    are complete enough to go on after a kill, data read in order (the data sets are already mixed).
+    bfloat16 autocast on any device that multiplies in it, no external reporting, data read in order
+    (mixtures are already shuffled). Checkpoints are complete, so a killed run can resume.
     """
     import torch
     from transformers import TrainingArguments
@@ -45,12 +198,10 @@ def arguments(out: Path, **changes):
     return TrainingArguments(**{**defaults, **changes})
 
 
-def in_full_precision(modules) -> None:
-    """Have modules compute in float32, whatever the autocast around them; for good.
+def in_full_precision(modules: Iterable) -> None:
+    """Make modules compute in float32 from now on, whatever the autocast around them.
 
-    Args:
-        modules: each is called with positional and keyword arguments, in which tensors of a 16-bit
-            type become float32.
+    Tensors of a 16-bit type among their arguments are converted.
     """
     import torch
 
@@ -76,11 +227,11 @@ def resumable_trainer(**options):
     """A `transformers.Trainer` whose resume really restores the model.
 
     ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them). The
-    stock trainer reads them back by the new names, finds none, warns, and goes on from random
+    stock trainer reads them back by the new names, finds none, warns, and continues from random
     weights. Here the model's own ``from_pretrained`` reads them, and every tensor must fit.
 
     With ``train_sampling_strategy="group_by_length"`` and a data set that has ``lengths()``, items
-    of a like length share a batch, in an order that seed and epoch alone decide.
+    of similar length share a batch, in an order that depends on seed and epoch alone.
     """
     from transformers import PreTrainedModel, Trainer
 
@@ -89,7 +240,7 @@ def resumable_trainer(**options):
             data = self.train_dataset if train_dataset is None else train_dataset
             if self.args.train_sampling_strategy != "group_by_length":
                 return super()._get_train_sampler(data)
-            # as many as one step holds, over all processes, sorted within themselves
+            # As many items as one step of all processes holds are sorted among themselves.
             together = (self.args.train_batch_size * self.args.gradient_accumulation_steps
                         * self.args.world_size)
             return length_sampler(data.lengths(), together, self.args.seed)
@@ -105,10 +256,10 @@ def resumable_trainer(**options):
 
 
 def length_sampler(lengths: list[int], together: int, seed: int):
-    """Order in which items of a like length stand together, the same after every resume.
+    """An order that puts items of similar length together, the same after every resume.
 
-    transformers' ``LengthGroupedSampler``, whose order depends on the state of the global generator,
-    with a generator of its own: ``set_epoch`` (the trainer calls it) and ``seed`` decide.
+    The order of transformers' ``LengthGroupedSampler`` depends on the state of the global generator.
+    Here it gets its own, seeded by ``seed`` and the epoch (the trainer calls ``set_epoch``).
 
     Args:
         lengths: of every item.
@@ -133,8 +284,8 @@ def length_sampler(lengths: list[int], together: int, seed: int):
 def last_checkpoint(out: Path | str) -> str | None:
     """The newest complete checkpoint in a folder, or ``None``.
 
-    The trainer writes ``trainer_state.json`` last, so a checkpoint without one that can be read was
-    cut off while it was saved, and the one before it is taken.
+    The trainer writes ``trainer_state.json`` last. A checkpoint in which it cannot be read was cut
+    off while it was saved, and the one before it is taken.
     """
     def step(folder: Path) -> int:
         return int(folder.name.rpartition("-")[2])
@@ -153,8 +304,8 @@ def last_checkpoint(out: Path | str) -> str | None:
 class CsvLog(TrainerCallback):
     """Appends step, samples, loss, learning rate and seconds to a CSV file as training logs them.
 
-    Rows of steps that are trained again after a resume are dropped first, so that the file always
-    holds one curve. ``seconds`` counts training time over all runs.
+    Rows of steps that will be trained again after a resume are dropped first, so that the file
+    always holds one curve. ``seconds`` counts training time over all runs.
     """
 
     fields = ("step", "samples", "loss", "learning_rate", "grad_norm", "seconds")
@@ -193,25 +344,11 @@ def read_log(path: Path | str) -> list[dict]:
         return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# --- QLoRA --------------------------------------------------------------------------------------
-
-PAPER = dict(
-    learning_rate=2e-4, lr_scheduler_type="linear", warmup_steps=0.03, weight_decay=0.0,
-    max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.95, num_train_epochs=1,
-)
-"""The paper's hyper-parameters (section 4.1); its global batch is 128."""
-
-PAPER_BATCH = 128
-
-TINY = dict(learning_rate=5e-4)
-"""Where the embedded model deviates: a few million parameters want a larger step."""
+# --- QLoRA ------------------------------------------------------------------------------------------
 
 
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says where the last good checkpoint is."""
-
-
-def add_adapter(backbone, rank: int = 64, alpha: int = 128, dropout: float = 0.05, seed: int = 0):
+def add_adapter(backbone: Backbone, rank: int = 64, alpha: int = 128, dropout: float = 0.05,
+                seed: int = 0):
     """Put fresh LoRA matrices on connector and language model (paper: rank 64, alpha 128).
 
     Returns:
@@ -221,28 +358,34 @@ def add_adapter(backbone, rank: int = 64, alpha: int = 128, dropout: float = 0.0
     from transformers import set_seed
 
     set_seed(seed)
-    model = backbone.model
-    # Not peft's prepare_model_for_kbit_training: it would store the whole unquantized vision tower
-    # in float32. Freezing and checkpointing are all that is needed of it.
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
+                        target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
+    with peft_calls():
+        return get_peft_model(_prepared(backbone.model), config)
+
+
+def continued_adapter(backbone: Backbone, folder: Path | str):
+    """The backbone with a saved adapter, ready to be trained further (GRES after RES, say).
+
+    Raises:
+        BackboneError: no adapter lies there, or it does not fit the backbone.
+    """
+    _prepared(backbone.model)
+    return open_adapter(backbone, folder, trainable=True)
+
+
+def _prepared(model):
+    """The base, frozen; on a GPU with gradient checkpointing.
+
+    Not peft's ``prepare_model_for_kbit_training``: it would store the whole unquantized vision tower
+    in float32, and freezing and checkpointing are all that is needed of it.
+    """
     for weight in model.parameters():
         weight.requires_grad_(False)
     if model.device.type == "cuda":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
-                        target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
-    with peft_calls():
-        return get_peft_model(model, config)
-
-
-def continued_adapter(backbone, folder: Path | str):
-    """The backbone with a saved adapter, ready to be trained further (GRES after RES, say)."""
-    from peft import PeftModel
-
-    for weight in backbone.model.parameters():
-        weight.requires_grad_(False)
-    with peft_calls():
-        return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
+    return model
 
 
 class StopOnNaN(TrainerCallback):
@@ -252,31 +395,31 @@ class StopOnNaN(TrainerCallback):
         if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
             raise TrainingError(
                 f"The loss is {logs['loss']} at step {state.global_step}. Lower the learning rate; "
-                f"the last good checkpoint is in {args.output_dir}."
-            )
+                f"the last good checkpoint is in {args.output_dir}.")
 
 
-def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
-              accumulate: int | None = None, resume: bool = True, model=None, callbacks=(),
-              **changes):
+def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int = 16,
+              accumulate: int | None = None, resume: bool = True, model=None,
+              callbacks: Sequence[TrainerCallback] = (), **changes):
     """Fine-tune LoRA matrices on conversations with the paper's recipe.
 
-    The same call serves a notebook, ``python -m t4s_helpers.model.training``, ``accelerate launch`` and
-    ``torchrun``; with several processes each takes every so-manieth batch.
+    The same call serves a notebook, ``python -m t4s_helpers train``, ``accelerate launch`` and
+    ``torchrun``; with several processes the batches are shared out among them.
 
     Args:
-        backbone: a `t4s_helpers.model.backbones.Backbone`, loaded with ``quantize="nf4"`` for QLoRA.
-        dataset: map-style, items for ``collate``. If it has ``lengths()``, items of a like length
+        backbone: loaded with ``quantize="nf4"`` for QLoRA.
+        dataset: map-style, items for ``collate``. If it has ``lengths()``, items of similar length
             share a batch (``train_sampling_strategy="sequential"`` keeps the data's own order).
-        collate: list of items -> batch with ``labels`` (see `pad_batch`).
+        collate: list of items -> batch with ``labels``. `training_data` makes both.
         out: folder for checkpoints, ``log.csv`` and, at the end, ``adapter/``.
         batch: conversations in one forward pass of one process.
         accumulate: passes per step; by default as many as make the paper's global batch of 128.
-        resume: go on from the last complete checkpoint in ``out``, if there is one.
+        resume: continue from the last complete checkpoint in ``out``, if there is one.
         model: a peft model that is already prepared; by default `add_adapter` makes one.
         callbacks: further `TrainerCallback` objects.
-        changes: anything of `TrainingArguments`, over `PAPER`; ``optim="paged_adamw_8bit"`` keeps
-            the optimizer's state in 8 bits and lets it overflow to the host's memory (CUDA).
+        changes: anything of `TrainingArguments`, over `PAPER_SETTINGS`;
+            ``optim="paged_adamw_8bit"`` keeps the optimizer's state in 8 bits and lets it overflow
+            to the host's memory (CUDA).
 
     Returns:
         the trained peft model; its adapter is saved in ``out/adapter``.
@@ -288,22 +431,21 @@ def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {**PAPER, **(TINY if backbone.spec.name == "embedded" else {}), **changes}
+    settings: dict[str, Any] = {
+        **PAPER_SETTINGS, **(EMBEDDED_SETTINGS if backbone.spec.name == "embedded" else {}), **changes}
     if hasattr(dataset, "lengths"):
         settings.setdefault("train_sampling_strategy", "group_by_length")
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
     in_full_precision(module for name, module in model.named_modules()
                       if any(re.fullmatch(one, name) for one in backbone.spec.precise))
-    passes = accumulate or max(1, PAPER_BATCH // (batch * n_processes()))
+    passes = accumulate or max(1, PAPER_BATCH // (batch * int(os.environ.get("WORLD_SIZE", 1))))
     trainer = resumable_trainer(
         model=model, train_dataset=dataset, data_collator=collate,
         args=arguments(
             out, per_device_train_batch_size=batch, label_names=["labels"],
             gradient_accumulation_steps=passes,
-            **{"logging_steps": 10, "save_steps": 100, **settings},
-        ),
-        callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks],
-    )
+            **{"logging_steps": 10, "save_steps": 100, **settings}),
+        callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks])
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
     except torch.OutOfMemoryError as error:
@@ -316,11 +458,6 @@ def fine_tune(backbone, dataset, collate, out: Path | str, batch: int = 16,
     return model
 
 
-def n_processes() -> int:
-    """Processes that train together, as ``accelerate launch`` and ``torchrun`` announce them."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def _memory_advice(spec, batch: int, passes: int, out: Path) -> str:
     import torch
 
@@ -330,191 +467,52 @@ def _memory_advice(spec, batch: int, passes: int, out: Path) -> str:
             f"{spec.name!r} wants about {spec.memory_gb} GB at batch 4. Set batch={smaller}, "
             f"accumulate={passes * batch // smaller} (the same global batch), "
             "optim='paged_adamw_8bit', a smaller grid or fewer exchanges in a conversation. "
-            f"Checkpoints are in {out}; the same call goes on from the last.")
+            f"Checkpoints are in {out}; the same call continues from the last.")
 
 
-# --- conversations about scenes -------------------------------------------------------------------
-
-
-def scene_item(index: int, folder: str, mix: str = "all", n: int = 4, split: str = "train",
-               seed: int = 0, **layout) -> dict:
-    """Training item ``index`` for the embedded model: one scene, up to ``n`` requests about it.
-
-    The requests stand side by side and do not see each other's answers.
-    """
-    from ..data.instructions import instruction
-    from ..lab.tiny_model.language import cached_encoder
-
-    scene, turns = instruction(index, mix, n, split, seed, **layout)
-    encode = cached_encoder(folder)
-    return packed(in_branches(encode(turns, has_image=True), encode.tokenizer), scene.image)
-
-
-class SceneConversations:
-    """Training items about scenes for any backbone, each encoded by its processor when read."""
-
-    def __init__(self, encoder: ConversationEncoder, samples: int, mix: str = "all", n: int = 4,
-                 split: str = "train", seed: int = 0, **layout):
-        self.encoder, self.samples = encoder, samples
-        self.options = {"mix": mix, "n": n, "split": split, "seed": seed, **layout}
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, index: int) -> dict:
-        from ..data.instructions import instruction
-
-        scene, turns = instruction(index, **self.options)
-        return self.encoder(turns, scene.image)
-
-    def lengths(self) -> list[int]:
-        """Tokens of every item but for its picture's."""
-        from ..data.instructions import instruction
-
-        return _text_lengths(self, lambda index: instruction(index, **self.options)[1])
-
-
-class SampleConversations:
-    """Training items about any samples: item ``i`` asks about sample ``i`` modulo their number.
+def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "checkpoints/adapter", *,
+          source: Path | str | None = None, quantize: str | None = "nf4", samples: int = 32_000,
+          turns: int = 4, mix: str = "all", encoding: str = "rrle", grid_size=16, style: str = "box",
+          batch: int = 32, accumulate: int = 1, lr: float | None = None, optim: str = "adamw_torch",
+          log_every: int = 10, seed: int = 0, rank: int = 64, dropout: float = 0.05,
+          start: Path | str | None = None, export: Path | str | None = None) -> Path:
+    """Fine-tune a backbone on a data set by name: everything behind ``t4s train``.
 
     Args:
-        encoder: made without ``n_image_tokens``, so that the processor prepares the pictures.
-        samples: `t4s_helpers.data.sample.Sample` objects, read from disk when their turn comes.
-        n: number of items; every pass over the samples words the requests anew.
-        seed: of wordings and modes.
-        layout: ``size``, ``rule``, ``scheme`` and ``style``, see `t4s_helpers.data.prompts.turn`.
-    """
-
-    def __init__(self, encoder: ConversationEncoder, samples, n: int, seed: int = 0, **layout):
-        if not len(samples):
-            raise ConversationError("There are no samples to train on.")
-        self.encoder, self.samples, self.n = encoder, samples, n
-        self.seed, self.layout = seed, layout
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> dict:
-        return self.encoder(self.turns(index), self.samples[index % len(self.samples)].pixels())
-
-    def turns(self, index: int) -> list:
-        """The exchanges of item ``index``, without reading its picture."""
-        import numpy as np
-
-        from ..data.prompts import turn
-
-        rng = np.random.default_rng([self.seed, index, 41])
-        return [turn(self.samples[index % len(self.samples)], rng=rng, **self.layout)]
-
-    def lengths(self) -> list[int]:
-        """Tokens of every item but for its picture's."""
-        return _text_lengths(self, self.turns)
-
-
-def _text_lengths(dataset, turns) -> list[int]:
-    from tqdm.auto import tqdm
-
-    return [len(dataset.encoder(turns(index))["input_ids"])
-            for index in tqdm(range(len(dataset)), "lengths", disable=len(dataset) < 1000)]
-
-
-def sample_data(backbone, samples, n: int, seed: int = 0, **layout):
-    """Data set and collator of ``n`` requests about any samples, for `fine_tune`.
-
-    A user's own data goes this way: ``sample_data(backbone, load_own("my.csv"), 1000)``.
-
-    Args:
-        backbone: a `t4s_helpers.model.backbones.Backbone`.
-        samples, n, seed, layout: see `SampleConversations`.
+        backbone: a key of `t4s_helpers.model.backbones.BACKBONES`.
+        data: ``"scenes"``, a set's name, or a COCO folder, CSV or JSON file of your own.
+        out: folder for checkpoints, ``log.csv`` and ``adapter/``; a second call resumes.
+        source: folder or hub id to load the backbone from, if not its own.
+        quantize: ``"nf4"``, or ``None``: LoRA on the unquantized base, five times faster on a CPU.
+        samples: conversations in all.
+        turns, mix: exchanges per conversation and their mix; for scenes alone.
+        encoding, grid_size, style: how answers are written.
+        batch, accumulate: conversations in a pass, and passes in a step.
+        lr: learning rate, by default the paper's (`EMBEDDED_SETTINGS` for the embedded model).
+        log_every: steps between lines of ``log.csv``.
+        rank, dropout: of fresh LoRA matrices, whose alpha is twice the rank.
+        start: an adapter to continue from, instead of fresh matrices.
+        export: also write the adapter here in the form in which it ships.
 
     Returns:
-        ``(dataset, collate)``.
+        the folder of the trained adapter.
     """
-    from functools import partial
+    from accelerate import PartialState
 
-    encoder = ConversationEncoder(backbone.processor, dtype=backbone.model.dtype)
-    return (SampleConversations(encoder, samples, n, seed, **layout),
-            partial(pad_batch, pad_id=backbone.processor.tokenizer.pad_token_id))
-
-
-def scene_data(backbone, samples: int, **options):
-    """Data set and collator of ``samples`` conversations about scenes, for `fine_tune`.
-
-    Args:
-        backbone: a `t4s_helpers.model.backbones.Backbone`. The embedded model's items are made ahead,
-            in chunks, by all cores; those of other backbones by their processor, one by one.
-        options: ``mix``, ``n``, ``split``, ``seed`` and the layout of answers, see
-            `t4s_helpers.data.instructions`.
-
-    Returns:
-        ``(dataset, collate)``.
-    """
-    from functools import partial
-
-    pad_id = backbone.processor.tokenizer.pad_token_id
-    if backbone.spec.n_image_tokens is None:
-        return (SceneConversations(backbone.encoder, samples, **options),
-                partial(pad_batch, pad_id=pad_id))
-    from ..lab.tiny_model.language import collate
-    from ..lab.tiny_model.rendering import ChunkedItems
-
-    folder = backbone.model.config.name_or_path or backbone.spec.source
-    return (ChunkedItems(partial(scene_item, folder=str(folder), **options), samples),
-            partial(collate, pad_id=pad_id))
-
-
-def main() -> None:
-    import argparse
-
-    from .adapters import export_adapter
-    from .backbones import BACKBONES, load_backbone
-    from ..data.instructions import MIXES
-    from ..data.own import load_own
-    from ..evaluation.store import Processes
-    from ..data.prompts import SENTENCES
-    from ..codec.encodings import SCHEMES
-
-    parser = argparse.ArgumentParser(description="Fine-tune a backbone with QLoRA.")
-    parser.add_argument("--backbone", choices=BACKBONES, default="embedded")
-    parser.add_argument("--base", type=Path, help="folder to load the backbone from, if not its own")
-    parser.add_argument("--data", help="COCO folder or CSV file of your own; rendered scenes else")
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/adapter"))
-    parser.add_argument("--samples", type=int, default=32_000, help="conversations")
-    parser.add_argument("--turns", type=int, default=4, help="exchanges in a scene's conversation")
-    parser.add_argument("--mix", choices=MIXES, default="all", help="of requests about scenes")
-    parser.add_argument("--style", choices=SENTENCES, default="box")
-    parser.add_argument("--scheme", choices=SCHEMES, default="rrle")
-    parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32, help="conversations in a pass")
-    parser.add_argument("--accumulate", type=int, default=1, help="passes in a step")
-    parser.add_argument("--lr", type=float, default=TINY["learning_rate"])
-    parser.add_argument("--optim", default="adamw_torch",
-                        help="'paged_adamw_8bit' saves memory on a GPU")
-    parser.add_argument("--log-every", type=int, default=10, help="steps between lines of log.csv")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rank", type=int, default=64, help="of the LoRA matrices; alpha is twice it")
-    parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA matrices' input")
-    parser.add_argument("--start", type=Path, help="adapter folder to go on from")
-    parser.add_argument("--export", type=Path, help="folder for the adapter as it ships")
-    parser.add_argument("--quantize", choices=("nf4", "none"), default="nf4",
-                        help="'none' trains LoRA on the unquantized base: five times faster on a CPU")
-    args = parser.parse_args()
-    backbone = load_backbone(args.backbone, None if args.quantize == "none" else "nf4",
-                             source=args.base)
-    layout = dict(seed=args.seed, size=args.size, scheme=args.scheme, style=args.style)
-    if args.data:
-        dataset, collate = sample_data(backbone, load_own(args.data), args.samples, **layout)
-    else:
-        dataset, collate = scene_data(backbone, args.samples, mix=args.mix, n=args.turns, **layout)
-    model = continued_adapter(backbone, args.start) if args.start else add_adapter(
-        backbone, args.rank, 2 * args.rank, args.dropout, args.seed)
-    fine_tune(backbone, dataset, collate, args.out, batch=args.batch, accumulate=args.accumulate,
-              seed=args.seed, model=model, learning_rate=args.lr, optim=args.optim,
-              logging_steps=args.log_every)
-    if args.export and int(os.environ.get("RANK", 0)) == 0:
-        export_adapter(args.out / "adapter", args.export, backbone.spec.name)
-    Processes().leave()
-
-
-if __name__ == "__main__":
-    main()
+    loaded = load_backbone(backbone, quantize, source=source)
+    layout = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
+    mixture = (SceneMixture(samples, mix=mix, n_requests=turns, **layout) if data == "scenes"
+               else SampleMixture(load(data), samples, **layout))
+    model = (continued_adapter(loaded, start) if start
+             else add_adapter(loaded, rank, 2 * rank, dropout, seed))
+    changes = {} if lr is None else {"learning_rate": lr}
+    fine_tune(loaded, *training_data(loaded, mixture), out, batch, accumulate, model=model, seed=seed,
+              optim=optim, logging_steps=log_every, **changes)
+    adapter = Path(out) / "adapter"
+    processes = PartialState()
+    if export and processes.is_main_process:
+        export_adapter(adapter, export, backbone)
+    # A process that ends without this may be aborted while its connections are still in use.
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    return adapter
