@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .files import atomic_write
+
 MALFORMED, NO_TARGET = 3, 4
 """Exit statuses of ``ask``: an answer that breaks the format; a well-formed one that finds nothing."""
 
@@ -61,7 +63,8 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="embedded", help="a name of the table in the README")
-    add("--adapter", help="a folder, or the name of one that ships; the embedded model takes 'scenes'")
+    add("--adapter", help="a folder, or the name of one that ships, or none; the embedded model takes "
+        "'scenes'")
     add("--source", type=Path, help="folder of the backbone, if not its own")
     add("--quantize", choices=("nf4",), help="4-bit weights")
 
@@ -95,7 +98,147 @@ def _numbered(path: Path, k: int, n: int) -> Path:
     return path.with_name(f"{path.stem}-{k + 1}{path.suffix}") if n > 1 else path
 
 
-# --- data, weights -------------------------------------------------------------------------------
+# --- train ---------------------------------------------------------------------------------------
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--backbone", default="embedded", help="a name of the table in the README")
+    add("--source", type=Path, help="folder of the backbone, if not its own")
+    add("--data", default="scenes", help="scenes, photos, a data set's name, or your own CSV file or COCO "
+        "folder")
+    add("--out", type=Path, default=Path("checkpoints/adapter"), help="checkpoints, log.csv, adapter")
+    add("--samples", type=int, default=32_000, help="conversations")
+    add("--turns", type=int, default=4, help="requests in a conversation about a scene")
+    add("--mix", default="all", help="of requests about scenes: res, gres or all")
+    add("--style", choices=("plain", "box"), default="box", help="of the sentence before the descriptor")
+    add("--encoding", default="rrle")
+    add("--grid-size", type=int, default=16, metavar="N")
+    add("--batch", type=int, default=32, help="conversations in a pass")
+    add("--accumulate", type=int, default=1, help="passes in a step")
+    add("--lr", type=float, help="by default the paper's, and a larger one for the embedded model")
+    add("--optim", default="adamw_torch", help="'paged_adamw_8bit' saves memory on a GPU")
+    add("--log-every", type=int, default=10, metavar="STEPS")
+    add("--seed", type=int, default=0)
+    add("--rank", type=int, default=64, help="of the LoRA matrices; alpha is twice it")
+    add("--dropout", type=float, default=0.05, help="of the LoRA matrices' input")
+    add("--start", type=Path, help="folder of an adapter to train further")
+    add("--export", type=Path, help="folder for the adapter as it ships")
+    add("--quantize", choices=("nf4", "none"), default="nf4",
+        help="'none' trains on the unquantized base: five times faster on a CPU")
+    add("--merge", type=Path, metavar="FOLDER", help="do not train: add the adapter in --start to the "
+        "weights of its backbone and save the sum here")
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.merge:
+        from .model.adapters import merge_adapter
+
+        print(merge_adapter(args.backbone, args.start, args.merge, args.source))
+        return
+    from .model.training import train
+
+    options = {name: value for name, value in vars(args).items()
+               if name not in ("command", "run", "merge", "quantize")}
+    print(train(quantize=None if args.quantize == "none" else args.quantize, **options))
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables")
+    run = commands.add_parser("run", help="answer and score samples; resumes where it was stopped")
+    run.add_argument("out", type=Path, help="the run's folder")
+    _data_choice(run.add_argument_group("data"))
+    model = run.add_argument_group("model")
+    _model_options(model)
+    model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
+    _protocol_options(run.add_argument_group("how it is asked"))
+    run.add_argument("--restart", action="store_true", help="forget the rows that are there")
+    tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
+    tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
+    for one in (run, tables):
+        group = one.add_argument_group("conventions of mIoU")
+        group.add_argument("--background", choices=("class", "not_averaged", "ignored"))
+        group.add_argument("--absent", choices=("skip", "skip_no_truth", "zero", "one"))
+
+
+def _data_choice(group) -> None:
+    add = group.add_argument
+    add("--data", default="scenes", help="scenes, photos, a data set's name, or your own file")
+    add("--split")
+    add("--root", type=Path)
+    add("--task", help="of scenes: res, gres, rec, semantic, vqa or conversation")
+    add("-n", type=int, help="only so many samples")
+    add("--start", type=int, default=0, help="from this one on")
+    add("--palette", default="seen", help="of scenes")
+    add("--counts", choices=("strict", "warn", "off"), default="strict")
+    add("--bad", choices=("refuse", "exclude"), default="exclude")
+
+
+def _protocol_options(group) -> None:
+    add = group.add_argument
+    add("--mode", choices=("plain", "constrained", "fast"), default="fast")
+    add("--expected-iou", type=int, default=0, metavar="DRAWS",
+        help="draw so many answers and take the grid with the best expected IoU")
+    add("--batch", type=int, default=8)
+    add("--encoding", default="rrle")
+    add("--grid-size", type=int, default=16, metavar="N")
+    add("--max-new-tokens", type=int)
+    add("--semantic", choices=("open", "partial", "conditioned"), default="conditioned")
+    add("--vqa", choices=("exact", "vqav2", "vqav2-official", "yes-no"), default="")
+    add("--suffix", default="", help="added to questions")
+    add("--seed", type=int, default=0)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation.store import Processes
+
+    if args.what == "run":
+        _evaluate_run(args)
+        processes = Processes()
+        processes.leave()
+        if processes.rank:  # one process prints
+            return
+    _print_tables(args)
+
+
+def _evaluate_run(args: argparse.Namespace) -> None:
+    from .codec.encodings import get_encoding
+    from .data.registry import load
+    from .evaluation.evaluate import evaluate
+    from .model.backbones import load_backbone
+    from .refine import load_refiner
+    from .text4seg import SHIPPED_ADAPTER
+
+    options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
+        "counts": args.counts, "bad": args.bad}
+    samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
+    adapter = args.adapter or (SHIPPED_ADAPTER if args.backbone == "embedded" else "none")
+    adapter = None if adapter == "none" else adapter
+    evaluate(load_backbone(args.backbone, args.quantize, adapter, args.source), samples,
+             get_encoding(args.encoding, args.grid_size), load_refiner(args.refiner), folder=args.out,
+             data=args.data, batch=args.batch, seed=args.seed, semantic=args.semantic,
+             background=args.background, absent=args.absent, vqa=args.vqa, suffix=args.suffix,
+             restart=args.restart, expected_iou=args.expected_iou, mode=args.mode,
+             max_new_tokens=args.max_new_tokens)
+
+
+def _print_tables(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from .evaluation.evaluate import run_tables
+
+    scores, excluded = (pd.DataFrame(rows) for rows in
+                        run_tables(args.out, args.background, args.absent))
+    atomic_write({args.out / "scores.csv": scores.to_csv(index=False).encode()})
+    print(scores.round(4).to_string(index=False, na_rep=""))
+    if len(excluded):
+        print(excluded.to_string(index=False))
+
+
+# --- data, weights, notebooks --------------------------------------------------------------------
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -136,9 +279,41 @@ def _weights(args: argparse.Namespace) -> None:
         print(fetch(name, progress=not args.quiet))
 
 
+def _notebooks_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", default="cpu", help="which notebooks/params/<profile>.yaml to use (cpu)")
+    add("--only", nargs="+", action="extend", default=[], metavar="NN",
+        help="only these notebooks, by number or name: --only 04 05, --only A1")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="settings",
+        help="change a parameter of the notebooks that declare it")
+    add("--appendix", action="store_true", help="also the appendix notebooks A1_*, A2_*, ...")
+    add("--solutions", action="store_true", help="the answers to the exercises, instead of the notebooks")
+    add("--resume", action="store_true",
+        help="keep results that are up to date: same notebook, parameters, package and inputs")
+    add("--readme", action="store_true",
+        help="run nothing: bring tables, minutes and links in README and notebooks up to date")
+
+
+def _notebooks(args: argparse.Namespace) -> int:
+    if args.readme:
+        from .workbook.readme import update_readme
+
+        changed = update_readme()
+        print("\n".join(map(str, changed)) or "All is up to date.")
+        return 0
+    from .workbook.runner import run_series
+
+    return run_series(args.profile, args.only, args.settings, appendix=args.appendix,
+                      solutions=args.solutions, resume=args.resume)
+
+
 COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "ask": ("segment what expressions name in a picture", _ask_options, _ask),
+    "train": ("fine-tune a backbone with QLoRA", _train_options, _train),
+    "evaluate": ("answer and score samples, or make tables of finished runs", _evaluate_options,
+                 _evaluate),
     "data": ("list the data sets, or check the files of one", _data_options, _data),
+    "notebooks": ("run the workbook's notebooks in order", _notebooks_options, _notebooks),
     "weights": ("list or fetch the checkpoints of the refiners", _weights_options, _weights),
 }
 

@@ -59,8 +59,8 @@ class Text4Seg:
 
         Args:
             backbone: a key of `t4s_helpers.model.backbones.BACKBONES`.
-            adapter: folder of a LoRA adapter, or the name of one that ships; the embedded model takes
-                `SHIPPED_ADAPTER` unless another is named.
+            adapter: folder of a LoRA adapter, or the name of one that ships, or ``"none"``; the embedded
+                model takes `SHIPPED_ADAPTER` unless another is named.
             refiner: ``"none"``, ``"mobile_sam"``, ``"sam_vit_h"``, ...
             encoding, grid_size: what the adapter was trained to write.
             quantize: ``"nf4"`` for 4-bit weights.
@@ -75,6 +75,7 @@ class Text4Seg:
 
         if adapter is None and backbone == "embedded":
             adapter = SHIPPED_ADAPTER
+        adapter = None if adapter == "none" else adapter
         return cls(load_backbone(backbone, quantize, adapter, source), load_refiner(refiner),
                    get_encoding(encoding, grid_size))
 
