@@ -19,8 +19,7 @@ LOGIT_EPS = 1e-3
 """Coverage is kept this far from 0 and 1, so that its inverse sigmoid stays within +-6.9."""
 
 RING = (1 / 32, 1 / 16)
-"""Distances of ring points from the coarse mask, as shares of the image's longer side: half a cell to
-one cell of a 16 x 16 grid."""
+"""Distances of ring points from the mask, in shares of the image's longer side (cells of 16 x 16: ½, 1)."""
 
 _CHOICES = {
     "points": ("random", "spread", "interior", "ring", "none"), "mask": ("hard", "soft", "binary", "none"),
@@ -90,10 +89,8 @@ PAPER_PROMPTS = Prompts()
 """10 + 10 random points and the mask's logits in SAM's frame, three calls (appendix A.1)."""
 
 BEST_PROMPTS = Prompts(points="ring", box=True, strength=0.5)
-"""Interior points and a ring of negative ones, the box, and the logits at half strength.
-
-Chosen among some thirty configurations by the cIoU on the bundled photos (53 targets, oracle 16 x 16
-grids by both rules), and on nothing else."""
+"""Interior points and a ring of negative ones, the box, and the logits at half strength: chosen among some
+thirty configurations by the cIoU on the bundled photos (53 targets, oracle 16 x 16 grids), nothing else."""
 
 
 def sam_prompt(

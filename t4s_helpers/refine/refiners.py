@@ -25,9 +25,8 @@ REFINERS: dict[str, type[Refiner]] = {}
 MIN_IOU = 0.3
 """A refined mask that overlaps the coarse one less than this is not trusted.
 
-A small object fills its one or two cells badly, so a good refinement of it leaves much of the coarse
-mask behind. Counted on 91 COCO objects with oracle 16 x 16 grids: a threshold of 0.6 rejected 16
-masks, 12 of them better than the coarse one; 0.3 rejected 3, 1 of them better.
+A good refinement of a small object leaves much of the coarse mask behind. On 91 COCO objects with oracle
+16 x 16 grids, 0.6 rejected 16 masks, 12 of them better than the coarse one; 0.3 rejected 3, 1 better.
 """
 
 
@@ -37,13 +36,11 @@ class Refined:
 
     Attributes:
         masks: bool ``(L, H, W)``, the image's size.
-        scores: float32 ``(L,)``, the IoU that the refiner expects of its own mask; NaN where it gives
-            none, as for an empty coarse mask.
-        agreement: float32 ``(L,)`` in [0, 1], IoU of the refiner's mask with the coarse one; NaN where
-            the coarse mask is empty.
+        scores: float32 ``(L,)``, the IoU that the refiner expects of its own mask; NaN for none.
+        agreement: float32 ``(L,)``, IoU of the refiner's mask with the coarse one; NaN where that is empty.
         fallback: bool ``(L,)``, where the refiner's mask was rejected and the coarse one kept.
-        ms: milliseconds by stage. SAM: ``image`` (the embedding, counted by the first result after
-            it), ``prompts``, ``decoder`` (all predictor calls) and ``masks``.
+        ms: milliseconds by stage. SAM: ``image`` (the embedding, counted once), ``prompts``, ``decoder``
+            (all predictor calls) and ``masks``.
     """
 
     masks: np.ndarray
@@ -54,10 +51,7 @@ class Refined:
 
     @property
     def merge_scores(self) -> np.ndarray:
-        """float32 ``(L,)`` for `merge_masks`: ``scores``, and 0 where the coarse mask was kept.
-
-        A score speaks of the refiner's own mask, not of the coarse one that took its place.
-        """
+        """float32 ``(L,)`` for `merge_masks`: ``scores``, and 0 where a coarse mask took the place."""
         return np.where(self.fallback, np.float32(0), self.scores)
 
 
@@ -85,8 +79,8 @@ class Refiner:
         super().__init_subclass__(**kwargs)
         REFINERS.update(dict.fromkeys(vars(cls).get("names", ()), cls))
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str = "") -> None:
+        self.name = name or self.names[0]
         self.prompts = PAPER_PROMPTS
         self._shape: tuple[int, int] | None = None
         self._ms: dict[str, float] = {}
@@ -102,14 +96,9 @@ class Refiner:
     def redraw(
         self, masks: np.ndarray, seed: int, prompts: Prompts, confidence: list[np.ndarray] | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw coarse masks of the last image anew; the arguments are those of `refine`.
+        """Masks bool ``(A, H, W)`` in place of coarse ones, and scores ``(A,)``, NaN for none.
 
-        Args:
-            masks: bool ``(A, H, W)``, none of them empty; ``A`` may be 0.
-            confidence: ``A`` grids where ``prompts.mask`` is ``soft``, else None.
-
-        Returns:
-            bool ``(A, H, W)`` and float scores ``(A,)``, NaN for none.
+        The arguments are those of `refine`, without empty masks; ``A`` may be 0.
         """
         raise NotImplementedError
 
@@ -120,14 +109,11 @@ class Refiner:
         return other
 
     def set_image(self, pixels: np.ndarray) -> Refiner:
-        """Choose the image whose masks `refine` gets next.
+        """Choose the image whose masks `refine` gets next; returns the refiner itself.
 
         Args:
             pixels: uint8 RGB ``(H, W, 3)``. SAM keeps the embeddings of recent images: the same
                 content again costs a few milliseconds.
-
-        Returns:
-            the refiner itself, so that ``refiner.set_image(pixels).refine(masks)`` reads well.
 
         Raises:
             RefineError: not uint8 RGB, or so thin that no pixel is left in SAM's frame.
@@ -144,8 +130,7 @@ class Refiner:
     ) -> Refined:
         """Refine coarse masks of the image given to `set_image`.
 
-        An empty coarse mask stays empty. Each mask's result depends on the image, that mask, its
-        confidence, ``seed`` and the options alone.
+        An empty mask stays empty. A result depends on the image, its mask and the options alone.
 
         Args:
             masks: bool ``(L, H, W)`` at the image's size; ``L`` may be 0.
@@ -157,8 +142,7 @@ class Refiner:
                 of each label in each cell, laid over the image as the label grid is.
 
         Raises:
-            RefineError: no image was set; masks that are not bool or do not fit the image; a seed, a
-                threshold or a confidence outside its range, or a confidence that is missing.
+            RefineError: no image was set, masks do not fit it, or an option is out of range.
         """
         prompts = prompts or self.prompts
         coarse = _checked_masks(masks, self._shape)
@@ -217,8 +201,7 @@ def load_refiner(name: str = "mobile_sam", device: str | None = None, precision:
     if name not in REFINERS:
         from . import sam  # noqa: F401  registers SAM's names; it imports PyTorch
     if name not in REFINERS:
-        known = ", ".join(REFINERS)
-        raise RefineError(f"There is no refiner named {name!r}; choose one of {known}.")
+        raise RefineError(f"There is no refiner named {name!r}; choose one of {', '.join(REFINERS)}.")
     return _loaded(REFINERS[name], name, device, precision)
 
 
@@ -246,8 +229,7 @@ def merge_masks(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     if masks.ndim != 3 or masks.dtype != bool or scores.shape != masks.shape[:1]:
         raise RefineError(f"merge_masks needs bool masks (L, H, W) and L scores, got {masks.dtype} "
                           f"{masks.shape} and {scores.shape}.")
-    known = np.where(np.isnan(scores), -np.inf, scores)
-    area = masks.sum(axis=(1, 2))
+    known, area = np.where(np.isnan(scores), -np.inf, scores), masks.sum(axis=(1, 2))
     merged = np.zeros(masks.shape[1:], np.int32)
     # Painted from the worst to the best, so that the best stays.
     for k in np.lexsort((-np.arange(len(masks)), -area, known)):
@@ -259,12 +241,13 @@ def _checked_pixels(pixels: Any) -> np.ndarray:
     pixels = np.asarray(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.size:
         return pixels
-    channels = {2: 1, 3: pixels.shape[-1] if pixels.shape else 0}.get(pixels.ndim)
-    advice = {1: "a grey image; repeat its channel three times",
-              4: "an RGBA image; drop the alpha channel with pixels[..., :3]"}
-    raise RefineError(
-        f"An image to refine on must be uint8 RGB (H, W, 3), got {pixels.dtype} {pixels.shape}: "
-        f"{advice.get(channels, 't4s_helpers.data.sample.read_image gives the right form')}.")
+    advice = "t4s_helpers.data.sample.read_image gives the right form"
+    if pixels.ndim == 2 or pixels.shape[2:] == (1,):
+        advice = "a grey image; repeat its channel three times"
+    elif pixels.shape[2:] == (4,):
+        advice = "an RGBA image; drop the alpha channel with pixels[..., :3]"
+    raise RefineError("An image to refine on must be uint8 RGB (H, W, 3), "
+                      f"got {pixels.dtype} {pixels.shape}: {advice}.")
 
 
 def _checked_masks(masks: Any, image: tuple[int, int] | None) -> np.ndarray:

@@ -28,7 +28,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class SamRefiner(Refiner):
-    """SAM as a mask refiner, on ``segment_anything.SamPredictor``; one embedding for all masks of an image.
+    """SAM as a mask refiner, on ``segment_anything.SamPredictor``.
 
     Args:
         sam: in evaluation mode, on the device to use.
@@ -108,9 +108,7 @@ class SamRefiner(Refiner):
                 found[rows], scores[rows] = self._predict([told[row] for row in rows], prompts)
         return found, scores
 
-    def _predict(
-        self, told: list[dict[str, np.ndarray]], prompts: Prompts
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, told: list[dict[str, np.ndarray]], prompts: Prompts) -> tuple[np.ndarray, ...]:
         """Masks bool ``(B, H, W)`` and scores float32 ``(B,)`` of one batch."""
         predictor, model = self.predictor, self.predictor.model
         batch = {key: torch.as_tensor(np.stack([one[key] for one in told]), dtype=torch.float,
@@ -127,28 +125,20 @@ class SamRefiner(Refiner):
             masks = masks[:, 0] > model.mask_threshold
         return masks.cpu().numpy(), iou[every, best].cpu().numpy()
 
-    def _decode(
-        self, points: Any, boxes: Any, logits: Any, multimask: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode(self, points: Any, boxes: Any, logits: Any, multimask: bool) -> tuple[torch.Tensor, ...]:
         """One call: low-resolution logits float32 ``(B, M, 256, 256)`` and their scores ``(B, M)``."""
         model = self.predictor.model
         sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=logits)
-        low, iou = model.mask_decoder(
-            image_embeddings=self.predictor.features,
-            image_pe=model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-        )
+        places = model.prompt_encoder.get_dense_pe()
+        low, iou = model.mask_decoder(self.predictor.features, places, sparse, dense, multimask)
         return low.float(), iou.float()
 
     def _embed(self, pixels: np.ndarray) -> dict[str, Any]:
         """What ``SamPredictor.set_image`` leaves in the predictor, by attribute."""
         predictor, (height, width) = self.predictor, pixels.shape[:2]
         if min(filled_frame((height, width), predictor.transform.target_length)) < 1:
-            raise RefineError(
-                f"An image of {width} x {height} pixels is too thin for SAM: scaled to its frame, "
-                "no row or column is left; crop it.")
+            raise RefineError(f"An image of {width} x {height} pixels is too thin for SAM: scaled to its "
+                              "frame, no row or column is left; crop it.")
         with self._autocast():
             predictor.set_image(pixels)
         if self.device.type == "cuda":
@@ -157,8 +147,8 @@ class SamRefiner(Refiner):
         return {"features": predictor.features.float(), **kept}
 
     def _autocast(self) -> torch.autocast:
-        rough = self.precision != "float32"
-        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=rough)
+        dtype = getattr(torch, self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _choice(low: torch.Tensor, scores: torch.Tensor, coarse: torch.Tensor | None) -> torch.Tensor:
@@ -171,11 +161,8 @@ def _choice(low: torch.Tensor, scores: torch.Tensor, coarse: torch.Tensor | None
 
 
 def _batches(told: list[dict[str, np.ndarray]], size: int) -> Iterator[list[int]]:
-    """Rows that go through the decoder together: only prompts with equally many points.
-
-    Padding points would change what SAM answers, and so make a result depend on its batch.
-    """
-    alike: dict[int, list[int]] = {}
+    """Rows that go through the decoder together: prompts with equally many points."""
+    alike: dict[int, list[int]] = {}  # padding points would change what SAM answers
     for row, prompt in enumerate(told):
         alike.setdefault(len(prompt.get("point_labels", ())), []).append(row)
     for rows in alike.values():
@@ -185,7 +172,6 @@ def _batches(told: list[dict[str, np.ndarray]], size: int) -> Iterator[list[int]
 
 def _check_precision(precision: str, device: str) -> None:
     if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise RefineError(f"precision={precision!r} is not known; choose one of {known}.")
+        raise RefineError(f"precision={precision!r} is not known; choose one of {', '.join(PRECISIONS)}.")
     if precision == "float16" and device == "cpu":
         raise RefineError("precision='float16' needs a GPU; on the CPU choose 'float32' or 'bfloat16'.")

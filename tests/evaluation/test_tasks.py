@@ -12,7 +12,7 @@ from t4s_helpers.data.expressions import scene_samples
 from t4s_helpers.data.sample import Sample
 from t4s_helpers.decoding.generate import Answer, read_answer
 from t4s_helpers.data.prompts import answer
-from t4s_helpers.refine.refiners import NoRefiner, RefineResult
+from t4s_helpers.refine import NoRefiner, Refined
 from t4s_helpers.evaluation.scoring import (
     ScoringError, excluded_table, hardest, score_rows, table_rows,
 )
@@ -197,7 +197,7 @@ def test_of_refined_masks_that_overlap_the_surest_counts():
         def refine(self, masks, seed=0, **options):
             scores = np.array([0.9, 0.2, 0.5], np.float32)[:len(masks)]
             nothing = np.zeros(len(masks), bool)
-            return RefineResult(np.ones_like(masks), scores, scores, nothing)
+            return Refined(np.ones_like(masks), scores, scores, nothing)
 
     one = sample(("cat", "dog"))
     grid = [[1, 1, 2, 2]] * 4

@@ -14,7 +14,7 @@ from t4s_helpers.workbook import playground as widgets
 from t4s_helpers.model.backbones import EMBEDDED, Backbone, find, load_backbone
 from t4s_helpers.data.sample import SampleError
 from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.refine.refiners import NoRefiner, RefineResult
+from t4s_helpers.refine import NoRefiner, Refined
 from t4s_helpers.codec.encodings import DescriptorError, encode, wrap
 from t4s_helpers.workbook.playground import (
     PANELS, Picture, Playground, PlaygroundError, ask_model, as_png, check_expression, describe,
@@ -98,7 +98,7 @@ class Half:
         self.calls += 1
         masks = masks.copy()
         masks[:, :, masks.shape[2] // 2:] = False
-        return RefineResult(masks, np.ones(1), np.ones(1), np.array([self.fallback]))
+        return Refined(masks, np.ones(1), np.ones(1), np.array([self.fallback]))
 
 
 SCENE = scene_picture("val", 3)
