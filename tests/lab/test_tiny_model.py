@@ -14,7 +14,7 @@ from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.lab.tiny_model import dense
 from t4s_helpers.lab.tiny_model import language
 from t4s_helpers.lab.tiny_model import words
-from t4s_helpers.lab.tiny_model.rendering import ChunkedItems, render_many
+from t4s_helpers.model.training import ChunkedItems, on_all_cores
 
 
 def test_dense_targets_say_what_a_cell_shows():
@@ -25,7 +25,7 @@ def test_dense_targets_say_what_a_cell_shows():
             cell = np.s_[8 * row:8 * row + 8, 8 * col:8 * col + 8]
             covers = [thing.mask[cell].mean() for thing in scene.objects]
             if max(covers) < dense.MIN_COVER:
-                assert maps["category"][row, col] == 0 and maps["x0"][row, col] == dense.IGNORE
+                assert maps["category"][row, col] == 0 and maps["x0"][row, col] == dense.IGNORE_INDEX
                 continue
             thing = scene.objects[int(np.argmax(covers))]
             assert CATEGORIES[maps["category"][row, col] - 1] == thing.category
@@ -44,7 +44,7 @@ def test_dense_runs_are_those_of_the_descriptor():
     for row in range(16):
         for value, run in itertools.groupby(range(16), key=lambda c: grid[row, c]):
             run = list(run)
-            owned = [c for c in run if value and maps["run0"][row, c] != dense.IGNORE
+            owned = [c for c in run if value and maps["run0"][row, c] != dense.IGNORE_INDEX
                      and maps["category"][row, c] - 1 == CATEGORIES.index(alone.category)]
             for col in owned:
                 assert (maps["run0"][row, col], maps["run1"][row, col]) == (run[0], run[-1])
@@ -148,7 +148,7 @@ def test_lists_name_every_object_from_left_to_right():
 
 def test_a_conversation_is_filled_without_asking_twice():
     folder = str(tiny_model.folder())
-    encode = language.cached_encoder(folder)
+    encode = language.cached_encoder(folder, language.N_VISUAL)
     rng, scene = np.random.default_rng(0), make_scene("train", 1)
     turns = language.until_long(encode, lambda: language.scene_turn(rng, scene))
     asked = [turn.question for turn in turns]
@@ -158,7 +158,7 @@ def test_a_conversation_is_filled_without_asking_twice():
 def test_chunks_hold_what_single_calls_make():
     items = ChunkedItems(abs, 10, chunk=4)
     assert [items[k] for k in (0, 5, 9, 3)] == [0, 5, 9, 3] and len(items) == 10
-    assert render_many(abs, list(range(-300, 0)), processes=2) == list(range(300, 0, -1))
+    assert on_all_cores(abs, list(range(-300, 0)), processes=2) == list(range(300, 0, -1))
 
 
 def test_merging_stage_lays_cells_side_by_side():

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.scenes import CATEGORIES, COLORS, SCENE_SIZE, SIZES, make_scene
 from ...data.prompts import BOX_BINS  # the unit in which the model also says boxes
+from ...data.scenes import CATEGORIES, COLORS, SCENE_SIZE, SIZES, make_scene
+from ...model.chat import IGNORE_INDEX
 
 GRID = 16
 
 MIN_COVER = 0.15
 """A cell shows an object when at least this fraction of its area belongs to it."""
-
-IGNORE = -100
 
 HEADS = {
     "category": len(CATEGORIES) + 1, "color": len(COLORS) + 1, "size": len(SIZES) + 1,
@@ -46,11 +45,11 @@ def box_bins(box) -> tuple[int, int, int, int]:
 def dense_targets(scene) -> np.ndarray:
     """Targets of one scene: int8 ``(len(HEADS), 16, 16)`` in the order of `HEADS`.
 
-    Cells that show no object have class 0 in ``category``, ``color``, ``size`` and `IGNORE` in
+    Cells that show no object have class 0 in ``category``, ``color``, ``size`` and `IGNORE_INDEX` in
     the rest.
     """
     names = list(HEADS)
-    out = np.full((len(names), GRID, GRID), IGNORE, np.int8)
+    out = np.full((len(names), GRID, GRID), IGNORE_INDEX, np.int8)
     out[:3] = 0
     quarter = np.stack([_pool(o.mask, 2 * GRID) for o in scene.objects])
     cover = quarter.reshape(-1, GRID, 2, GRID, 2).mean((2, 4))
@@ -74,8 +73,8 @@ def _pool(mask: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _runs(inside: np.ndarray):
-    """First and last column of the run that holds each inside cell; `IGNORE` elsewhere."""
-    first, last = np.full((2, GRID, GRID), IGNORE, np.int8)
+    """First and last column of the run that holds each inside cell; `IGNORE_INDEX` elsewhere."""
+    first, last = np.full((2, GRID, GRID), IGNORE_INDEX, np.int8)
     for row in range(GRID):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], inside[row].astype(np.int8), [0]))))
         for start, stop in zip(edges[::2], edges[1::2]):

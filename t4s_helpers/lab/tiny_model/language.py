@@ -13,19 +13,23 @@ the format that ``from_pretrained`` reads; ``--start`` goes on from a finished m
 from __future__ import annotations
 
 import argparse
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ...data.expressions import (
-    GRES_KINDS, caption, make_expression, make_question, union_mask,
-)
-from ...data.scenes import SCENE_SIZE, make_scene
 from ...codec.grid import masks_to_grid
+from ...data.expressions import caption, make_expression, make_question, union_mask
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
-from .architecture import N_VISUAL
-from .rendering import ChunkedItems
+from ...data.scenes import SCENE_SIZE, make_scene
+from ...model.chat import in_branches, packed
+from ...model.training import (
+    ChunkedItems, CsvLog, arguments, cached_encoder, collate_branched, last_checkpoint, resumable_trainer,
+)
+from .architecture import N_VISUAL, build_model, build_processor
+from .tokenizer import train_tokenizer
+from .tower import load_tower
+from .words import text_turn
 
 BATCH = 8
 TEXT_EVERY = {"all": 4, "drawing": 2}
@@ -114,22 +118,10 @@ def spans_in_words(row: np.ndarray) -> str:
     return "; ".join(spans) or "none"
 
 
-@lru_cache(maxsize=2)
-def cached_encoder(folder: str):
-    """The encoder of a saved processor; cached, because worker processes call item by item."""
-    from transformers import AutoProcessor
-
-    from ...model.training import ConversationEncoder
-
-    return ConversationEncoder(AutoProcessor.from_pretrained(folder), N_VISUAL)
-
-
 def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
               diet: str = "all") -> dict:
     """Item ``index`` of the base's diet: ids, labels and, unless it is text alone, the image."""
-    from .words import text_turn
-
-    encode = cached_encoder(folder)
+    encode = cached_encoder(folder, N_VISUAL)
     rng = np.random.default_rng([seed, index, 21])
     every = 1 if diet == "text" else TEXT_EVERY.get(diet)
     if every and (index // BATCH) % every == every - 1:
@@ -158,55 +150,6 @@ def until_long(encode, draw) -> list[Turn]:
     return turns
 
 
-def in_branches(item: dict, tokenizer) -> dict:
-    """Let the exchanges of an encoded conversation see the picture, but not each other.
-
-    Asked one after the other, about the same few objects, most answers could be copied from
-    earlier ones. Side by side, each is in the very place where it stands when asked alone, and one
-    pass over the picture still trains them all.
-
-    Args:
-        item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
-
-    Returns:
-        the item with ``position_ids`` and ``part`` (0: what all share, k: exchange k), without the
-        tokens that open the second and later exchanges. See `t4s_helpers.model.training.pad_batch`.
-    """
-    ids, labels = list(item["input_ids"]), list(item["labels"])
-    image, user = (tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<user>"))
-    shared = len(ids) - ids[::-1].index(image) if image in ids else 1
-    out = {"input_ids": ids[:shared], "labels": labels[:shared],
-           "position_ids": list(range(shared)), "part": [0] * shared}
-    part, position = 1, shared
-    for token, label in zip(ids[shared:], labels[shared:]):
-        opens = token == user and image in ids and position == shared
-        if not opens:
-            for name, value in zip(out, (token, label, position, part)):
-                out[name].append(value)
-            position += 1
-        if token == tokenizer.eos_token_id:
-            part, position = part + 1, shared
-    return out
-
-
-def packed(item: dict, image=None) -> dict:
-    """Small arrays instead of lists: thousands of items wait in memory."""
-    out = {name: np.asarray(values, np.int16) for name, values in item.items()}
-    return out if image is None else {**out, "image": image}
-
-
-def collate(items: list[dict], pad_id: int) -> dict:
-    """Pad, and normalise the images that there are."""
-    from ...model.training import pad_batch
-    from .architecture import pixel_values
-
-    images = [item["image"] for item in items if "image" in item]
-    batch = pad_batch([{k: v for k, v in item.items() if k != "image"} for item in items], pad_id)
-    if images:
-        batch["pixel_values"] = pixel_values(np.stack(images))
-    return batch
-
-
 def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
           diet: str = "all", start: Path | None = None, batch: int = BATCH) -> Path:
     """Train on ``samples`` conversations; returns the folder of the finished model.
@@ -218,29 +161,24 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
         start: a finished model to go on from, in place of an untrained language model.
         batch: conversations in a step.
     """
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
-
-    from ...model.training import CsvLog, arguments, last_checkpoint, resumable_trainer
-    from .architecture import build_model, build_processor
-    from .tokenizer import train_tokenizer
-    from .tower import load_tower
+    from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
     final = out / "final"
     if not (final / "tokenizer.json").exists():
-        known = AutoTokenizer.from_pretrained(start) if start else train_tokenizer()
+        known = AutoProcessor.from_pretrained(start).tokenizer if start else train_tokenizer()
         build_processor(known).save_pretrained(final)
-    tokenizer = AutoTokenizer.from_pretrained(final)
+    processor = AutoProcessor.from_pretrained(final)
     set_seed(seed)
     if start:
         model = AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
     else:
-        model = build_model(tokenizer, load_tower(tower))
+        model = build_model(processor.tokenizer, load_tower(tower))
     freeze_tower(model)
     trainer = resumable_trainer(
         model=model,
         train_dataset=ChunkedItems(
             partial(base_item, folder=str(final), seed=seed, diet=diet), samples),
-        data_collator=partial(collate, pad_id=tokenizer.pad_token_id),
+        data_collator=partial(collate_branched, processor=processor),
         args=arguments(
             out, seed=seed, num_train_epochs=1, per_device_train_batch_size=batch,
             learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.01,

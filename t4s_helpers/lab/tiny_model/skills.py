@@ -8,7 +8,9 @@ from ...data.expressions import make_question
 from ...data.scenes import make_scene
 from ...data.prompts import Turn
 from . import words
-from .language import box_turn, collate, list_turn, packed, point_turn, row_turn
+from ...model.chat import IGNORE_INDEX, packed
+from ...model.training import collate_branched
+from .language import box_turn, list_turn, point_turn, row_turn
 
 TEXT_SKILLS = {"copy": words.copy_turn, "count": words.count_turn, "runs": words.runs_turn,
                "rectangle": words.rectangle_turn}
@@ -70,9 +72,9 @@ def skill_scores(backbone, skills=SKILLS, n: int = 64, batch: int = 16) -> list[
 def _right_tokens(backbone, items) -> list[np.ndarray]:
     import torch
 
-    batch = collate(items, backbone.processor.tokenizer.pad_token_id)
+    batch = collate_branched(items, backbone.processor)
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         said = backbone.model(**{k: v.to(backbone.model.device) for k, v in batch.items()})
     right = said.logits[:, :-1].argmax(-1).cpu() == labels
-    return [hit[label != -100].numpy() for hit, label in zip(right, labels)]
+    return [hit[label != IGNORE_INDEX].numpy() for hit, label in zip(right, labels)]

@@ -16,9 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...model.chat import IGNORE_INDEX
+from ...model.training import (
+    ChunkedItems, CsvLog, arguments, last_checkpoint, on_all_cores, resumable_trainer,
+)
 from .architecture import pixel_values, vision_config
-from .dense import HEADS, IGNORE, render_with_targets
-from .rendering import ChunkedItems, render_many
+from .dense import HEADS, render_with_targets
 
 WEIGHTS = {"category": 2.0}
 """Loss weights that are not 1: shape is learned last."""
@@ -52,8 +55,8 @@ class DenseTower(nn.Module):
 
 def head_loss(logits, truth):
     """Cross entropy; empty cells weigh a fifth so that they do not drown the objects."""
-    weight = torch.where(truth == IGNORE, 0.0, torch.where(truth == 0, 0.2, 1.0))
-    each = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=IGNORE,
+    weight = torch.where(truth == IGNORE_INDEX, 0.0, torch.where(truth == 0, 0.2, 1.0))
+    each = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=IGNORE_INDEX,
                            reduction="none")
     return (each * weight.flatten()).sum() / weight.sum().clamp(min=1)
 
@@ -65,17 +68,17 @@ def collate(items) -> dict:
 
 
 @torch.no_grad()
-def evaluate(model: DenseTower, split: str = "val", n: int = 512) -> dict[str, float]:
+def head_accuracies(model: DenseTower, split: str = "val", n: int = 512) -> dict[str, float]:
     """Accuracy per head over the cells of ``n`` scenes that show an object."""
     model.eval()
-    items = render_many(partial(render_with_targets, split=split), list(range(n)))
+    items = on_all_cores(partial(render_with_targets, split=split), list(range(n)))
     right, seen = np.zeros(len(HEADS)), np.zeros(len(HEADS))
     for at in range(0, n, 64):
         batch = collate(items[at:at + 64])
         logits = model(batch["pixel_values"])["logits"]
         for k, part in enumerate(logits.split(list(HEADS.values()), -1)):
             truth = batch["targets"][:, k].flatten(1)
-            use = truth > 0 if k < 3 else truth != IGNORE
+            use = truth > 0 if k < 3 else truth != IGNORE_INDEX
             right[k] += (part.argmax(-1) == truth)[use].sum().item()
             seen[k] += use.sum().item()
     return dict(zip(HEADS, (right / seen.clip(1)).round(4).tolist()))
@@ -95,8 +98,6 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
     """
     from transformers import set_seed
 
-    from ...model.training import CsvLog, arguments, last_checkpoint, resumable_trainer
-
     set_seed(seed)
     model = DenseTower()
     if start:
@@ -114,7 +115,7 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
         callbacks=[CsvLog(out / "log.csv")],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    scores = evaluate(model)
+    scores = head_accuracies(model)
     from safetensors.torch import save_file
 
     save_file(model.state_dict(), out / "tower.safetensors")
