@@ -37,13 +37,15 @@ def tokenizer(template: str, image: str, eos: str, extra=(), **named):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from t4s_helpers.lab.tiny_model.words import corpus
+    from t4s_helpers.data.mixtures import SceneMixture
 
+    scenes = SceneMixture(20)
+    texts = [f"{turn.question}\n{turn.text}" for k in range(20) for turn in scenes.turns(k)]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     special = list(dict.fromkeys(["<pad>", "<s>", eos, *extra, *named.values()]))
-    raw.train_from_iterator(corpus(30), trainers.BpeTrainer(
+    raw.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=500, special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return PreTrainedTokenizerFast(

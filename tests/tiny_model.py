@@ -1,4 +1,4 @@
-"""A backbone made on the spot for tests: the embedded architecture, untrained, tiny tokenizer."""
+"""A backbone made on the spot for tests: the embedded model's shape and processor, but untrained."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import functools
 import tempfile
 from pathlib import Path
 
+LAYERS = 4
+"""One more than the layers that fine-tuning leaves alone (``Spec.lora_targets``)."""
+
 
 @functools.cache
 def folder() -> Path:
     """A saved, untrained embedded model; made once per test run."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    from t4s_helpers.lab.tiny_model.architecture import build_model, build_processor
-    from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
+    from t4s_helpers.model.backbones import EMBEDDED
 
     place = Path(tempfile.mkdtemp(prefix="t4s-tiny-"))
-    train_tokenizer(vocab_size=600, lines=40).save_pretrained(place)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    build_processor(tokenizer).save_pretrained(place)
+    AutoProcessor.from_pretrained(EMBEDDED).save_pretrained(place)
+    config = AutoConfig.from_pretrained(EMBEDDED)
+    config.text_config.num_hidden_layers = LAYERS
     torch.manual_seed(0)
-    build_model(tokenizer).save_pretrained(place)
+    AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(place)
     return place
 
 

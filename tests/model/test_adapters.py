@@ -9,12 +9,10 @@ import families
 import pytest
 import tiny_model
 
-from t4s_helpers.model import adapters
-from t4s_helpers.model import backbones
-from t4s_helpers.model import training
-from t4s_helpers.model.backbones import BACKBONES, BackboneError
 from t4s_helpers.data.expressions import scene_sample
 from t4s_helpers.data.prompts import Turn
+from t4s_helpers.model import adapters, backbones, training
+from t4s_helpers.model.backbones import BACKBONES, BackboneError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def adapter(tmp_path_factory):
 def logits(backbone):
     import torch
 
-    inputs = backbone.encoder.prompt([Turn("Segment the star.", ())],
+    inputs = backbone.encoder.prompt([Turn("Segment the star.")],
                                      scene_sample("test", 0).pixels())
     with torch.inference_mode():
         return backbone.model(**inputs).logits

@@ -12,15 +12,18 @@ import families
 import numpy as np
 import pytest
 
-from t4s_helpers.model import backbones
-from t4s_helpers.model import training
-from t4s_helpers.model.backbones import BACKBONES, BackboneError
-from t4s_helpers.data.photos import load_photos
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.parsing import parse
-from t4s_helpers.data.prompts import turn
-from t4s_helpers.model.training import IGNORE, pad_batch
+from t4s_helpers.data.mixtures import SampleMixture
+from t4s_helpers.data.photos import load_photos
+from t4s_helpers.data.prompts import ask_and_answer
+from t4s_helpers.model import backbones, training
+from t4s_helpers.model.backbones import BACKBONES, BackboneError
+from t4s_helpers.model.chat import IGNORE_INDEX, pad_batch
 
 pytestmark = pytest.mark.timeout(600)
+
+GRID4 = get_encoding("rrle", 4)
 
 
 def load(name, **options):
@@ -40,16 +43,16 @@ def test_the_table_names_the_class_that_loads(name):
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_only_the_answer_is_trained(name, samples):
     backbone = load(name)
-    encoder, one = backbone.encoder, turn(samples[0], size=4)
+    encoder, one = backbone.encoder, ask_and_answer(samples[0], GRID4)
     item = encoder([one], samples[0].image)
-    trained = [i for i in item["labels"] if i != IGNORE]
+    trained = [i for i in item["labels"] if i != IGNORE_INDEX]
     said = [i for piece in one.answer for i in encoder.piece_ids(piece)]
     assert trained[:-1] == said and trained[-1] == encoder.tokenizer.eos_token_id
     prompt = encoder.prompt([one], samples[0].image)["input_ids"][0].tolist()
-    first = next(k for k, label in enumerate(item["labels"]) if label != IGNORE)
+    first = next(k for k, label in enumerate(item["labels"]) if label != IGNORE_INDEX)
     assert item["input_ids"][:first] == prompt
     assert all(t == label for t, label in zip(item["input_ids"], item["labels"])
-               if label != IGNORE)
+               if label != IGNORE_INDEX)
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -68,6 +71,7 @@ def test_lora_reaches_connector_and_language_model_and_nothing_else(name):
     assert any("layers" in n for n in hit) and any("layers" not in n for n in hit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_one_family_from_sample_to_answer(name, samples, tmp_path):
     """NF4, LoRA, falling loss, the adapter back from disk, an answer that parses."""
@@ -76,23 +80,21 @@ def test_one_family_from_sample_to_answer(name, samples, tmp_path):
     backbone = load(name, quantize="nf4")
     assert any("4bit" in type(m).__name__ for m in backbone.model.modules())
     model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
-    encoder = backbone.encoder
-    data = [encoder([turn(s, size=4)], s.image) for s in samples]
-    model = training.fine_tune(
-        backbone, data * 6, lambda items: pad_batch(items, encoder.tokenizer.pad_token_id),
-        tmp_path, batch=2, accumulate=1, model=model, learning_rate=1e-2, logging_steps=1)
+    data, collate = training.training_data(backbone, SampleMixture(samples, 12, encoding=GRID4))
+    model = training.fine_tune(backbone, data, collate, tmp_path, batch=2, accumulate=1, model=model,
+                               learning_rate=1e-2, logging_steps=1)
     losses = [row["loss"] for row in training.read_log(tmp_path / "log.csv")]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
     model.eval()
-    batch = pad_batch(data, encoder.tokenizer.pad_token_id)
+    batch = collate([data[0], data[1]])
     fresh = load(name, quantize="nf4", adapter=tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, fresh.model(**batch).logits)
-    one = turn(samples[0], size=4)
+    one = ask_and_answer(samples[0], GRID4)
     inputs = fresh.encoder.prompt([one], samples[0].image)
     said = fresh.model.generate(**inputs, max_new_tokens=24, do_sample=False)
-    text = encoder.tokenizer.decode(said[0, inputs["input_ids"].shape[1]:])
-    grid, report = parse(text, samples[0].labels, 4)
+    text = fresh.encoder.tokenizer.decode(said[0, inputs["input_ids"].shape[1]:])
+    grid, report = parse(text, samples[0].labels, GRID4)
     assert grid.shape == (4, 4) and report is not None
 
 
@@ -108,13 +110,11 @@ def test_pictures_are_squeezed_where_they_would_be_cropped():
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-8b"])
 def test_qwen_is_told_which_tokens_are_visual(name, samples):
     backbone = load(name)
-    item = backbone.encoder([turn(samples[0], size=4)], samples[0].image)
+    item = backbone.encoder([ask_and_answer(samples[0], GRID4)], samples[0].image)
     image_id = backbone.model.config.image_token_id
     assert len(item["mm_token_type_ids"]) == len(item["input_ids"])
     assert [t == image_id for t in item["input_ids"]] == [k == 1 for k in item["mm_token_type_ids"]]
-    short = {k: v for k, v in item.items()}
-    short["input_ids"], short["labels"] = item["input_ids"][:-5], item["labels"][:-5]
-    short["mm_token_type_ids"] = item["mm_token_type_ids"][:-5]
+    short = item | {k: item[k][:-5] for k in ("input_ids", "labels", "mm_token_type_ids")}
     batch = pad_batch([item, short], 0)
     assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
     assert batch["mm_token_type_ids"][1, -5:].sum() == 0
