@@ -1,4 +1,4 @@
-"""The package and its NumPy-only modules import NumPy and the standard library, nothing else."""
+"""The package, its codec and the plans of data and decoding need NumPy and the standard library alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = ["t4s_helpers", *(
-    f"t4s_helpers.{name}"
-    for name in ("descriptors", "rle", "parsing", "bench_codec", "metrics", "prompts",
-                 "grammar", "drafting", "decoding")
-)]
+MODULES = [f"t4s_helpers{name}" for name in (
+    "", ".codec.grid", ".codec.encodings", ".codec.parsing", ".__main__", ".text4seg", ".files",
+    ".data.sample", ".data.prompts", ".decoding.grammar",
+    ".evaluation.metrics", ".workbook.results")]
 
 PROGRAM = """
 import importlib, json, sys

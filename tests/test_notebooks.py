@@ -14,14 +14,15 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from t4s_helpers.workbook import plan
+from t4s_helpers.workbook import plan, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-COPIES = sorted(ROOT.glob("results/*/*.ipynb")) + sorted(ROOT.glob("results/gpu/*/*.ipynb"))
+SOLUTIONS = sorted(FOLDER.glob("solutions/*.ipynb"))
+COPIES = sorted(ROOT.glob("results/[0-9A-Z]*/*.ipynb")) + sorted(ROOT.glob("results/gpu/*/*.ipynb"))
 
-CODE_LINES, ALL_LINES, FUNCTION_LINES = 15, 25, 10
+CODE_LINES, ALL_LINES, FUNCTION_LINES, WIDTH = 15, 25, 10, 110
 GLANCE = ("learn", "needs", "produces", "minutes", "cpu", "gpu memory", "paper")
 ENDING = ("summary", "limits", "exercises", "next")
 
@@ -128,6 +129,31 @@ def short_cells(node, name):
                 yield f"{function.name}() is longer than {FUNCTION_LINES} lines: to the package"
 
 
+def no_golf(node, name):
+    """Fifteen lines are to be reached by moving code to the package, not by squeezing it."""
+    for number, cell in enumerate(node.cells, 1):
+        if cell.cell_type != "code":
+            continue
+        if max(map(len, cell.source.splitlines()), default=0) > WIDTH:
+            yield f"cell {number} has a line of more than {WIDTH} characters"
+        tree = ast.parse(python(cell.source))
+        loops = [n for n in ast.walk(tree) if isinstance(n, (ast.comprehension, ast.For))]
+        if any(isinstance(n.iter, (ast.List, ast.Tuple)) and len(n.iter.elts) == 1 for n in loops):
+            yield f"cell {number} loops over a single element, where an assignment is meant"
+        if any(len(comprehensions(n)) > 2 for n in ast.walk(tree)):
+            yield f"cell {number} nests three comprehensions"
+        firsts = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+        ends = [n.end_lineno for n in tree.body]
+        if len(set(firsts)) < len(firsts) and len(set(ends)) < len(ends):
+            yield f"cell {number} has two statements on a line"
+
+
+def comprehensions(node):
+    """The loops of the comprehension that a node is, with those of the comprehensions inside."""
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    return [n for n in ast.walk(node) if isinstance(n, ast.comprehension)] if isinstance(node, kinds) else []
+
+
 def plain_python(node, name):
     for number, cell in enumerate(node.cells, 1):
         if cell.cell_type == "code" and re.search(r"^\s*[!%]+\s*(pip|conda)\b", cell.source, re.M):
@@ -180,12 +206,13 @@ def frame(node, name):
             yield f"{product} is not below {name}/"
 
 
-RULES = (opening, at_a_glance, parameters, stripped, short_cells, plain_python, checks, saving,
-         ending, frame)
+RULES = (opening, at_a_glance, parameters, stripped, short_cells, no_golf, plain_python, checks,
+         saving, ending, frame)
+SOLUTION_RULES = (parameters, stripped, short_cells, no_golf, plain_python)
 
 
-def problems(node, name):
-    return [sentence for rule in RULES for sentence in rule(node, name)]
+def problems(node, name, rules=RULES):
+    return [sentence for rule in rules for sentence in rule(node, name)]
 
 
 def names_defined_twice(nodes, package):
@@ -216,12 +243,33 @@ def test_the_notebook_has_the_shape(path):
     assert not problems(node, path.stem)
 
 
+@pytest.mark.parametrize("path", SOLUTIONS, ids=[p.stem for p in SOLUTIONS])
+def test_the_solution_is_a_small_notebook_of_the_same_name(path):
+    node = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(node)
+    assert not problems(node, path.stem, SOLUTION_RULES)
+    assert (FOLDER / path.name).is_file()
+    asserts = [n for c in code(node) for n in ast.walk(ast.parse(python(c.source)))]
+    assert any(isinstance(n, ast.Assert) for n in asserts), "nothing is asserted"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOLUTIONS, reason="there are no solutions yet")
+@pytest.mark.parametrize("path", SOLUTIONS, ids=[p.stem for p in SOLUTIONS])
+def test_the_solution_runs(path, tmp_path, monkeypatch):
+    """From the results that are there; what it writes goes to a folder of its own."""
+    for folder in (ROOT / "results").iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    monkeypatch.setenv("T4S_RESULTS", str(tmp_path))
+    assert runner.run_series(only=[path.stem], solutions=True) == 0
+
+
 def test_no_function_is_defined_twice_over_the_series():
     nodes = {p.stem: nbformat.read(p, as_version=4) for p in PATHS}
     assert not names_defined_twice(nodes, package_functions())
 
 
-@pytest.mark.skipif(not PATHS, reason="there are no notebooks yet")
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
 def test_the_profiles_fit_the_notebooks(profile):
     made = plan.make_plan(FOLDER, profile, appendix=True)
@@ -313,6 +361,11 @@ VIOLATIONS = {
     "twenty-six lines": (add(3, "# note\n" * 26), "25 lines"),
     "a long function": (add(3, LONG_FUNCTION), "f() is longer"),
     "a long function after a magic": (add(3, "%time\n" + LONG_FUNCTION), "f() is longer"),
+    "a long line": (add(3, "x = " + "1 + " * 40 + "1"), "110 characters"),
+    "a loop for a name": (add(3, "[y for y in [[1, 2]]]"), "single element"),
+    "three loops in one": (add(3, "[a for b in c for d in b for a in d]"), "three comprehensions"),
+    "three loops, nested": (add(3, "[[[a for a in d] for d in b] for b in c]"), "three comprehensions"),
+    "a semicolon": (add(3, "x = 1; y = 2"), "two statements"),
     "pip": (add(3, "x = 1\n!pip install y"), "installs"),
     "pip by magic": (add(3, "%pip install y"), "installs"),
     "colab": (add(3, "import google.colab"), "Colab"),

@@ -117,9 +117,8 @@ def make_plan(
     place = folder / "solutions" if solutions else folder
     chosen = discover(place, only, appendix)
     every = {path: read_notebook(path) for path in discover(place, appendix=True)}
-    sections = load_params(folder, profile)
-    if solutions:  # they are small: what the profile sets for the large notebooks is not for them
-        sections = {}
+    # Solutions are small: what the profile sets for the large notebooks is not for them.
+    sections = {} if solutions else load_params(folder, profile)
     notebooks = [every[path] for path in chosen]
     given = choose_parameters([*every.values()], notebooks, sections, parse_settings(settings), profile)
     return Plan(
@@ -255,11 +254,10 @@ def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
         raise RunError(f"{path} is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} must hold sections (common, or a notebook's name), not a list.")
-    sections = {str(name): section or {} for name, section in content.items()}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
+    for name, section in content.items():
+        if not isinstance(section or {}, dict):
             raise RunError(f"{path}: section {name!r} must hold lines NAME: value.")
-    return sections
+    return {str(name): section or {} for name, section in content.items()}
 
 
 def choose_parameters(
@@ -335,18 +333,13 @@ def fit_value(name: str, value: Any, default: Any, notebook: str) -> Any:
 
     Whole numbers fit decimal ones, a list fits a tuple, anything fits a default of None.
     """
-    if isinstance(value, tuple):
-        value = list(value)  # papermill has no notation for tuples
-    if default is None or value is None:
-        return value
+    value = list(value) if isinstance(value, tuple) else value  # papermill has no notation for tuples
     wanted = list if isinstance(default, tuple) else type(default)
-    if wanted is float and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)  # YAML reads 2e-4 as text
-    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a label or a version that looks like a number
-    if type(value) is wanted:
+    if default is None or value is None or type(value) is wanted:
         return value
+    if wanted in (float, str) and type(value) in (int, float, str):
+        with contextlib.suppress(ValueError):  # YAML reads 2e-4 as text, and a label "7" as a number
+            return wanted(value)
     raise RunError(
         f"{name}={value!r} does not fit notebook {notebook}: its type is {wanted.__name__}, for"
         f" example {default!r}."

@@ -299,14 +299,12 @@ def run_command(notebook: str, profile: str = "cpu", options: Iterable[str] = ()
 def _check_headline(row: Mapping[str, Any]) -> None:
     name, value, n = row["name"], row["value"], row["n"]
     if not isinstance(name, str) or not _HEADLINE_NAME.fullmatch(name):
-        raise ResultsError(
-            f"Headline name {name!r} is not dotted lower case such as 'embedded.res.ciou'."
-        )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ResultsError(f"Headline name {name!r} is not dotted lower case such as 'embedded.res.ciou'.")
+    if type(value) not in (int, float):
         raise ResultsError(f"Headline {name} needs a finite number, not {value!r}.")
     if not isinstance(row["unit"], str) or not row["unit"].strip():
         raise ResultsError(f"Headline {name} needs a unit, such as '%', 's' or 'ratio'.")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if type(n) is not int or n < 1:
         raise ResultsError(f"Headline {name} needs n, the number of samples behind it, not {n!r}.")
 
 

@@ -233,12 +233,9 @@ def _new_record(plan: Plan, notebook: Notebook) -> dict[str, Any]:
     sha, dirty = provenance.commit()
     return {
         "notebook": notebook.name,
-        "status": "running",
         "profile": plan.profile,
         "command": plan.command(notebook),
         "started": datetime.now(timezone.utc).isoformat(),
-        "seconds": None,
-        "peak_memory_mb": None,
         "device": provenance.device(),
         "commit": sha,
         "dirty": dirty,
@@ -389,11 +386,8 @@ def swap_in(new: Path, place: Path) -> None:
         os.rename(place, old)
     try:
         os.rename(new, place)
-    except OSError:
-        if old.exists():
-            os.rename(old, place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        recover(place.parent)
 
 
 def recover(base: Path) -> None:

@@ -299,7 +299,7 @@ def test_only_takes_commas(workbook, monkeypatch):
 
 
 def test_swap_brings_the_old_folder_back_when_it_fails(tmp_path, monkeypatch):
-    place, new = tmp_path / "01_a", tmp_path / "stage" / "01_a.1"
+    place, new = tmp_path / "01_a", tmp_path / runner.STAGING / "01_a.1"
     place.mkdir()
     (place / "x").write_text("old")
     new.mkdir(parents=True)
