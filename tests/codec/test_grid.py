@@ -16,7 +16,7 @@ from t4s_helpers.codec.grid import (
     grid_to_masks,
     mask_to_box,
     masks_to_grid,
-    parse_size,
+    parse_grid_size,
 )
 
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -255,13 +255,13 @@ def test_half_is_half_on_sides_that_do_not_divide():
 )
 def test_unusable_sizes(size):
     with pytest.raises(ValueError, match="from 1 to 64"):
-        parse_size(size)
+        parse_grid_size(size)
 
 
 @pytest.mark.parametrize("size", [7, np.int64(7), (7, 7), [7, 7], np.array([7, 7])])
 def test_usable_sizes(size):
-    assert parse_size(size) == (7, 7)
-    assert all(type(side) is int for side in parse_size(size))
+    assert parse_grid_size(size) == (7, 7)
+    assert all(type(side) is int for side in parse_grid_size(size))
 
 
 @pytest.mark.parametrize(
