@@ -1,4 +1,4 @@
-"""The refiner's benchmark: medians by stage, and what a fallback threshold would throw away."""
+"""The refiner's benchmark: medians by stage, and what a fallback threshold would reject."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ class Scripted:
                                ms=self.ms[self.k] if self.ms else {})
 
 
-def test_thresholds_count_what_they_would_throw_away():
+def test_thresholds_count_what_they_would_reject():
     truth = np.zeros((32, 32), bool)
     truth[3:21, 3:21] = True
     nothing = np.zeros_like(truth)
     refiner = Scripted([(truth, 0.25), (nothing, 0.0), (truth, 0.8)])
     rows = trust_table(refiner, iter([(None, truth)] * 3), {"paper": None},
                        thresholds=(0.1, 0.3))
-    assert [(r["least"], r["thrown"], r["better"], r["n"]) for r in rows] == [
-        (0.0, 0, 0, 3), (0.1, 1, 0, 3), (0.3, 2, 1, 3)]
-    assert rows[0]["miou"] == pytest.approx(2 / 3) and rows[1]["miou"] > rows[2]["miou"] > 2 / 3
+    assert rows[["least", "rejected", "better", "n"]].to_numpy().tolist() == [
+        [0.0, 0, 0, 3], [0.1, 1, 0, 3], [0.3, 2, 1, 3]]
+    miou = rows["miou"].tolist()
+    assert miou[0] == pytest.approx(2 / 3) and miou[1] > miou[2] > 2 / 3
 
 
 def test_an_embedding_counts_once_and_stages_are_medians():
@@ -55,12 +56,12 @@ def test_an_embedding_counts_once_and_stages_are_medians():
 
 def test_a_bare_call_is_the_predictors_own():
     asked = []
-    predictor = SimpleNamespace(predict=lambda **told: asked.append(told))
+    predictor = SimpleNamespace(predict=lambda at, signs, **told: asked.append({"points": at, **told}))
     refiner = SimpleNamespace(set_image=lambda pixels: SimpleNamespace(predictor=predictor))
     sample = SimpleNamespace(size=(30, 40), pixels=lambda: None)
     assert bench_refine.time_bare_call(refiner, sample, 3) >= 0
     assert len(asked) == 4 and all(told["mask_input"].shape == (1, 256, 256) for told in asked)
-    points = asked[0]["point_coords"]
+    points = asked[0]["points"]
     assert points.shape == (20, 2) and (points < (40, 30)).all() and points[:, 0].max() > 30
 
 
