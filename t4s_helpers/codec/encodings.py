@@ -1,29 +1,18 @@
-"""Label grids as text and back, exactly.
+r"""Label grids as text and back, exactly.
 
 Three encodings (Text4Seg, section 3.2 and figure 3). For the grid ``[[0, 0], [0, 1]]`` and the label
 "dog" they write
 
 - ``full``: the label of every cell, row after row: ``others|others|others|dog``
 - ``irle``: runs ``label *count`` over the flattened grid: ``others *3|dog *1``
-- ``rrle``: runs within each row, a line per row: ``others *2`` newline ``others *1|dog *1``
+- ``rrle``: runs within each row, one line per row: ``others *2`` newline ``others *1|dog *1``
 
-An `Encoding` knows its grid and writes and reads its text; :func:`get_encoding` finds one by name. A
-further one is one subclass: its name, whether lines break and runs count, and the order of the cells.
+Each has two spellings: canonical, with the separators ``|`` and newline, and spaced, as the paper's
+released checkpoints write it: a space after each separator and a newline at the end.
 
-Each comes in two spellings: canonical, with the separators ``|`` and newline, and spaced, as the
-paper's released checkpoints write it: a space after each separator and a newline at the end.
-
-Labels may hold any text. What would be read as part of the format is escaped with a backslash:
-
-====================================  ==========
-in the label                          in the text
-====================================  ==========
-backslash                             ``\\\\``
-``|``                                 ``\\p``
-newline, carriage return              ``\\n``, ``\\r``
-``<`` (as in ``<seg>``)               ``\\l``
-``*`` before digits at the end        ``\\a``
-====================================  ==========
+Labels may hold any text. What would be read as part of the format is escaped with a backslash: the
+backslash itself as ``\\``, ``|`` as ``\p``, newline and carriage return as ``\n`` and ``\r``, ``<`` (as in
+``<seg>``) as ``\l``, and a ``*`` before digits at the end of the label as ``\a``.
 """
 
 from __future__ import annotations
@@ -56,7 +45,7 @@ class DescriptorError(ValueError):
 
 
 class Vocabulary(NamedTuple):
-    """A label set, ready for reading and writing; see :func:`vocabulary`."""
+    """A label set, ready for reading and writing; see `vocabulary`."""
 
     names: tuple[str, ...]  # the labels, trimmed
     written: tuple[str, ...]  # as they stand in the text: written[0] is others, then the labels
@@ -79,7 +68,7 @@ def escape_label(label: str) -> str:
 
 
 def unescape_label(text: str) -> str:
-    r"""Inverse of :func:`escape_label`; a backslash that starts no known code stays as it is.
+    r"""Inverse of `escape_label`; a backslash that starts no known code stays as it is.
 
     >>> unescape_label(r"a\pb")
     'a|b'
@@ -102,11 +91,10 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def vocabulary(labels: Sequence[str]) -> Vocabulary:
-    """The label set checked as in :func:`check_labels`, with its look-up tables (cached)."""
+    """The label set checked as in `check_labels`, with its look-up tables (cached)."""
     if isinstance(labels, str):
         raise DescriptorError(
-            f"labels must be a list of texts, got the single text {labels!r}: write [{labels!r}]"
-        )
+            f"labels must be a list of texts, got the single text {labels!r}: write [{labels!r}]")
     try:
         return _vocabulary(tuple(labels))
     except TypeError:
@@ -121,32 +109,28 @@ def _vocabulary(labels: tuple[str, ...]) -> Vocabulary:
         if not isinstance(label, str):
             raise DescriptorError(f"label {label!r} is no text: labels must be a list of texts")
         name = str(label.strip())
-        _check_label(label, name, folded, names)
+        twin = folded.get(fold(escape_label(name)))
+        if fault := _fault(name, names[twin - 1] if twin else None):
+            raise DescriptorError(f"label {label!r} {fault}")
         names.append(name)
         folded[fold(escape_label(name))] = len(names)
     written = (OTHERS, *map(escape_label, names))
-    index = {word: k for k, word in enumerate(written)}
-    return Vocabulary(tuple(names), written, index, folded)
+    return Vocabulary(tuple(names), written, {word: k for k, word in enumerate(written)}, folded)
 
 
-def _check_label(label: str, name: str, folded: dict[str, int], names: list[str]) -> None:
+def _fault(name: str, twin: str | None) -> str:
+    """What makes a trimmed label unusable, if anything; ``twin`` is an earlier label like it."""
     if not name:
-        raise DescriptorError(f"label {label!r} is empty: give every label a name")
+        return "is empty: give every label a name"
     if fold(name).casefold() == OTHERS:
-        raise DescriptorError(
-            f"label {label!r} is the word for the background: choose another name for it"
-        )
-    twin = folded.get(fold(escape_label(name)))
+        return "is the word for the background: choose another name for it"
     if twin is not None:
-        raise DescriptorError(
-            f"label {label!r} repeats label {names[twin - 1]!r}: give each label once"
-        )
+        return f"repeats label {twin!r}: give each label once"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        raise DescriptorError(
-            f"label {label!r} holds half of a surrogate pair and cannot be written as UTF-8"
-        ) from None
+        return "holds half of a surrogate pair and cannot be written as UTF-8"
+    return ""
 
 
 ENCODINGS: dict[str, type[Encoding]] = {}
@@ -157,10 +141,12 @@ ENCODINGS: dict[str, type[Encoding]] = {}
 class Encoding:
     r"""How label grids of one size are written as text, and read back exactly.
 
+    A further encoding is one subclass: its ``name``, whether ``breaks_rows`` and ``counts_runs``, and,
+    where the cells do not come row by row, their order in `arrange` and `restore`.
+
     Args:
         grid_size: ``(rows, cols)``, or one number for a square; 1 to 64 each.
-        spaced: the spelling of the paper's checkpoints: separators ``"| "`` and ``"\n "``, and
-            ``"\n"`` at the end.
+        spaced: write the spelling of the paper's checkpoints; both are read.
 
     Raises:
         ValueError: an unusable size.
@@ -175,10 +161,8 @@ class Encoding:
     spaced: bool = False
 
     name: ClassVar[str] = ""
-    breaks_rows: ClassVar[bool] = False
-    """Whether every row is a line of its own."""
-    counts_runs: ClassVar[bool] = True
-    """Whether the text holds runs ``label *count``, or else the label of every cell."""
+    breaks_rows: ClassVar[bool] = False  # every row is a line of its own
+    counts_runs: ClassVar[bool] = True  # runs ``label *count``, or else the label of every cell
 
     def __init_subclass__(cls) -> None:
         if cls.name:
@@ -202,18 +186,18 @@ class Encoding:
         """How many lines the text has, and how many cells a line describes."""
         return self.grid_size if self.breaks_rows else (1, self.rows * self.cols)
 
+    @property
+    def separators(self) -> tuple[str, str]:
+        """What stands between the runs of a line, and between lines."""
+        return _separators(self.spaced)
+
     def arrange(self, grid: np.ndarray) -> np.ndarray:
         """The grid's cells in the order in which they are written, as an array of shape `lines`."""
         return grid.reshape(self.lines)
 
     def restore(self, cells: np.ndarray) -> np.ndarray:
-        """The grid of cells in the order in which they are written; the inverse of `arrange`."""
+        """The grid ``(rows, cols)`` of an array of shape `lines`: the inverse of `arrange`."""
         return cells.reshape(self.grid_size)
-
-    @property
-    def separators(self) -> tuple[str, str]:
-        """Between the runs of a line, and between lines."""
-        return ("| ", "\n ") if self.spaced else ("|", "\n")
 
     def pieces(self, grid: np.ndarray, labels: Sequence[str]) -> list[str]:
         r"""The text in pieces: labels, counts (``" *3"``) and separators.
@@ -246,9 +230,7 @@ class Encoding:
                 for n, k in enumerate(line):
                     parts += (bar if n else line_break, written[k])
         del parts[0]
-        if self.spaced:
-            parts.append("\n")
-        return parts
+        return [*parts, "\n"] if self.spaced else parts
 
     def encode(self, grid: np.ndarray, labels: Sequence[str]) -> str:
         """The grid as descriptor text; arguments and errors as in `pieces`."""
@@ -258,7 +240,7 @@ class Encoding:
         """The grid that was encoded, and nothing but that: the exact inverse of `encode`.
 
         Accepts just the texts that `encode` writes, in either spelling. For model output use
-        :func:`t4s_helpers.codec.parsing.parse`.
+        `t4s_helpers.codec.parsing.parse`.
 
         Returns:
             int32 ``(rows, cols)``.
@@ -269,14 +251,50 @@ class Encoding:
         """
         index = vocabulary(labels).index
         spaced = text.endswith("\n")  # only that spelling ends so
+        bar, line_break = _separators(spaced)
         body = text[:-1] if spaced else text
-        bar = "| " if spaced else "|"
-        height, width = self.lines
-        lines = body.split("\n " if spaced else "\n") if self.breaks_rows else [body]
-        if len(lines) != height:
-            raise DescriptorError(f"the text has {len(lines)} rows, the grid needs {height}")
-        read = _read_runs if self.counts_runs else _read_cells
-        return self.restore(read(lines, bar, index, width).reshape(height, width))
+        lines = body.split(line_break) if self.breaks_rows else [body]
+        if len(lines) != self.lines[0]:
+            raise DescriptorError(f"the text has {len(lines)} rows, the grid needs {self.lines[0]}")
+        read = self._read_runs if self.counts_runs else self._read_cells
+        return self.restore(read([line.split(bar) for line in lines], index).reshape(self.lines))
+
+    def _read_runs(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
+        """Grid value of every cell, from lines of runs; refuses what `encode` does not write."""
+        values, counts, width = [], [], self.lines[1]
+        for line in lines:
+            before, total, last = len(values), 0, -1
+            for run in line:
+                word, star, digits = run.rpartition(" *")
+                k, count = index.get(word, -1), _COUNT_VALUE.get(digits, 0)
+                if k < 0 or count == 0 or k == last:
+                    fault = ("has no valid count: write 'label *count'" if not (star and count)
+                             else f"has the unknown label {word[:80]!r}" if k < 0
+                             else "repeats the label of the run before it")
+                    where = f"run {len(values) - before + 1} ({run[:80]!r})"
+                    raise DescriptorError(f"{_row(lines, line)}{where} {fault}")
+                values.append(k)
+                counts.append(count)
+                total += count
+                last = k
+            if total != width:
+                raise DescriptorError(f"{_row(lines, line)}the counts sum to {total} instead of {width}")
+        return np.repeat(np.array(values, np.int32), counts)
+
+    def _read_cells(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
+        """The same from lines of labels, one per cell."""
+        values, (rows, cols) = [], self.grid_size
+        for words in lines:
+            for word in words:
+                if word not in index:
+                    row, col = divmod(len(values), cols)
+                    raise DescriptorError(
+                        f"row {row + 1}, cell {col + 1} has the unknown label {word[:80]!r}")
+                values.append(index[word])
+            if len(words) != self.lines[1]:
+                raise DescriptorError(f"{_row(lines, words)}the text has {len(words)} labels, "
+                                      f"the {rows}x{cols} grid needs {self.lines[1]}")
+        return np.array(values, np.int32)
 
 
 class FullLength(Encoding):
@@ -293,7 +311,7 @@ class ImageRLE(Encoding):
 
 
 class RowRLE(Encoding):
-    """Runs within each row, a line a row (R-RLE, the paper's choice)."""
+    """Runs within each row, one line per row (R-RLE, the paper's choice)."""
 
     name = "rrle"
     breaks_rows = True
@@ -329,75 +347,28 @@ def wrap(text: str, sentence: str) -> str:
     """
     for tag in (SEG_OPEN, SEG_CLOSE):
         if tag in sentence:
-            raise DescriptorError(
-                f"the answer sentence {sentence!r} holds {tag}: "
-                "pass the labels in it through escape_label"
-            )
+            raise DescriptorError(f"the answer sentence {sentence!r} holds {tag}: "
+                                  "pass the labels in it through escape_label")
     return f"{sentence}\n{SEG_OPEN}{text}{SEG_CLOSE}"
+
+
+def _separators(spaced: bool) -> tuple[str, str]:
+    return ("| ", "\n ") if spaced else ("|", "\n")
+
+
+def _row(lines: list[list[str]], line: list[str]) -> str:
+    """Which row a fault is in, for an error; nothing where the text has no rows."""
+    at = next(r for r, other in enumerate(lines, 1) if other is line)
+    return f"row {at}, " if len(lines) > 1 else ""
 
 
 def _runs(cells: np.ndarray) -> Iterator[tuple[int, int, bool]]:
     """Value and length of each run in each line, and whether it begins a line."""
     flat, width = cells.ravel(), cells.shape[1]
-    begins = np.empty(flat.size, bool)
-    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    begins[::width] = True
-    starts = np.flatnonzero(begins)
-    lengths = np.diff(starts, append=flat.size)
+    begins = np.empty(flat.size + 1, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:-1])
+    begins[::width] = True  # also past the end, where the last run ends
+    edges = np.flatnonzero(begins)
+    starts = edges[:-1]
+    lengths = edges[1:] - starts
     return zip(flat[starts].tolist(), lengths.tolist(), (starts % width == 0).tolist())
-
-
-def _read_runs(lines: list[str], bar: str, index: dict[str, int], width: int) -> np.ndarray:
-    """Grid value of every cell, from lines of runs; refuses what `Encoding.encode` does not write."""
-    values, counts = [], []
-    for line in lines:
-        total, last = 0, -1
-        for run in line.split(bar):
-            word, _, digits = run.rpartition(" *")
-            k, count = index.get(word, -1), _COUNT_VALUE.get(digits, 0)
-            if k < 0 or count == 0 or k == last:
-                raise _explain_runs(lines, bar, index, width)
-            values.append(k)
-            counts.append(count)
-            total += count
-            last = k
-        if total != width:
-            raise _explain_runs(lines, bar, index, width)
-    return np.repeat(np.array(values, np.int32), counts)
-
-
-def _read_cells(lines: list[str], bar: str, index: dict[str, int], width: int) -> np.ndarray:
-    """The same from lines of labels, one a cell."""
-    values = []
-    for r, line in enumerate(lines, 1):
-        row = f"row {r}, " if len(lines) > 1 else ""
-        words = line.split(bar)
-        for i, word in enumerate(words, 1):
-            if word not in index:
-                raise DescriptorError(f"{row}cell {i} has the unknown label {word[:80]!r}")
-        if len(words) != width:
-            raise DescriptorError(f"{row}the text has {len(words)} labels instead of {width}")
-        values += [index[word] for word in words]
-    return np.array(values, np.int32)
-
-
-def _explain_runs(
-    lines: list[str], bar: str, index: dict[str, int], width: int
-) -> DescriptorError:
-    """The error for the first thing that is wrong in runs that :func:`_read_runs` refused."""
-    for r, line in enumerate(lines, 1):
-        row = f"row {r}, " if len(lines) > 1 else ""
-        total, last = 0, None
-        for i, run in enumerate(line.split(bar), 1):
-            word, star, digits = run.rpartition(" *")
-            where = f"{row}run {i} ({run[:80]!r})"
-            if not star or digits not in _COUNT_VALUE:
-                return DescriptorError(f"{where} has no valid count: write 'label *count'")
-            if word not in index:
-                return DescriptorError(f"{where} has the unknown label {word[:80]!r}")
-            if word == last:
-                return DescriptorError(f"{where} repeats the label of the run before it")
-            total, last = total + _COUNT_VALUE[digits], word
-        if total != width:
-            return DescriptorError(f"{row}the counts sum to {total} instead of {width}")
-    raise AssertionError("these runs are well-formed")

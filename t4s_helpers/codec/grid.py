@@ -10,7 +10,6 @@ Semantic descriptors: Text4Seg (ICLR 2025), section 3.2.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -35,15 +34,12 @@ def parse_grid_size(grid_size: GridSize) -> tuple[int, int]:
     pair = (grid_size, grid_size) if isinstance(grid_size, (int, np.integer)) else grid_size
     try:
         rows, cols = pair
-        whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-                    for n in (rows, cols))
+        whole = all(isinstance(n, (int, np.integer)) and n is not True for n in (rows, cols))
     except (TypeError, ValueError):
         whole = False
     if not whole or not (1 <= rows <= MAX_SIDE and 1 <= cols <= MAX_SIDE):
-        raise ValueError(
-            f"grid size {grid_size!r} is not usable: give one whole number or (rows, cols), "
-            f"each from 1 to {MAX_SIDE}"
-        )
+        raise ValueError(f"grid size {grid_size!r} is not usable: give one whole number or (rows, cols), "
+                         f"each from 1 to {MAX_SIDE}")
     return int(rows), int(cols)
 
 
@@ -55,16 +51,12 @@ def check_grid(grid: np.ndarray, n_labels: int) -> np.ndarray:
     """
     array = np.asarray(grid)
     if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"a label grid is a 2-D array of integers, got {array.ndim} axes of {array.dtype}"
-        )
+        raise ValueError(f"a label grid is a 2-D array of integers, got {array.ndim} axes of {array.dtype}")
     parse_grid_size(array.shape)
     low, high = array.min(), array.max()
     if low < 0 or high > n_labels:
-        raise ValueError(
-            f"the grid holds {low if low < 0 else high}, but with {n_labels} labels "
-            f"its values must lie between 0 and {n_labels}"
-        )
+        raise ValueError(f"the grid holds {low if low < 0 else high}, but with {n_labels} labels "
+                         f"its values must lie between 0 and {n_labels}")
     return array
 
 
@@ -75,7 +67,7 @@ def cell_coverage(masks: Masks, grid_size: GridSize) -> np.ndarray:
 
     Args:
         masks: bool ``(L, H, W)``, or a list of ``L`` arrays ``(H, W)``.
-        grid_size: see :func:`parse_grid_size`.
+        grid_size: see `parse_grid_size`.
 
     Returns:
         float32 ``(L, rows, cols)``, values in ``[0, 1]``.
@@ -90,31 +82,25 @@ def cell_coverage(masks: Masks, grid_size: GridSize) -> np.ndarray:
     return share.astype(np.float32).reshape(len(stack), rows, cols)
 
 
-def masks_to_grid(
-    masks: Masks,
-    grid_size: GridSize = 16,
-    rule: str = "area",
-    owners: Sequence[int] | None = None,
-) -> np.ndarray:
+def masks_to_grid(masks: Masks, grid_size: GridSize = 16, rule: str = "area",
+                  owners: Sequence[int] | None = None) -> np.ndarray:
     """Label grid of a set of masks.
 
     ``rule="area"``: a cell is foreground where the union of the masks covers at least half of it,
-    and takes the label that covers most of it (of two that cover the same, the smaller one).
-    Then every mask that is not empty but owns no cell is given one it touches: the one it covers
-    most among the cells that nobody needs (background, or of an owner with more cells), else
-    along an augmenting path, in which objects with a single cell move to another one they touch.
-    So all objects are visible whenever a system of distinct representatives exists (each object
-    a cell of its own that it touches); where none exists, as many as possible.
+    and takes the label that covers most of it (on a tie, the smaller one). Then every mask that is
+    not empty but owns no cell is given one that it touches: the one it covers most among those that
+    can be spared (background, or of an owner with more cells); failing that, owners of a single
+    cell move on to another one that they touch (an augmenting path). So all objects stay visible
+    wherever each can have a cell of its own, and otherwise as many as possible.
 
-    ``rule="nearest"``: each mask is sampled at the pixel under the cell's centre, pixel
-    ``floor((i + 1/2) * H / rows)``. Where masks overlap, the smaller one wins (of two equally
-    large ones the first). Objects between the centres are lost: kept for comparison, as the paper
-    resizes its masks by nearest neighbours.
+    ``rule="nearest"``, as the paper resizes its masks: each mask is sampled at the pixel under the
+    cell's centre, pixel ``floor((i + 1/2) * H / rows)``; where masks overlap, the smaller one wins
+    (of two equal ones the first). Objects between the centres are lost.
 
     Args:
         masks: bool ``(L, H, W)``, or a list of arrays ``(H, W)``; integer masks count as true
             where they are not 0.
-        grid_size: see :func:`parse_grid_size`.
+        grid_size: see `parse_grid_size`.
         rule: ``"area"`` or ``"nearest"``.
         owners: for masks that are objects rather than labels: ``masks[i]`` belongs to label
             ``owners[i]`` (from 0). Several objects may share a label; each stays visible.
@@ -159,9 +145,7 @@ def grid_to_masks(grid: np.ndarray, n_labels: int, shape: tuple[int, int]) -> np
     height, width = shape
     if height < 1 or width < 1:
         raise ValueError(f"a mask needs at least one pixel, got the shape {tuple(shape)}")
-    row_of = _centre_index(height, grid.shape[0])
-    col_of = _centre_index(width, grid.shape[1])
-    picture = grid[row_of[:, None], col_of[None, :]]
+    picture = grid[np.ix_(_centres(height, grid.shape[0]), _centres(width, grid.shape[1]))]
     return picture[None] == np.arange(1, n_labels + 1)[:, None, None]
 
 
@@ -176,12 +160,16 @@ def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"a mask has two axes (H, W), got {mask.ndim}")
-    # Along memory first, then across what is left: several times as fast as twice the whole mask.
-    if mask.flags.f_contiguous:
-        xs, ys = _extent(mask.T)
-    else:
-        ys, xs = _extent(mask)
-    return None if ys is None else (xs[0], ys[0], xs[1], ys[1])
+    if mask.flags.f_contiguous and not mask.flags.c_contiguous:
+        # Along memory first, then across what is left: several times as fast.
+        box = mask_to_box(mask.T)
+        return box and (box[1], box[0], box[3], box[2])
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    y0, y1 = int(rows[0]), int(rows[-1]) + 1
+    cols = np.flatnonzero(mask[y0:y1].any(axis=0))
+    return int(cols[0]), y0, int(cols[-1]) + 1, y1
 
 
 def overlap(pred: np.ndarray, target: np.ndarray) -> tuple[int, int, int]:
@@ -199,10 +187,9 @@ def overlap(pred: np.ndarray, target: np.ndarray) -> tuple[int, int, int]:
     """
     pred, target = _check_mask(pred, "predicted"), _check_mask(target, "true")
     if pred.shape != target.shape:
-        raise ValueError(
-            f"The predicted mask is {_sides(pred)} (height x width) but the true mask is "
-            f"{_sides(target)}: resize the prediction to the image before scoring it."
-        )
+        ours, true = ("x".join(map(str, mask.shape)) for mask in (pred, target))
+        raise ValueError(f"The predicted mask is {ours} (height x width) but the true mask is {true}: "
+                         "resize the prediction to the image before scoring it.")
     both = np.count_nonzero(pred & target)
     return int(both), int(np.count_nonzero(pred)), int(np.count_nonzero(target))
 
@@ -242,15 +229,9 @@ def _check_mask(mask: np.ndarray, name: str) -> np.ndarray:
     if mask.ndim != 2:
         raise ValueError(f"The {name} mask must be (height, width), its shape is {mask.shape}.")
     if mask.dtype != np.bool_:
-        raise ValueError(
-            f"The {name} mask must be boolean, but its type is {mask.dtype}: "
-            "compare it first, for example `mask > 0`."
-        )
+        raise ValueError(f"The {name} mask must be boolean, but its type is {mask.dtype}: "
+                         "compare it first, for example `mask > 0`.")
     return mask
-
-
-def _sides(mask: np.ndarray) -> str:
-    return "x".join(map(str, mask.shape))
 
 
 def _check_box(box: Sequence[float] | None, name: str) -> tuple[float, float, float, float] | None:
@@ -258,26 +239,12 @@ def _check_box(box: Sequence[float] | None, name: str) -> tuple[float, float, fl
         return None
     values = np.asarray(box, dtype=float)
     if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(
-            f"The {name} box must be four finite numbers (x0, y0, x1, y1), got {box}."
-        )
+        raise ValueError(f"The {name} box must be four finite numbers (x0, y0, x1, y1), got {box}.")
     x0, y0, x1, y1 = values.tolist()
     if x1 <= x0 or y1 <= y0:
-        raise ValueError(
-            f"The {name} box {box} has no area: boxes are (x0, y0, x1, y1) with x0 < x1 and "
-            "y0 < y1; COCO's (x, y, width, height) must be converted first."
-        )
+        raise ValueError(f"The {name} box {box} has no area: boxes are (x0, y0, x1, y1) with x0 < x1 and "
+                         "y0 < y1; COCO's (x, y, width, height) must be converted first.")
     return x0, y0, x1, y1
-
-
-def _extent(mask: np.ndarray) -> tuple:
-    """First and last row (exclusive) that holds anything, and the same of columns; or two Nones."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return None, None
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    cols = np.flatnonzero(mask[first:last].any(axis=0))
-    return (first, last), (int(cols[0]), int(cols[-1]) + 1)
 
 
 def _as_stack(masks: Masks) -> list[np.ndarray]:
@@ -285,19 +252,13 @@ def _as_stack(masks: Masks) -> list[np.ndarray]:
     stack = [np.asarray(mask) for mask in masks]
     for i, mask in enumerate(stack):
         if mask.ndim != 2 or mask.size == 0:
-            raise ValueError(
-                f"mask {i} has the shape {mask.shape}: give masks of shape (H, W), "
-                "as a list or stacked to (L, H, W)"
-            )
+            raise ValueError(f"mask {i} has the shape {mask.shape}: give masks of shape (H, W), "
+                             "as a list or stacked to (L, H, W)")
         if mask.shape != stack[0].shape:
-            raise ValueError(
-                f"mask {i} has the shape {mask.shape}, but mask 0 has {stack[0].shape}: "
-                "all masks of one image need the same size"
-            )
+            raise ValueError(f"mask {i} has the shape {mask.shape}, but mask 0 has {stack[0].shape}: "
+                             "all masks of one image need the same size")
         if mask.dtype.kind not in "biu":
-            raise ValueError(
-                f"mask {i} holds {mask.dtype} values: threshold it to true and false first"
-            )
+            raise ValueError(f"mask {i} holds {mask.dtype} values: threshold it to true and false first")
     return [mask if mask.dtype == bool else mask != 0 for mask in stack]
 
 
@@ -307,14 +268,12 @@ def _check_owners(owners: Sequence[int] | None, n_masks: int) -> np.ndarray:
         return np.arange(n_masks)
     array = np.asarray(owners)
     if array.shape != (n_masks,) or (n_masks and (array.dtype.kind not in "iu" or array.min() < 0)):
-        raise ValueError(
-            f"owners must hold one label index (0, 1, ...) for each of the {n_masks} masks, "
-            f"got {owners!r}"
-        )
+        raise ValueError(f"owners must hold one label index (0, 1, ...) for each of the {n_masks} masks, "
+                         f"got {owners!r}")
     return array.astype(np.int64)
 
 
-def _centre_index(cells: int, pixels: int) -> np.ndarray:
+def _centres(cells: int, pixels: int) -> np.ndarray:
     """``floor((i + 1/2) * pixels / cells)`` for each cell ``i``, in whole numbers."""
     return (2 * np.arange(cells) + 1) * pixels // (2 * cells)
 
@@ -354,91 +313,64 @@ def _covered(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
 def _nearest_holder(stack: list[np.ndarray], rows: int, cols: int) -> np.ndarray:
     """Index of the mask at each cell's centre, -1 where there is none; int64 ``(cells,)``."""
     height, width = stack[0].shape
-    centre = np.ix_(_centre_index(rows, height), _centre_index(cols, width))
+    centre = np.ix_(_centres(rows, height), _centres(cols, width))
     holder = np.full((rows, cols), -1)
     area = np.array([np.count_nonzero(mask) for mask in stack])
-    # Painted from large to small, of equals the later first: the smaller (earlier) one stays.
+    # Painted from large to small, and on a tie the later one first: the smaller (earlier) one stays.
     for i in np.argsort(area, kind="stable")[::-1]:
         holder[stack[i][centre]] = i
     return holder.ravel()
 
 
-def _area_holder(
-    stack: list[np.ndarray], label_of: np.ndarray, rows: int, cols: int
-) -> np.ndarray:
+def _area_holder(stack: list[np.ndarray], label_of: np.ndarray, rows: int, cols: int) -> np.ndarray:
     """Index of the mask that owns each cell under the area rule, -1 for none; ``(cells,)``."""
-    covered = _covered(stack, rows, cols)
-    if len(stack) == 1:
-        holder = np.where(2 * covered[0] >= stack[0].size, 0, -1)
-        _seat_everyone(holder, covered)
-        return holder
+    best = covered = _covered(stack, rows, cols)
     labels, member = np.unique(label_of, return_inverse=True)
-    best = covered
     if len(labels) < len(stack):
         # The label is chosen by the union of its objects, then the object within the label.
-        unions = [_union([stack[i] for i in np.flatnonzero(member == k)])
+        unions = [np.any([stack[i] for i in np.flatnonzero(member == k)], axis=0)
                   for k in range(len(labels))]
-        winner = _largest(_covered(unions, rows, cols), [np.count_nonzero(u) for u in unions])
+        winner = _largest(_covered(unions, rows, cols), unions)
         best = np.where(member[:, None] == winner, covered, -1)
-    foreground = 2 * _covered([_union(stack)], rows, cols)[0] >= stack[0].size
-    holder = np.where(foreground, _largest(best, [np.count_nonzero(m) for m in stack]), -1)
-    _seat_everyone(holder, covered)
+    all_covered = covered if len(stack) == 1 else _covered([np.any(stack, axis=0)], rows, cols)
+    holder = np.where(2 * all_covered[0] >= stack[0].size, _largest(best, stack), -1)
+    held = np.bincount(holder[holder >= 0], minlength=len(stack))
+    for newcomer in np.flatnonzero((held == 0) & covered.any(axis=1)):
+        _seat(int(newcomer), holder, held, covered)
     return holder
 
 
-def _union(stack: list[np.ndarray]) -> np.ndarray:
-    return stack[0] if len(stack) == 1 else np.logical_or.reduce(stack)
-
-
-def _largest(covered: np.ndarray, area: list[int]) -> np.ndarray:
-    """Index of the largest value in each column; among equals the one of the smallest area."""
-    order = np.argsort(area, kind="stable")
+def _largest(covered: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Index of the largest value in each column; on a tie, of the smallest mask."""
+    order = np.argsort([np.count_nonzero(mask) for mask in masks], kind="stable")
     return order[np.argmax(covered[order], axis=0)]
 
 
-def _seat_everyone(holder: np.ndarray, covered: np.ndarray) -> None:
-    """Give each object that holds no cell one that it touches, in place, where that is possible.
-
-    Maximum bipartite matching of objects and cells by augmenting paths: an object that holds a
-    cell before still holds one after.
-    """
-    held = np.bincount(holder[holder >= 0], minlength=len(covered))
-    for newcomer in np.flatnonzero((held == 0) & covered.any(axis=1)):
-        _seat(int(newcomer), holder, held, covered)
-
-
 def _seat(newcomer: int, holder: np.ndarray, held: np.ndarray, covered: np.ndarray) -> None:
-    """Shortest augmenting path from one object without a cell; none: nothing changes."""
+    """Give a mask without a cell one that it touches, in place, where that is possible.
+
+    One step of a maximum bipartite matching of masks and cells, by the shortest augmenting path: a
+    mask that holds a cell before still holds one after.
+    """
     asked_by: dict[int, tuple[int, int] | None] = {newcomer: None}
-    queue = deque([newcomer])
-    while queue:
-        who = queue.popleft()
+    queue = [newcomer]
+    for who in queue:
         touched = np.argsort(-covered[who], kind="stable")[: np.count_nonzero(covered[who])]
         holders = holder[touched]
         free = (holders < 0) | (held[holders] > 1)
         if free.any():
-            _move_along(who, int(touched[np.argmax(free)]), asked_by, holder, held)
-            return
+            break
         for cell, other in zip(touched.tolist(), holders.tolist()):
             if other not in asked_by:
                 asked_by[other] = (who, cell)
                 queue.append(other)
-
-
-def _move_along(
-    who: int,
-    cell: int,
-    asked_by: dict[int, tuple[int, int] | None],
-    holder: np.ndarray,
-    held: np.ndarray,
-) -> None:
-    """Seat ``who`` at ``cell``, then hand each cell given up to the one that asked for it."""
-    while True:
+    else:
+        return
+    step: tuple[int, int] | None = (who, int(touched[np.argmax(free)]))
+    while step:  # each cell given up goes to the mask that asked for it
+        who, cell = step
         if holder[cell] >= 0:
             held[holder[cell]] -= 1
         holder[cell] = who
         held[who] += 1
         step = asked_by[who]
-        if step is None:
-            return
-        who, cell = step

@@ -1,6 +1,6 @@
 """Tolerant reading of model output: a grid always comes back, and a report of what was amiss.
 
-The strict counterpart, for text that `t4s_helpers.codec.encodings.Encoding.encode` wrote, is its method ``decode``.
+The strict counterpart, for text that `Encoding.encode` wrote, is `Encoding.decode`.
 """
 
 from __future__ import annotations
@@ -19,39 +19,41 @@ _SHOWN = 80  # characters of an unknown label that the report keeps
 
 @dataclass
 class ParseReport:
-    """What :func:`parse` had to repair.
+    """What `parse` had to repair.
 
     The cells filled with others are ``rows_padded * cols + cells_padded``; the cells that had no
-    place are ``rows_dropped`` rows and ``cells_dropped`` cells. For ``full`` and ``irle``, whose
-    text has no rows, what is missing or too much at the end counts as whole rows and the rest.
+    place are ``rows_dropped`` rows and ``cells_dropped`` cells. Where the text has no rows (``full``,
+    ``irle``), what is missing or too much at the end counts as whole rows and the rest.
+
+    Attributes:
+        ok: every cell is as the text says: nothing was filled, cut or guessed, no tag is missing.
+        found_seg: the text has ``<seg>``.
+        closed: the descriptors end with ``</seg>``.
+        rows_found: rows in the text, of whatever length, also those dropped.
+        rows_padded: rows missing at the end, filled with others.
+        rows_dropped: rows too many, and blank lines between rows.
+        cells_padded: cells missing in rows that are there, filled with others.
+        cells_dropped: cells beyond the end of a row, cut off.
+        bad_runs: runs with a missing, unreadable, zero or too large count (in ``full``: with a count).
+        unknown: how many runs have each label that was not asked for; they are read as others.
+        no_target: well-formed (``ok``), and every cell is others: the model says that nothing is there.
+        before: text before the descriptors, trimmed: the answer sentence.
+        after: text after ``</seg>``, trimmed.
     """
 
     ok: bool = False
-    """Every cell is as the text says: nothing was filled, cut or guessed, no tag is missing."""
     found_seg: bool = False
-    """The text has ``<seg>``."""
     closed: bool = False
-    """The descriptors end with ``</seg>``."""
     rows_found: int = 0
-    """Rows in the text, of whatever length, also those dropped."""
     rows_padded: int = 0
-    """Rows missing at the end, filled with others."""
     rows_dropped: int = 0
-    """Rows too many, and blank lines between rows."""
     cells_padded: int = 0
-    """Cells missing in rows that are there, filled with others."""
     cells_dropped: int = 0
-    """Cells beyond the end of a row, cut off."""
     bad_runs: int = 0
-    """Runs with a missing, unreadable, zero or too large count (in ``full``: with a count)."""
     unknown: dict[str, int] = field(default_factory=dict)
-    """Runs of each label that was not asked for, read as others."""
     no_target: bool = False
-    """Well-formed (``ok``), and every cell is others: the model says that nothing is there."""
     before: str = ""
-    """Text before the descriptors, trimmed: the answer sentence."""
     after: str = ""
-    """Text after ``</seg>``, trimmed."""
 
     @property
     def malformed(self) -> bool:
@@ -96,10 +98,8 @@ class ParseReport:
         if self.found_seg and not self.closed:
             faults.append(f"no {SEG_CLOSE}")
         for number, noun, what in (
-            (self.rows_padded, "row", "missing"),
-            (self.rows_dropped, "row", "too many"),
-            (self.cells_padded, "cell", "missing"),
-            (self.cells_dropped, "cell", "too many"),
+            (self.rows_padded, "row", "missing"), (self.rows_dropped, "row", "too many"),
+            (self.cells_padded, "cell", "missing"), (self.cells_dropped, "cell", "too many"),
             (self.bad_runs, "run", "with a bad count"),
         ):
             if number:
@@ -115,11 +115,11 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
     r"""Read a model's answer: a whole response with its tags, or bare descriptors.
 
     Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
-    filled up with others and shifts no later row, a long one is cut; missing rows are others, rows
-    too many are dropped; unknown labels count as others; a run without a count is one cell, a
-    count of 0 none, one that is too large ends with the row (the grid for ``irle``). Of several
-    ``<seg>`` the last one before ``</seg>`` opens the descriptors. Without ``<seg>``, lines of
-    prose at the beginning are skipped.
+    filled up with others and shifts no later row, a long one is cut; missing rows are others, surplus
+    rows are dropped; unknown labels count as others; a run without a count is one cell, a count of 0
+    is none, one that is too large ends with the row (or with the grid, where rows are not lines).
+    Of several ``<seg>`` the last one before ``</seg>`` opens the descriptors. Without ``<seg>``, lines
+    of prose at the beginning are skipped.
 
     Args:
         text: the answer.
@@ -127,7 +127,7 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
         encoding: in which the model was to write, with its grid.
 
     Returns:
-        The grid, int32 ``(rows, cols)``, and a :class:`ParseReport`.
+        The grid, int32 ``(rows, cols)``, and a `ParseReport`.
 
     Raises:
         ValueError: unusable labels; never because of ``text``.
@@ -143,10 +143,13 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
     body, torn = _cut_out(text, report)
     try:
         grid = encoding.decode(body, labels)
-        report.rows_found = encoding.lines[0] if encoding.breaks_rows else encoding.rows
+        report.rows_found = _n_rows(encoding)
     except DescriptorError:
         grid = _repair(body, words, encoding, report)
-    report.ok = not (torn or _repaired(report))
+    prose = report.before and not report.found_seg
+    repaired = (report.rows_padded or report.rows_dropped or report.cells_padded
+                or report.cells_dropped or report.bad_runs or report.unknown)
+    report.ok = not (torn or prose or repaired)
     report.no_target = report.ok and not grid.any()
     return grid, report
 
@@ -180,13 +183,9 @@ def _without_torn_tag(body: str) -> str:
     return body
 
 
-def _repaired(report: ParseReport) -> bool:
-    """Something was filled, cut, guessed or skipped."""
-    prose = report.before and not report.found_seg
-    return bool(
-        report.rows_padded or report.rows_dropped or report.cells_padded
-        or report.cells_dropped or report.bad_runs or report.unknown or prose
-    )
+def _n_rows(encoding: Encoding) -> int:
+    """Rows that a report counts: the text's lines, or the grid's rows where the text has none."""
+    return encoding.lines[0] if encoding.breaks_rows else encoding.rows
 
 
 def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> np.ndarray:
@@ -202,20 +201,22 @@ def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseRepor
         missing, cols = cells.size - asked, encoding.cols
         report.rows_padded, report.cells_padded = divmod(max(missing, 0), cols)
         report.rows_dropped, report.cells_dropped = divmod(max(-missing, 0), cols)
-    wanted = len(cells) if encoding.breaks_rows else encoding.rows
-    report.rows_found = wanted - report.rows_padded + report.rows_dropped
+    report.rows_found = _n_rows(encoding) - report.rows_padded + report.rows_dropped
     return encoding.restore(cells)
 
 
 def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encoding: Encoding,
                  report: ParseReport) -> None:
     """Each line into its own row of ``cells``, so that damage stays within a row."""
-    rows, cols = cells.shape
-    lines = _without_blank_lines(lines, rows, report)
+    rows, width = cells.shape
+    if len(lines) > rows:  # blank lines stand for empty rows only where there is room for them
+        kept = [line for line in lines if line.strip()]
+        report.rows_dropped = len(lines) - len(kept)
+        lines = kept
     for row, line in zip(cells, lines):
         asked = _fill(row, line, words, encoding, report)
-        report.cells_padded += max(cols - asked, 0)
-        report.cells_dropped += max(asked - cols, 0)
+        report.cells_padded += max(width - asked, 0)
+        report.cells_dropped += max(asked - width, 0)
     report.rows_padded = max(rows - len(lines), 0)
     report.rows_dropped += max(len(lines) - rows, 0)
 
@@ -223,15 +224,6 @@ def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encodin
 def _without_blank_ends(lines: list[str]) -> list[str]:
     full = [i for i, line in enumerate(lines) if line.strip()]
     return lines[full[0]: full[-1] + 1] if full else []
-
-
-def _without_blank_lines(lines: list[str], rows: int, report: ParseReport) -> list[str]:
-    """Blank lines stand for empty rows where there is room for them; else they are dropped."""
-    if len(lines) <= rows:
-        return lines
-    kept = [line for line in lines if line.strip()]
-    report.rows_dropped += len(lines) - len(kept)
-    return kept
 
 
 def _skip_prose(lines: list[str], words: Vocabulary, report: ParseReport) -> list[str]:
@@ -247,9 +239,7 @@ def _is_run(run: str, words: Vocabulary) -> bool:
     return _split_run(run)[1] is not None or _look_up(run.strip(), words) is not None
 
 
-def _fill(
-    row: np.ndarray, line: str, words: Vocabulary, encoding: Encoding, report: ParseReport
-) -> int:
+def _fill(row: np.ndarray, line: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> int:
     """Write the runs of one line into its cells; returns how many cells they ask for."""
     at = 0
     for run in line.split("|"):
@@ -259,9 +249,8 @@ def _fill(
     return at
 
 
-def _read_run(
-    run: str, words: Vocabulary, width: int, encoding: Encoding, report: ParseReport
-) -> tuple[int, int]:
+def _read_run(run: str, words: Vocabulary, width: int, encoding: Encoding,
+              report: ParseReport) -> tuple[int, int]:
     """Grid value and number of cells of one run."""
     if not run:
         report.bad_runs += 1
@@ -273,11 +262,8 @@ def _read_run(
         value = _look_up(stem, words)
         if value is not None or count is not None:
             word = stem
-    if encoding.counts_runs:
-        good = count is not None and 1 <= count <= width
-    else:
-        good = word == run
-    report.bad_runs += not good
+    counted = count is not None and 1 <= count <= width
+    report.bad_runs += not (counted if encoding.counts_runs else word == run)
     if value is None:
         name = unescape_label(word)[:_SHOWN]
         report.unknown[name] = report.unknown.get(name, 0) + 1
