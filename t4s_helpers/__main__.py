@@ -60,7 +60,7 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the refiner's points")
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
+def _model_options(parser: argparse._ActionsContainer) -> None:
     add = parser.add_argument
     add("--backbone", default="embedded", help="a name of the table in the README")
     add("--adapter", help="a folder, or the name of one that ships, or none; the embedded model takes "
@@ -91,7 +91,8 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _numbered(path: Path, k: int, n: int) -> Path:
-    """
+    """The file for result number ``k`` of ``n``.
+
     >>> _numbered(Path("mask.png"), 1, 3).name, _numbered(Path("mask.png"), 0, 1).name
     ('mask-2.png', 'mask.png')
     """
@@ -258,8 +259,11 @@ def _data(args: argparse.Namespace) -> None:
         print(listing())
         return
     data = load(args.name, args.split, args.root, counts=args.counts, bad=args.bad)
-    print(data)
-    for row in data.exclusions():
+    if isinstance(data, list):
+        print(f"{len(data)} samples of {args.name}")
+    else:
+        print(data)
+    for row in getattr(data, "exclusions", list)():
         print(f"  excluded: {row['n']} x {row['reason']}, first {row['first']}")
     if len(data):
         print(f"  first: {data[0]}")

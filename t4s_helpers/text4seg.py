@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -79,8 +79,18 @@ class Text4Seg:
         return cls(load_backbone(backbone, quantize, adapter, source), load_refiner(refiner),
                    get_encoding(encoding, grid_size))
 
-    def segment(self, images: Picture | Sequence[Picture], expressions: str | Sequence, *,
-                seed: int = 0, **options) -> Segmentation | list:
+    @overload
+    def segment(self, images: Picture, expressions: str, *, seed: int = 0, **options) -> Segmentation: ...
+
+    @overload
+    def segment(self, images: Picture, expressions: Sequence[str], *, seed: int = 0, **options
+                ) -> list[Segmentation]: ...
+
+    @overload
+    def segment(self, images: Sequence[Picture], expressions: Sequence, *, seed: int = 0, **options
+                ) -> list: ...
+
+    def segment(self, images: Any, expressions: Any, *, seed: int = 0, **options) -> Any:
         """Segment what expressions name.
 
         Args:

@@ -91,7 +91,7 @@ def test_bad_requests_are_named(model, samples):
 def test_the_facade_names_what_there_is():
     assert all(getattr(t4s_helpers, name) is not None for name in t4s_helpers.__all__)
     with pytest.raises(AttributeError, match="no_such"):
-        t4s_helpers.no_such
+        _ = t4s_helpers.no_such
 
 
 # --- the command line ----------------------------------------------------------------------------

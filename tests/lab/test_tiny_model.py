@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import tiny_model
 
-from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
 from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.lab.tiny_model import dense
-from t4s_helpers.lab.tiny_model import language
-from t4s_helpers.lab.tiny_model import words
+from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
+from t4s_helpers.lab.tiny_model import dense, language, words
 from t4s_helpers.model.training import ChunkedItems, on_all_cores
 
 

@@ -155,8 +155,8 @@ def _measure(args) -> None:
 
 
 def _plot(args) -> None:
-    from .figures import plot_all
     from .design import STEPS
+    from .figures import plot_all
 
     for path in plot_all(read_tables(*args.tables), args.out, STEPS):
         print(path)

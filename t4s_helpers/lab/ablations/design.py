@@ -23,8 +23,10 @@ SEEDS = (0, 1)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What differs between the adapters of an ablation: how an answer is written, and if need be what
-    the recipe says of the sentence before it or of the mix of requests."""
+    """What differs between the adapters of an ablation.
+
+    How an answer is written; and, if need be, the sentence before it or the mix of requests.
+    """
 
     encoding: str
     grid_size: int

@@ -18,7 +18,14 @@ from ...data.registry import load
 from ...model import adapters, training
 from ...model.backbones import load_backbone
 from .design import (
-    DESIGN, SEEDS, START, START_RECIPE, Recipe, RunConfig, Trained, finished,
+    DESIGN,
+    SEEDS,
+    START,
+    START_RECIPE,
+    Recipe,
+    RunConfig,
+    Trained,
+    finished,
 )
 from .tables import AblationError
 

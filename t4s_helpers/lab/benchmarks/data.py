@@ -28,8 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import psutil
+from PIL import Image
+from tqdm.auto import tqdm
 
-from ...workbook.tables import write_rows
+from ...codec.encodings import get_encoding
+from ...data.prompts import ask_and_answer
+from ...data.registry import load
 
 HEIGHT, WIDTH = 480, 640
 OUTLINES, REFS, SENTENCES, PHOTOS = 197_000, 50_000, 142_000, 20_000
@@ -70,8 +76,6 @@ def write_files(folder: Path | str, outlines: int = OUTLINES, form: str = "pickl
 
 def _write_photos(folder: Path, n: int, seed: int) -> None:
     """``n`` files, most of them further names of a few pictures."""
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for k in _bar(range(n), "photos"):
@@ -145,20 +149,17 @@ def _references(outlines: int, photos: int, seed: int) -> Iterator[dict[str, Any
 
 def open_files(folder: Path | str, form: str):
     """The data set that `write_files` wrote."""
-    from ...data import load
-
     name = {"pickle": "refcoco", "json": "grefcoco"}[form]
     return load(name, "train", folder, counts="off", verify=False)
 
 
 def read_samples(dataset, indices: Sequence[int], photos: bool, bar: str = "") -> float:
     """Make samples and their conversations; samples a second of this process on its core."""
-    from ...data.prompts import turn
-
+    encoding = get_encoding()
     start = time.process_time()
     for index in _bar(indices, bar) if bar else indices:
         sample = dataset[int(index)]
-        turn(sample, rng=np.random.default_rng([0, int(index)]))
+        ask_and_answer(sample, encoding, rng=np.random.default_rng([0, int(index)]))
         if photos:
             sample.pixels()
     return len(indices) / (time.process_time() - start)
@@ -184,11 +185,7 @@ def growth_per_access(dataset, n: int = 1000, warm_up: int = 500) -> float:
 
 def measure(folder: str, form: str, n_read: int, n_photos: int) -> dict[str, float]:
     """What one process sees; see the module. Memory in MB."""
-    import psutil
-
     process = psutil.Process()
-    from ...data.prompts import turn  # noqa: F401  (the import is no part of what is measured)
-
     start_mb = process.memory_info().rss / 1e6
     start, busy = time.perf_counter(), time.process_time()
     dataset = open_files(folder, form)
@@ -225,32 +222,32 @@ def _measured_apart(*arguments) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+MEASURES = (
+    ("open seconds", "seconds", "s"), ("open core seconds", "busy", "s"), ("open peak", "peak_mb", "MB"),
+    ("before opening", "start_mb", "MB"), ("after opening", "opened_mb", "MB"),
+    ("added by reading", "grown_mb", "MB"), ("rate without photo", "rate", "samples/s"),
+    ("rate with photo", "rate_with_photo", "samples/s"),
+)
+"""Name in the table, key of `measure`, unit."""
+
+
 def benchmark(sizes: Sequence[int], folder: Path | str, full: int = OUTLINES, n_read: int = 20_000,
-              n_photos: int = 1000) -> list[dict[str, Any]]:
-    """Rows ``measure``, ``form``, ``outlines``, ``samples``, ``value``, ``unit``, ``promised``."""
-    folder, rows = Path(folder), []
+              n_photos: int = 1000) -> pd.DataFrame:
+    """A row a measure and file: ``measure``, ``form``, ``outlines``, ``samples``, ``value``, ``unit``,
+    ``promised``."""
+    rows = []
     cases = [("pickle", full), ("json", full), *(("json", n) for n in sizes if n != full)]
     for form, outlines in cases:
-        place = write_files(folder / f"{form}-{outlines}", outlines, form)
+        place = write_files(Path(folder) / f"{form}-{outlines}", outlines, form)
         found = _measured_apart(str(place), form, n_read, n_photos)
-        for name, key, unit in (
-            ("open seconds", "seconds", "s"), ("open core seconds", "busy", "s"),
-            ("open peak", "peak_mb", "MB"),
-            ("before opening", "start_mb", "MB"), ("after opening", "opened_mb", "MB"),
-            (f"added by reading {n_read:,}", "grown_mb", "MB"),
-            ("rate without photo", "rate", "samples/s"),
-            ("rate with photo", "rate_with_photo", "samples/s"),
-        ):
-            promise = "".join(map(str, TARGETS.get(name, ()))) if outlines == full else ""
-            rows.append({"measure": name, "form": form, "outlines": outlines,
-                         "samples": found["samples"], "value": round(found[key], 2), "unit": unit,
-                         "promised": promise})
-    return rows
+        rows += [{"measure": name, "form": form, "outlines": outlines, "samples": found["samples"],
+                  "value": round(found[key], 2), "unit": unit,
+                  "promised": "".join(map(str, TARGETS.get(name, ()))) if outlines == full else ""}
+                 for name, key, unit in MEASURES]
+    return pd.DataFrame(rows)
 
 
 def _bar(values, name: str):
-    from tqdm.auto import tqdm
-
     return tqdm(values, name, disable=len(values) < 5000)
 
 
@@ -271,11 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rows = benchmark(options.sizes, options.folder or temporary, options.full, options.read,
                          options.photos)
-    for row in rows:
-        print(f"{row['form']:>7} {row['outlines']:>9,} outlines {row['samples']:>9,} samples  "
-              f"{row['measure']:<24} {row['value']:>10,.1f} {row['unit']:<10} {row['promised']}")
+    print(rows.to_string(index=False))
     if options.out:
-        write_rows(rows, options.out)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_csv(options.out, index=False)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE, make_scene
 from ...model.chat import in_branches, packed
 from ...model.training import (
-    ChunkedItems, CsvLog, arguments, cached_encoder, collate_branched, last_checkpoint, resumable_trainer,
+    ChunkedItems,
+    CsvLog,
+    arguments,
+    cached_encoder,
+    collate_branched,
+    last_checkpoint,
+    resumable_trainer,
 )
 from .architecture import N_VISUAL, build_model, build_processor
 from .tokenizer import train_tokenizer
@@ -140,7 +146,7 @@ def until_long(encode, draw) -> list[Turn]:
     for _ in range(40):
         turn = draw()
         more = 2 + len(encode.tokenizer(turn.question + turn.text)["input_ids"])
-        if turn.question in asked or turns and length + more > 1.25 * LENGTH:
+        if turn.question in asked or (turns and length + more > 1.25 * LENGTH):
             continue
         asked.add(turn.question)
         turns.append(turn)

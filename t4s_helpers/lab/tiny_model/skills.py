@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...data.expressions import make_question
-from ...data.scenes import make_scene
 from ...data.prompts import Turn
-from . import words
+from ...data.scenes import make_scene
 from ...model.chat import IGNORE_INDEX, packed
 from ...model.training import collate_branched
+from . import words
 from .language import box_turn, list_turn, point_turn, row_turn
 
 TEXT_SKILLS = {"copy": words.copy_turn, "count": words.count_turn, "runs": words.runs_turn,

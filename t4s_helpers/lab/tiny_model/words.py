@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.scenes import CATEGORIES, COLORS, SIZES
 from ...data.prompts import Turn
+from ...data.scenes import CATEGORIES, COLORS, SIZES
 
 COMMON = tuple("""
 person man woman child boy girl dog cat bird cow sheep bear zebra giraffe elephant car bus truck
@@ -107,7 +107,8 @@ def rectangle_turn(rng) -> Turn:
 
 def _rectangle_in_bins(rng, ground: str, word: str) -> Turn:
     """Corners in 32nds on 16 rows of 16; half of the answers first say them again, as those about
-    pictures will. A cell that is covered by half belongs to it."""
+    pictures will. A cell that is covered by half belongs to it.
+    """
     (x0, x1), (y0, y1) = (sorted(int(v) for v in rng.integers(0, 32, 2)) for _ in range(2))
     drawn = _rectangle(ground, word, (16, 16), (x0 // 2, y0 // 2, x1 // 2, y1 // 2))
     if rng.random() < 0.5:
@@ -139,8 +140,8 @@ def text_turn(rng, rectangles: int = 4) -> Turn:
 def corpus(lines: int = 2500, seed: int = 0):
     """Lines on which the tokenizer is trained: scene talk, exercises, numbers, run lengths."""
     from ...data.expressions import GRES_KINDS, caption, make_expression, make_question
-    from ...data.scenes import make_scene
     from ...data.prompts import REQUESTS, question
+    from ...data.scenes import make_scene
 
     rng = np.random.default_rng([seed, 9])
     for index in range(lines):
