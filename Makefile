@@ -49,7 +49,7 @@ test-slow: $(STAMP) ## run the slow tests: kills, several processes, every model
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 check: $(STAMP) ## lint the code, and check the types of the public doors
-	@$(RUN) -m ruff check t4s_helpers tests
+	@$(RUN) -m ruff check t4s_helpers tests notebooks
 	@$(RUN) -m mypy
 
 lab: $(STAMP) ## open JupyterLab

@@ -214,7 +214,7 @@ def test_make_test_installs_once(make):
     assert make("test", "ARGS=-k codec", "WORKERS=4")[1] == [
         "ran -m pytest -q -n 4 --dist worksteal -k codec"]
     assert make("test-slow")[1] == ["ran -m pytest -q -n 2 --dist worksteal -m slow"]
-    assert make("check")[1] == ["ran -m ruff check t4s_helpers tests", "ran -m mypy"]
+    assert make("check")[1] == ["ran -m ruff check t4s_helpers tests notebooks", "ran -m mypy"]
 
 
 def test_make_workbook_fetches_and_runs(make):
