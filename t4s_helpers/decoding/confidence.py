@@ -1,26 +1,39 @@
-"""How sure the model is of every cell, from the passes that wrote the answer.
+"""How sure the model is of every cell, and the grid that is the best bet.
 
-At each choice in a descriptor the model gives every allowed token a probability. Those of the runs that
-were written, multiplied along a row, are exact: ``P(label, end)`` of a run given all before it. Runs that
-were *not* written lead to places where the model was never asked, so the marginal of a cell,
+At each choice in a descriptor the model gives every allowed token a probability. For the runs that were
+written, their product along a row is exact: ``P(label, end)`` of a run given everything before it. Runs
+that were *not* written lead to places where the model was never asked. So the marginal of a cell,
 
     P(cell (r, c) is k | the rows above as written)
-        = sum over all ways to write row r of P(way) [way gives (r, c) label k],
+        = sum of P(text) over all texts of row r that give cell (r, c) label k,
 
-is known only in part. `cell_confidence` gives both: ``known``, the share of the probability that comes
-from what the model said, and ``probs``, the marginals with the rest filled in by an edge-to-edge Markov
-chain. In the chain a run starts anywhere; where the model was not asked, the distribution of the run that
-was written at that place of the row stands in, cut to what is possible there (the object's right edge is
-taken to lie where it would have lain had the left edge been elsewhere). Hence for every cell and label
+is known only in part. `cell_confidence` gives both: ``known``, the share of the probability that the model
+has stated, and ``probs``, the marginals with the rest filled in by a Markov chain over the edges of runs.
+In the chain a run may start anywhere. Where the model was not asked, the distribution of the run that was
+written at that place of the row stands in, restricted to what is possible there (the object's right edge
+is assumed to lie where it would have been had the left edge been elsewhere). Hence for every cell and label
 
     |probs - exact| <= 1 - known,
 
-and the first cell of every row is exact. Two schemes differ. ``irle`` runs go on over the ends of rows:
-the chain of a row starts within the run that reaches it, given that it does. In ``full`` every cell is a
-choice of its own, whose distribution, given the cells before it *as written*, is taken for the marginal;
-``known`` is then the probability of the cells of the row before it. Where several labels or counts begin
-with the same token and another was written, they share that token's probability equally, and do not
-count as known beyond what they have in common.
+and the first cell of every row is exact. Two sorts of encodings differ. Where rows are not broken, runs go
+on over the ends of rows: the chain of a row starts within the run that reaches it, given that it does.
+Where runs are not counted, every cell is a choice of its own, whose distribution given the cells before it
+*as written* is taken for the marginal; ``known`` is then the probability of the cells before it in its
+row. Where several labels or counts begin with the same token and another was written, they share that
+token's probability equally, and count as known only as far as they agree.
+
+**Expected IoU.** Greedy decoding writes the likeliest next token, and a model that is unsure of every cell
+writes "others" row after row; but what is scored is IoU. For independent cells with probabilities ``p`` and
+a predicted set ``S`` that is not empty,
+
+    E[IoU(S, X)] = sum of p over S  *  E[1 / (|S| + |X outside S|)],
+
+because the size of the union does not depend on which cells of ``S`` are true. The best ``S`` of a given
+size takes the likeliest cells, and the distribution of ``|X outside S|`` is updated one cell at a time, so
+the optimum over all sets is found exactly in ``O(n^2)``. The empty set scores 1 where the truth is empty
+(gIoU's rule for requests without a target) and 0 elsewhere. The probability of that is not the product over
+the cells, which are anything but independent here, so it has to be given. With several drawn answers the
+truth is one of them with equal probability: a mixture, over which expectations are averaged.
 """
 
 from __future__ import annotations
@@ -30,8 +43,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .speculative import FIRST_WIDTH
+from ..codec.encodings import Encoding, wrap
+from .constrained import Choice
+from .generate import Answer, DecodingError, ParsedAnswer, parse_answer
 from .grammar import Grammar, Position
+from .speculative import FIRST_WIDTH
 
 LEAST = 1e-5
 """States of the chain with less probability than this are not followed."""
@@ -46,12 +62,12 @@ class Confidence:
     """Probabilities of the cells of one answer.
 
     Attributes:
-        probs: float32 ``(L + 1, rows, cols)``; row 0 of the first axis is "others", ``k`` is
+        probs: float32 ``(L + 1, rows, cols)``; index 0 of the first axis is "others", ``k`` is
             ``labels[k - 1]``. In [0, 1], sums to 1 over the first axis.
         known: float32 ``(rows, cols)`` in [0, 1], the share of each cell's distribution that the model
             has stated; the rest is filled in.
-        log_empty: log of the probability that all cells are "others", where the answer says so and
-            it is therefore known; else ``None``.
+        log_empty: natural log of the probability that all cells are "others". It is known where the
+            answer says so; else None.
     """
 
     probs: np.ndarray
@@ -68,27 +84,126 @@ class Confidence:
         return self.probs.argmax(0).astype(np.int32)
 
 
-@dataclass
-class _Run:
-    """A run that was written, and what the model thought of in its place.
+def answer_confidence(answer: Answer, parsed: ParsedAnswer) -> Confidence:
+    """The probability of each label in each cell of an answer, from the passes that wrote it.
 
-    Attributes:
-        start, end: cells from the start of the grid; ``label``.
-        labels: float64 ``(L + 1,)``, probability of each label.
-        ends: label -> float64 ``(cells + 1,)``, probability of each end given the label; only of
-            labels that were followed to their counts.
-        sure: ``(label, least, most, probability)`` of what was stated: that a run of this label begins
-            here and has from ``least`` to ``most`` cells.
-        taken: the probability of the run as it was written.
+    Args:
+        answer, parsed: from `t4s_helpers.decoding.generate.answer_samples`, modes ``constrained`` or
+            ``fast``.
+
+    Raises:
+        DecodingError: a plain answer, or one that was cut short.
     """
+    if answer.grammar is None:
+        raise DecodingError("Only answers held to a grammar have a confidence: decode with "
+                            "mode='constrained' or mode='fast'.")
+    if not parsed.report.ok:
+        raise DecodingError("The answer was cut short, so its confidence is unknown: raise "
+                            "max_new_tokens.")
+    return cell_confidence(answer.grammar, answer.trace.choices, parsed.grid)
 
-    start: int
-    end: int
-    label: int
-    labels: np.ndarray
-    ends: dict[int, np.ndarray] = field(default_factory=dict)
-    sure: list[tuple[int, int, int, float]] = field(default_factory=list)
-    taken: float = 1.0
+
+def best_expected_iou(drawn: Sequence[tuple[Answer, ParsedAnswer]], image_size: tuple[int, int],
+                      encoding: Encoding) -> tuple[Answer, ParsedAnswer]:
+    """The grid with the best expected IoU in place of the likeliest text.
+
+    Args:
+        drawn: a request's answers with what was parsed of them, decoded in mode ``fast`` or
+            ``constrained``: several draws at temperature 1, the model's own distribution; or the greedy
+            answer alone, whose map costs no further pass but never turns an answer into an empty one, nor
+            an empty one into an answer.
+        image_size: ``(H, W)`` in pixels.
+        encoding: of the answers.
+
+    Returns:
+        the grid written as an answer, with the tokens and seconds of all draws together, and what it
+        parses to.
+
+    Raises:
+        DecodingError: see `answer_confidence`.
+    """
+    confidences = [answer_confidence(*one) for one in drawn]
+    grid = best_grid(confidences, [parsed.grid for _, parsed in drawn])
+    labels = drawn[0][0].grammar.labels
+    text = wrap(encoding.encode(grid, labels), f"Best of {len(drawn)}:")
+    answer = Answer(text, sum(one.n_tokens for one, _ in drawn), True, sum(one.seconds for one, _ in drawn))
+    return answer, parse_answer(text, labels, image_size, encoding)
+
+
+def expected_ious(probs: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Expected IoU of the first ``k`` cells of an order, for ``k = 1 ... n``; cells independent.
+
+    Args:
+        probs: float ``(n,)`` in [0, 1].
+        order: int ``(n,)``, a permutation of the cells.
+
+    Returns:
+        float64 ``(n,)``.
+
+    >>> expected_ious(np.array([0.5, 1.0]), np.array([1, 0])).round(3).tolist()
+    [0.75, 0.75]
+    """
+    p = np.asarray(probs, np.float64)[order]
+    n = len(p)
+    outside = np.zeros(n + 1)  # P(|X outside S| = j), from S = everything on
+    outside[0] = 1
+    sizes, out, inside = np.arange(n + 1), np.zeros(n), np.cumsum(p)
+    for k in range(n, 0, -1):
+        out[k - 1] = inside[k - 1] * (outside[:n - k + 1] / (k + sizes[:n - k + 1])).sum()
+        outside[1:] = outside[1:] * (1 - p[k - 1]) + outside[:-1] * p[k - 1]
+        outside[0] *= 1 - p[k - 1]
+    return out
+
+
+def best_mask(maps: Sequence[np.ndarray], empty: float, weights: Sequence[float] | None = None
+              ) -> tuple[np.ndarray, float]:
+    """The mask with the highest expected IoU.
+
+    Args:
+        maps: float ``(rows, cols)`` each, probabilities of the cells in each part of a mixture in
+            which they are independent. One map for one answer, several for drawn ones.
+        empty: probability that there is no target. The maps speak of the rest.
+        weights: of the maps, by default all the same.
+
+    Returns:
+        bool ``(rows, cols)`` and its expected IoU. All False where "no target" is the better bet.
+
+    >>> best_mask([np.array([[0.9, 0.6, 0.1]])], empty=0.2)[0].tolist()
+    [[True, True, False]]
+    """
+    maps = np.asarray(maps, np.float64)
+    weights = np.full(len(maps), 1 / len(maps)) if weights is None else np.asarray(weights)
+    mean = np.tensordot(weights / weights.sum(), maps, 1)
+    order = np.argsort(-mean, axis=None, kind="stable")
+    scores = sum(w * expected_ious(one.reshape(-1), order)
+                 for w, one in zip(weights / weights.sum(), maps))
+    k = int(scores.argmax())
+    mask = np.zeros(mean.size, bool)
+    if (best := (1 - empty) * scores[k]) > empty:
+        mask[order[:k + 1]] = True
+    return mask.reshape(mean.shape), float(max(best, empty))
+
+
+def best_grid(confidences: Sequence, grids: Sequence[np.ndarray]) -> np.ndarray:
+    """The label grid whose masks each have the highest expected IoU.
+
+    A label is taken to have no target with the share of answers that do not show it; the maps of the
+    others are the mixture. A cell that several labels want goes to the likeliest of them.
+
+    Args:
+        confidences: `Confidence` objects of one request's answers.
+        grids: int ``(rows, cols)`` each, what these answers say.
+
+    Returns:
+        int32 ``(rows, cols)``, 0 others.
+    """
+    wanted = np.zeros_like(confidences[0].probs)
+    for label in range(1, len(wanted)):
+        maps = [one.probs[label] for one, grid in zip(confidences, grids) if (grid == label).any()]
+        if maps:
+            mask, _ = best_mask(maps, 1 - len(maps) / len(grids))
+            wanted[label] = np.where(mask, np.mean(maps, 0) + 1e-9, 0)
+    return wanted.argmax(0).astype(np.int32)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -97,50 +212,69 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def cell_confidence(grammar: Grammar, choices: Sequence, grid: np.ndarray) -> Confidence:
+def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarray) -> Confidence:
     """The map of an answer.
 
     Args:
         grammar: of the request.
-        choices: `t4s_helpers.decoding.constrained.Choice` objects, all of the answer's.
+        choices: all of the answer's, from its trace.
         grid: int ``(rows, cols)``, the labels that were written.
 
     Raises:
         ConfidenceError: the choices are not those of this grid.
     """
-    rows, cols = grid.shape
-    if grid.size != grammar.rows * grammar.cols:
-        raise ConfidenceError(f"A grid of {rows}x{cols} cells came with the grammar of "
-                              f"{grammar.rows * grammar.cols} cells.")
-    runs = _written_runs(grammar, choices, grid)
-    chain = _Chain(runs, len(grammar.words), rows, cols, grammar.scheme)
-    maps = [chain.row(row) for row in range(rows)]
-    probs, known = (np.stack(parts, -2).astype(np.float32) for parts in zip(*maps))
+    encoding = grammar.encoding
+    if grid.shape != (encoding.rows, encoding.cols):
+        raise ConfidenceError(f"A grid of {grid.shape[0]}x{grid.shape[1]} cells came with the grammar of "
+                              f"{encoding.rows}x{encoding.cols} cells.")
+    runs = _written_runs(grammar, choices, encoding.arrange(grid).reshape(-1))
+    chain = _Chain(runs, grammar, grid.size)
+    maps = [chain.row(begin) for begin in range(0, grid.size, grammar.row_width)]
+    probs, known = (np.concatenate(parts, -1).astype(np.float32) for parts in zip(*maps))
+    probs, known = (probs / probs.sum(0)), known.clip(0, 1)
     empty = sum(np.log(run.taken) for run in runs) if not grid.any() else None
-    return Confidence(probs / probs.sum(0), known.clip(0, 1), empty)
+    return Confidence(np.stack([encoding.restore(one) for one in probs]), encoding.restore(known), empty)
 
 
-def _written_runs(grammar: Grammar, choices, grid: np.ndarray) -> list[_Run]:
+@dataclass
+class _Run:
+    """A run that was written, and what the model thought of in its place.
+
+    Attributes:
+        start, end: in cells from the start of the descriptor.
+        label: of the run.
+        labels: float64 ``(L + 1,)``, probability of each label.
+        ends: label -> float64 ``(cells + 1,)``, probability of each end given the label; only for
+            labels that were followed to their counts.
+        stated: ``(label, least, most, probability)`` that a run of this label begins here and has from
+            ``least`` to ``most`` cells.
+        taken: the probability of the run as it was written.
+    """
+
+    start: int
+    end: int
+    label: int
+    labels: np.ndarray
+    ends: dict[int, np.ndarray] = field(default_factory=dict)
+    stated: list[tuple[int, int, int, float]] = field(default_factory=list)
+    taken: float = 1.0
+
+
+def _written_runs(grammar: Grammar, choices: Sequence[Choice], cells: np.ndarray) -> list[_Run]:
     asked: dict[Position, dict] = {}
     for state, tokens, scores in choices:
         asked.setdefault(state.at, {})[state.said] = dict(zip(tokens.tolist(), softmax(scores)))
-    at, out, cells = Position(0, 0, -1), [], grid.reshape(-1)
-    while at.row < grammar.rows:
-        start = at.row * grammar.cols + at.col
-        limit = start + 1 if grammar.scheme == "full" else (at.row + 1) * grammar.cols
+    at, out = Position(0, 0, -1), []
+    while at.line < grammar.n_lines:
+        start = at.line * grammar.width + at.cell
+        limit = start + grammar.longest(at)
         other = np.flatnonzero(cells[start:limit] != cells[start])
         label, length = int(cells[start]), int(other[0]) if len(other) else limit - start
-        out.append(_run(grammar, at, start, label, length, asked.get(at, {}), grid.size))
+        out.append(_run(grammar, at, start, label, length, asked.pop(at, {}), len(cells)))
         at = grammar.move(at, label, length)
-    if left := set(asked) - {Position(*divmod(run.start, grammar.cols), _last(grammar, out, k))
-                             for k, run in enumerate(out)}:
-        raise ConfidenceError(f"There was a choice at {min(left)}, where this grid has no run.")
+    if asked:
+        raise ConfidenceError(f"There was a choice at {min(asked)}, where this grid has no run.")
     return out
-
-
-def _last(grammar: Grammar, runs: list[_Run], k: int) -> int:
-    """The label before a run, as positions tell it."""
-    return -1 if runs[k].start % grammar.cols == 0 else runs[k - 1].label
 
 
 def _run(grammar: Grammar, at: Position, start: int, label: int, length: int, asked: dict,
@@ -155,16 +289,15 @@ def _run(grammar: Grammar, at: Position, start: int, label: int, length: int, as
     out.taken = chance
     followed, groups = [], {}
     for other in range(len(grammar.words)):
-        if other == at.last and grammar.scheme != "full":
+        if not grammar.may_follow(at, other):
             continue
         ids = grammar.label_ids[other]
         if said[:len(ids)] == ids:
             followed.append(other)
         else:
             groups.setdefault(ids[:_common(ids, said) + 1], []).append((other, None))
-    most = 1 if grammar.scheme == "full" else grammar.cols - at.col
     for other in followed:
-        for n in range(1, most + 1):
+        for n in range(1, grammar.longest(at) + 1):
             ids = grammar.tokens(at, other, n)
             groups.setdefault(ids[:_common(ids, said) + 1], []).append((other, n))
     for ids, members in groups.items():
@@ -195,27 +328,34 @@ def _share(out: _Run, ids: tuple, members: list, said: tuple, reach: list, asked
             out.ends.setdefault(label, np.zeros(cells + 1))[out.start + length] += part
     if len(names) == 1:
         lengths = [length or 1 for _, length in members]
-        out.sure.append((members[0][0], min(lengths), max(lengths), chance))
+        out.stated.append((members[0][0], min(lengths), max(lengths), chance))
 
 
 class _Chain:
-    """The Markov chain of edges, row by row."""
+    """The Markov chain of edges, row by row.
 
-    def __init__(self, runs: list[_Run], n: int, rows: int, cols: int, scheme: str):
-        self.runs, self.n, self.rows, self.cols, self.scheme = runs, n, rows, cols, scheme
+    Args:
+        runs: that were written.
+        grammar: of the request.
+        cells: of the grid.
+    """
+
+    def __init__(self, runs: list[_Run], grammar: Grammar, cells: int):
+        self.runs, self.n, self.cells = runs, len(grammar.words), cells
+        self.cols, self.counts_runs = grammar.row_width, grammar.counts_runs
+        self.breaks_rows = grammar.encoding.breaks_rows
         self.starts = np.array([run.start for run in runs])
-        self.seen = sorted({run.label for run in runs} - {0}) or list(range(1, n))
+        self.shown = sorted({run.label for run in runs} - {0}) or list(range(1, self.n))
 
-    def row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Marginals ``(L + 1, cols)`` and the known share ``(cols,)``."""
-        begin = row * self.cols
+    def row(self, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        """Marginals ``(L + 1, cols)`` and known share ``(cols,)`` of the row that begins with a cell."""
         probs, known = np.zeros((self.n, self.cols)), np.zeros(self.cols)
-        if self.scheme == "full":
-            self._stated(begin, begin, 1.0, known)
+        if not self.counts_runs:
+            self._add_stated(begin, begin, 1.0, known)
             return np.stack([run.labels for run in self.runs[begin:begin + self.cols]], 1), known
         mass = np.zeros((self.cols + 1, self.n + 1))  # by column and label before; -1 is none
-        first = self._enter(begin, mass, probs, known)
-        self._stated(begin, *first, known)
+        first, chance = self._enter(begin, mass, probs, known)
+        self._add_stated(begin, first, chance, known)
         for col in range(self.cols):
             for last in np.flatnonzero(mass[col] > LEAST):
                 last = -1 if last == self.n else int(last)
@@ -224,8 +364,8 @@ class _Chain:
         return probs / np.where(total > 0, total, 1), known
 
     def _enter(self, begin: int, mass, probs, known) -> tuple[int, float]:
-        """Start a row; returns the first run that starts in it and the chance to get there."""
-        if self.scheme != "irle" or begin == 0:
+        """Start a row; returns the first run that starts in it and the probability of getting there."""
+        if self.breaks_rows or begin == 0:
             mass[0, -1] = 1
             return int(np.searchsorted(self.starts, begin)), 1.0
         k = int(np.searchsorted(self.starts, begin)) - 1  # the run that reaches the row
@@ -236,7 +376,7 @@ class _Chain:
             return k + 1, 0.0
         self._spend(begin, 0, run.label, ends, 1.0, mass, probs)
         reach = begin - run.start
-        groups = [group for group in run.sure if group[0] == run.label]
+        groups = [group for group in run.stated if group[0] == run.label]
         if any(least < reach <= most and part > 0 for _, least, most, part in groups):
             return k + 1, 0.0
         total = sum(part for _, least, _, part in groups if least >= reach)
@@ -244,18 +384,18 @@ class _Chain:
             known[:max(0, least - reach)] += part / total
         return k + 1, run.taken / total
 
-    def _stated(self, begin: int, k: int, chance: float, known) -> None:
-        """Add what was said along the row as it was written."""
+    def _add_stated(self, begin: int, k: int, chance: float, known) -> None:
+        """Add what the model has stated along the row as it was written."""
         while k < len(self.runs) and self.runs[k].start < begin + self.cols and chance > 0:
             run = self.runs[k]
             col = run.start - begin
-            for _, least, _, part in run.sure:
+            for _, least, _, part in run.stated:
                 known[col:col + least] += chance * part
             chance *= run.taken
             k += 1
 
     def _leave(self, begin: int, col: int, last: int, mass, probs) -> None:
-        """Send the probability of a place on to where its runs end."""
+        """Pass the probability of a place on to where its runs end."""
         here = mass[col, last]
         run = self._asked_at(begin + col, last)
         labels = self._labels(run, last)
@@ -286,7 +426,7 @@ class _Chain:
         if labels.sum() > LEAST:
             return labels / labels.sum()
         labels[:] = 0
-        labels[0 if last > 0 else self.seen] = 1
+        labels[0 if last > 0 else self.shown] = 1
         return labels / labels.sum()
 
     def _ends(self, run: _Run, begin: int, col: int, label: int) -> np.ndarray:
@@ -298,12 +438,12 @@ class _Chain:
             if ends is not None:
                 return np.roll(ends, -shift)
         width = self.cols if label == 0 else max(1, round(FIRST_WIDTH * self.cols))
-        return _at(begin + min(col + width, self.cols), self.rows * self.cols)
+        return _at(begin + min(col + width, self.cols), self.cells)
 
     def _nearby(self, begin: int) -> list[int]:
         """The row itself, the two above and the two below, as distances in cells."""
         steps = (0, -1, 1, -2, 2)
-        return [k * self.cols for k in steps if 0 <= begin + k * self.cols < self.rows * self.cols]
+        return [k * self.cols for k in steps if 0 <= begin + k * self.cols < self.cells]
 
     def _ends_of(self, cell: int, label: int) -> np.ndarray | None:
         """Ends of the next run of a label that was written after a cell, within its row."""

@@ -1,22 +1,23 @@
-"""From requests to text: generation with the backbone, and reading the text back as masks."""
+"""The one road from conversations to answers, and from an answer's text to masks."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
-from ..codec.grid import grid_to_masks, parse_size
+from ..codec.encodings import Encoding
+from ..codec.grid import grid_to_masks
 from ..codec.parsing import ParseReport, parse
 from ..data.prompts import Turn, ask
-from ..codec.encodings import pieces
-
-if TYPE_CHECKING:
-    from .confidence import Confidence
-    from .constrained import Trace
-    from .grammar import Grammar
+from .constrained import ConstrainedSequence, ConstraintError, DescriptorProcessor, FiniteLogits, Trace
+from .grammar import Grammar, GrammarError, grammar_of
+from .shared_pictures import shared_pictures
+from .speculative import DraftingDecoder, DraftScheduler
 
 MODES = ("plain", "constrained", "fast")
 """``plain``: the backbone's own ``generate``. ``constrained``: the same, but only valid descriptors of
@@ -37,8 +38,8 @@ class Answer:
         n_tokens: tokens generated, the end mark included.
         finished: whether the model ended the answer itself, before the token limit.
         seconds: wall-clock time of its batch divided by the batch size.
-        trace: how a ``constrained`` or ``fast`` answer came about, else ``None``.
-        grammar: that held it, else ``None``.
+        trace: how a ``constrained`` or ``fast`` answer came about, else None.
+        grammar: the one that it was held to, else None.
         ids: token ids, the end mark included.
     """
 
@@ -52,7 +53,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class ParsedAnswer:
     """An answer read back.
 
     Attributes:
@@ -66,103 +67,128 @@ class Reading:
     report: ParseReport
 
 
-def token_budget(encoder, labels, size=16) -> int:
+def token_budget(encoder, labels: Sequence[str], encoding: Encoding) -> int:
     """A limit on new tokens that no sensible answer reaches: every row cut into six runs."""
-    rows, cols = parse_size(size)
     longest = max((len(encoder.piece_ids(label)) for label in labels), default=1)
-    return 48 + rows * min(cols, 6) * (longest + 3)
+    return 48 + encoding.rows * min(encoding.cols, 6) * (longest + 3)
 
 
-def generate(backbone, images, questions, labels=(), size=16, batch: int = 16,
+def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
+             encoding: Encoding, *, mode: str = "fast", batch: int = 16,
              max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
-             progress: bool = True, mode: str = "plain", scheme: str = "rrle",
-             draws: int = 1, leads=None, trees: bool | None = None) -> list[Answer]:
-    """Answer questions about images.
+             draws: int = 1, trees: bool | None = None, progress: bool = True) -> list[Answer]:
+    """Answer the last questions of conversations about images.
+
+    Equal pictures of a batch are read once by the vision tower.
 
     Args:
         backbone: a `t4s_helpers.model.backbones.Backbone`, with or without an adapter.
-        images: uint8 ``(H, W, 3)`` arrays.
-        questions: one text per image.
-        labels: for each question the names that its descriptor may use, none if it wants no
-            descriptor; or one list of names for all. ``plain`` only bounds the length with them.
-        size, scheme: of the descriptors.
-        batch: answers that go through the model together; padded on the left.
+        images: uint8 ``(H, W, 3)`` RGB arrays, one for each conversation.
+        conversations: `Turn` objects in order. The last one is open: its ``labels`` are the names that
+            the descriptor may use; without labels an answer in words is wanted. The turns before it are
+            the history, which goes back in as text.
+        encoding: of the descriptors, from `t4s_helpers.codec.encodings.get_encoding`.
+        mode: one of `MODES`. ``plain`` takes no more than the token limit from labels and encoding.
+        batch: answers that go through the model together; prompts are padded on the left.
         max_new_tokens: limit of an answer; by default `token_budget`.
-        temperature: 0 for greedy decoding, above for sampling with ``seed``. In the modes that know
-            the grammar a question's draws depend on its number and the seed alone, not on the batch.
-        mode: one of `MODES`.
-        draws: answers to each question, next to each other in the result. Mode ``fast`` reads image
-            and question once for all of them.
-        leads: for each question the token ids of an answer, its end included, that is written in place
-            of the model's own choice: what a given answer costs, whatever the model has learned.
+        temperature: 0 for greedy decoding, above for sampling with ``seed``. Except in mode ``plain``, the
+            draws depend on a request's number and the seed alone, not on the batch.
+        draws: answers to each request, next to each other in the result. Mode ``fast`` reads the prompt
+            once for all of them.
         trees: whether mode ``fast`` reads many drafts at once, as a tree: fewer passes over more tokens;
-            by default on a GPU, where tokens read along cost next to nothing.
+            by default on a GPU, where tokens read in parallel cost next to nothing.
+        progress: show a bar.
 
     Raises:
-        DecodingError: images, questions and labels differ in number, an unknown mode, a request
-            that the model's context does not hold, or logits that are not numbers.
-        GrammarError: labels that the mode cannot tell apart.
+        DecodingError: other numbers of images and conversations, an unknown mode, a request that the
+            model's context does not hold, or logits that are not numbers.
+        GrammarError: labels that the mode cannot tell apart; the message names request and labels. To
+            find out before, call `t4s_helpers.decoding.grammar.grammar_of`, which builds each grammar once.
     """
-    import torch
-    from tqdm.auto import tqdm
-
-    from .constrained import ConstraintError, FiniteLogits, Writer
-    from .speculative import Pace
-
-    _check_request(images, questions, mode, draws)
-    names = _names_per_question(labels, len(questions))
-    encoder, answers, pace = backbone.encoder, [], Pace()
-    longest = max(names, key=lambda some: sum(map(len, some)), default=())
-    budget = max_new_tokens or token_budget(encoder, longest, size)
-    choice = {"do_sample": False} if temperature == 0 or mode != "plain" else {
-        "do_sample": True, "temperature": temperature, "top_k": 0}
+    _check_request(images, conversations, mode, draws)
+    encoder, scheduler, answers = backbone.encoder, DraftScheduler(), []
+    labels = [turns[-1].labels for turns in conversations]
+    longest = max(labels, key=lambda names: sum(map(len, names)), default=())
+    budget = max_new_tokens or token_budget(encoder, longest, encoding)
     torch.manual_seed(seed)
-    once = 1 if mode == "fast" else draws  # how often a question is read
-    turns = [(k, draw) for k in range(len(questions)) for draw in range(once)]
-    step = max(1, batch * once // draws)
-    order = tqdm(range(0, len(turns), step), desc="generate", unit="batch",
-                 disable=not progress or len(turns) <= step)
-    for at in order:
-        chunk = turns[at:at + step]
+    reads = 1 if mode == "fast" else draws  # how often a prompt is read
+    requests = [(k, draw) for k in range(len(conversations)) for draw in range(reads)]
+    step = max(1, batch * reads // draws)
+    for at in tqdm(range(0, len(requests), step), desc="generate", unit="batch",
+                   disable=not progress or len(requests) <= step):
+        chunk = requests[at:at + step]
         asked = [k for k, _ in chunk]
-        inputs = _inputs(backbone, encoder, [images[k] for k in asked],
-                         [questions[k] for k in asked])
-        prompt = inputs["input_ids"].shape[1]
-        room = _room(backbone, inputs, [names[k] for k in asked], size, scheme)
-        writers = [] if mode == "plain" else [
-            Writer(encoder, names[k], size, scheme, pace=pace, temperature=temperature,
-                   rng=np.random.default_rng([seed, k, draw + more]) if temperature else None,
-                   lead=leads[k] if leads else None)
-            for k, draw in chunk for more in range(draws // once)]
-        extra = _decoder(mode, writers, prompt, min(budget, room), trees)
-        if mode == "plain":
-            extra = {"logits_processor": [FiniteLogits(leads and [leads[k] for k in asked])]}
-        start = time.perf_counter()
-        try:
-            with torch.inference_mode():
-                out = backbone.model.generate(
-                    **inputs, **choice, **extra, max_new_tokens=min(budget, room),
-                    pad_token_id=encoder.tokenizer.pad_token_id)
-        except ConstraintError as error:
-            raise DecodingError(str(error)) from error
-        new = out[:, prompt:]
-        seconds = (time.perf_counter() - start) / len(new)
-        answers += [_answer(encoder.tokenizer, row.tolist(), seconds, writer)
-                    for row, writer in zip(new, writers or [None] * len(new))]
+        inputs = prompt_inputs(backbone, [images[k] for k in asked], [conversations[k] for k in asked])
+        limit = min(budget, _room(backbone, inputs, [labels[k] for k in asked], encoding))
+        sequences = [] if mode == "plain" else [
+            ConstrainedSequence(encoder, _grammar(encoder, k, conversations[k][-1], encoding), temperature,
+                                np.random.default_rng([seed, k, draw + more]) if temperature else None)
+            for k, draw in chunk for more in range(draws // reads)]
+        options = _decoder(mode, sequences, scheduler, temperature, inputs["input_ids"].shape[1], limit, trees)
+        answers += _generated(backbone, inputs, sequences, limit, options)
     return answers
 
 
-def _check_request(images, questions, mode: str, draws: int) -> None:
-    if len(images) != len(questions):
-        raise DecodingError(f"{len(images)} images came with {len(questions)} questions; "
-                            "give one question for each image.")
+def _check_request(images, conversations, mode: str, draws: int) -> None:
+    if len(images) != len(conversations):
+        raise DecodingError(f"{len(images)} images came with {len(conversations)} conversations; "
+                            "give one conversation (a list of turns) for each image.")
     if mode not in MODES:
         raise DecodingError(f"Unknown decoding mode {mode!r}: choose one of {', '.join(MODES)}.")
     if draws < 1:
-        raise DecodingError(f"{draws} answers to a question are asked for; ask for at least one.")
+        raise DecodingError(f"{draws} answers to each request are asked for; ask for at least one.")
+    if (empty := next((k for k, turns in enumerate(conversations) if not len(turns)), None)) is not None:
+        raise DecodingError(f"Conversation {empty + 1} has no turn; the last turn asks the question.")
 
 
-def _room(backbone, inputs, names, size, scheme: str) -> int:
+def _grammar(encoder, number: int, turn: Turn, encoding: Encoding) -> Grammar | None:
+    if not turn.labels:
+        return None
+    try:
+        return grammar_of(encoder, turn.labels, encoding)
+    except GrammarError as error:
+        raise GrammarError(f"Request {number + 1} ({turn.question[:80]!r}): {error}") from error
+
+
+def _decoder(mode: str, sequences, scheduler: DraftScheduler, temperature: float, prompt: int, limit: int,
+             trees: bool | None) -> dict:
+    """What transformers' ``generate`` is told about how to choose tokens."""
+    if mode == "fast":
+        return {"custom_generate": DraftingDecoder(sequences, scheduler, limit, trees), "do_sample": False}
+    if mode == "constrained":  # the sequences draw
+        return {"logits_processor": [DescriptorProcessor(sequences, prompt)], "do_sample": False}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {
+        "do_sample": False}
+    return {"logits_processor": [FiniteLogits(prompt)], **sampling}
+
+
+def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[Answer]:
+    """The answers of one batch."""
+    tokenizer, start = backbone.processor.tokenizer, time.perf_counter()
+    try:
+        with torch.inference_mode(), shared_pictures(backbone.model):
+            out = backbone.model.generate(**inputs, **options, max_new_tokens=limit,
+                                          pad_token_id=tokenizer.pad_token_id)
+    except ConstraintError as error:
+        raise DecodingError(str(error)) from error
+    new = out[:, inputs["input_ids"].shape[1]:]
+    seconds = (time.perf_counter() - start) / len(new)
+    return [_answer(tokenizer, row.tolist(), seconds, sequence)
+            for row, sequence in zip(new, sequences or [None] * len(new))]
+
+
+def _answer(tokenizer, ids: list[int], seconds: float, sequence: ConstrainedSequence | None) -> Answer:
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    n = next((k for k, i in enumerate(ids) if i in ends), None)
+    text = tokenizer.decode(ids if n is None else ids[:n], skip_special_tokens=True)
+    said = tuple(ids if n is None else ids[:n + 1])
+    if sequence is None:
+        return Answer(text, len(said), n is not None, seconds, ids=said)
+    sequence.catch_up(said[len(sequence.ids):])  # a logits processor never sees the last token
+    return Answer(text, len(said), n is not None, seconds, sequence.trace, sequence.grammar, said)
+
+
+def _room(backbone, inputs, labels, encoding: Encoding) -> int:
     """New tokens that the model's context has room for.
 
     Raises:
@@ -172,113 +198,61 @@ def _room(backbone, inputs, names, size, scheme: str) -> int:
     context = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     if context is None:
         return 1 << 30
-    lengths = inputs["attention_mask"].sum(-1).tolist()
-    nothing = np.zeros(parse_size(size), int)
-    for length, some in zip(lengths, names):
-        needed = sum(len(backbone.encoder.piece_ids(piece))
-                     for piece in pieces(nothing, some, scheme)) + 2 if some else 1
+    encoder, lengths = backbone.encoder, inputs["attention_mask"].sum(-1).tolist()
+    empty = np.zeros((encoding.rows, encoding.cols), int)
+    for length, names in zip(lengths, labels):
+        needed = sum(len(encoder.piece_ids(piece))
+                     for piece in encoding.pieces(empty, names)) + 2 if names else 1
         if length + needed > context:
             raise DecodingError(
-                f"The question takes {length} tokens with its picture and {len(some)} labels, and the "
+                f"The question takes {length} tokens with its picture and {len(names)} labels, and the "
                 f"shortest answer {needed} more, but the model's context holds {context}. Ask for "
                 "fewer labels at a time, or for a smaller grid.")
     return context - max(lengths)
 
 
-def _names_per_question(labels, n: int) -> list[tuple[str, ...]]:
-    if not len(labels) or isinstance(labels[0], str):
-        return [tuple(labels)] * n
-    if len(labels) != n:
-        raise DecodingError(f"{n} questions came with {len(labels)} lists of labels; give one list "
-                            "for each question.")
-    return [tuple(some) for some in labels]
-
-
-def _decoder(mode: str, writers, prompt: int, budget: int, trees: bool | None) -> dict:
-    """What ``generate`` is told beside its own options."""
-    from .constrained import DescriptorProcessor, DraftingDecoder
-
-    if mode == "constrained":
-        return {"logits_processor": [DescriptorProcessor(writers, prompt)]}
-    if mode == "fast":
-        return {"custom_generate": DraftingDecoder(writers, limit=budget, trees=trees)}
-    return {}
-
-
-def _inputs(backbone, encoder, images, questions):
-    texts = [encoder.prompt_text([Turn(question, ())]) for question in questions]
+def prompt_inputs(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]]):
+    """The model's inputs for the last answers of conversations: int64 tensors ``(B, T)``, padded on the
+    left, and the pictures in the model's own type, on its device."""
+    encoder = backbone.encoder
+    texts = [encoder.prompt_text(turns) for turns in conversations]
     out = backbone.processor(text=texts, images=[[image] for image in images],
                              return_tensors="pt", padding=True,
                              add_special_tokens=encoder.needs_bos(texts[0]))
-    return out.to(backbone.model.device, backbone.model.dtype)  # the type is that of pictures
+    return out.to(backbone.model.device, backbone.model.dtype)
 
 
-def _answer(tokenizer, ids: list[int], seconds: float, writer=None) -> Answer:
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    n = next((k for k, i in enumerate(ids) if i in ends), None)
-    text = tokenizer.decode(ids if n is None else ids[:n], skip_special_tokens=True)
-    trace = grammar = None
-    if writer is not None:
-        for token in ids[len(writer.ids):len(ids) if n is None else n + 1]:
-            writer.trace.passes += 1  # the processor never sees the last token
-            writer.push(token)
-        trace, grammar = writer.trace, writer.grammar
-    said = tuple(ids if n is None else ids[:n + 1])
-    return Answer(text, len(said), n is not None, seconds, trace, grammar, said)
-
-
-def answer_confidence(answer: Answer, reading: Reading) -> Confidence:
-    """The probability of each label in each cell of an answer, from the passes that wrote it.
-
-    Args:
-        answer, reading: from `answer_samples`, modes ``constrained`` or ``fast``.
-
-    Raises:
-        DecodingError: a plain answer, or one that was cut short.
-    """
-    from .confidence import cell_confidence
-
-    if answer.grammar is None:
-        raise DecodingError("Only answers held to a grammar have a confidence: decode with "
-                            "mode='constrained' or mode='fast'.")
-    if not reading.report.ok:
-        raise DecodingError("The answer was cut short, so its confidence is unknown: raise "
-                            "max_new_tokens.")
-    return cell_confidence(answer.grammar, answer.trace.choices, reading.grid)
-
-
-def read_answer(text: str, labels, image_size, size=16, scheme: str = "rrle") -> Reading:
+def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], encoding: Encoding
+                 ) -> ParsedAnswer:
     """Parse an answer and lay its grid over the image.
 
     Args:
         text: what the model wrote.
         labels: the texts asked for.
         image_size: ``(H, W)`` in pixels.
+        encoding: that the answer was asked for in.
     """
-    grid, report = parse(text, labels, size, scheme)
-    return Reading(grid, grid_to_masks(grid, len(labels), image_size), report)
+    grid, report = parse(text, labels, encoding)
+    return ParsedAnswer(grid, grid_to_masks(grid, len(labels), image_size), report)
 
 
-def answer_samples(backbone, samples, size=16, scheme: str = "rrle", **options) -> list[tuple]:
-    """Generate for samples and read the answers: a list of ``(Answer, Reading or None)``, with
-    ``draws`` of them for each sample if that is among the options. Mode ``expected_iou`` gives the
-    grid with the best expected IoU, see `t4s_helpers.decoding.expected_iou.answer_samples`.
+def answer_samples(backbone, samples, encoding: Encoding, **options
+                   ) -> list[tuple[Answer, ParsedAnswer | None]]:
+    """Answer samples and parse the answers.
 
-    Questions are worded by `t4s_helpers.data.prompts.ask` with its fixed wording; ``vqa`` answers are
-    not read as descriptors. ``options`` go to `generate`.
+    Args:
+        backbone, encoding: as for `generate`.
+        samples: `t4s_helpers.data.sample.Sample` objects, each a conversation of one turn, worded by
+            `t4s_helpers.data.prompts.ask` with its fixed wording.
+        options: for `generate`.
+
+    Returns:
+        a pair for each answer, ``draws`` of them for each sample next to each other. Answers in words are
+        not parsed: None.
     """
-    if options.get("mode") == "expected_iou":
-        from . import expected_iou
-
-        return expected_iou.answer_samples(backbone, samples, size, scheme, **options)
-    asked = [ask(sample) for sample in samples]
-    answers = generate(backbone, [sample.pixels() for sample in samples],
-                       [one.question for one in asked], [one.labels for one in asked], size,
-                       scheme=scheme, **options)
+    turns = [ask(sample) for sample in samples]
+    answers = generate(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns],
+                       encoding, **options)
     each = options.get("draws", 1)
-    return [
-        (said, None if sample.task == "vqa" else
-         read_answer(said.text, one.labels, sample.size, size, scheme))
-        for k, (sample, one) in enumerate(zip(samples, asked))
-        for said in answers[k * each:(k + 1) * each]
-    ]
+    return [(answer, parse_answer(answer.text, turns[k // each].labels, samples[k // each].size, encoding)
+             if turns[k // each].labels else None) for k, answer in enumerate(answers)]

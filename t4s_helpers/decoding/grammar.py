@@ -1,41 +1,50 @@
-"""The grammar of descriptors, token by token: what may follow, and what must.
+"""The grammar of descriptors, token by token: what may come next, and what must.
 
-A descriptor is a sequence of runs; with the separator after it, a run is a *move* from one
+A descriptor is a sequence of runs. Together with the separator behind it, a run leads from one
 `Position` of the grid to the next::
 
     others *3|      brown dog *5|      others *8 newline      ...      others *16</seg>
 
-`Grammar` knows the token ids of every piece (`t4s_helpers.codec.encodings.pieces`) and answers, for any place in
-a descriptor, which tokens lead to a valid one. Where only one does, the token is *forced*: the model
-need not be asked. `Grammar.ebnf` writes the same language down for other decoders.
+`Grammar` knows the token ids of every piece (`t4s_helpers.codec.encodings.Encoding.pieces`) and tells for
+every place in a descriptor which tokens lead to a valid one. Where only one does, the token is *forced*,
+and the model need not be asked. `Grammar.ebnf` writes the same language down for other decoders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..codec.grid import Size, parse_size
-from ..codec.encodings import SEG_CLOSE, check_scheme, vocabulary
+from ..codec.encodings import SEG_CLOSE, Encoding, vocabulary
+
+LARK_LIMIT = 400_000
+"""Most alternatives in `Grammar.ebnf`. A 16x16 grid with one label has 544 where rows are lines of their
+own, and 131,584 in one sequence of 256 cells."""
+
+KEPT_GRAMMARS = 256
+"""Grammars that `grammar_of` remembers for a tokenizer."""
+
+_NO_TOKENS = np.empty(0, np.int64)
 
 
 class GrammarError(ValueError):
-    """Labels that cannot be told apart token by token, or no labels; the message says which."""
+    """Labels that cannot be told apart token by token, or no labels; the message names them."""
 
 
 class Position(NamedTuple):
-    """Before a run.
+    """The place before a run.
 
     Attributes:
-        row, col: the run's first cell; the row after the last once the descriptor is complete.
-            In ``irle`` and ``full`` a single row holds all cells.
-        last: label of the run before it in this row, -1 at the start of a row.
+        line, cell: of the run's first cell; the line after the last once the descriptor is complete.
+            Encodings that do not break rows have a single line of all cells.
+        last: label of the run before it in this line, -1 at the start of a line.
     """
 
-    row: int
-    col: int
+    line: int
+    cell: int
     last: int
 
 
@@ -48,119 +57,116 @@ class State(NamedTuple):
 
 START = State(Position(0, 0, -1))
 
-_NONE = np.empty(0, np.int64)
-
-LARK_LIMIT = 400_000
-"""Alternatives in `Grammar.ebnf`: a 16x16 grid with one label has 131,584 in ``irle``, 544 in ``rrle``."""
+Completion = tuple[int, int] | None
+"""The run ``(label, length)`` that a token completes, or None in the middle of one."""
 
 
 class Grammar:
-    """Valid descriptors of one request, as an automaton over token ids.
+    """The valid descriptors of one request, as an automaton over token ids.
 
     Args:
-        piece_ids: token ids of a piece, see
-            `t4s_helpers.model.training.ConversationEncoder.piece_ids`. Only these are ever generated, so
-            a tokenizer that would merge characters across the borders of pieces does no harm.
-        labels: what the request allows beside "others".
-        size, scheme: of the grid, see `t4s_helpers.codec.encodings.pieces`.
-        spaced: the spaced spelling.
+        piece_ids: token ids of a piece, see `t4s_helpers.model.chat.ConversationEncoder.piece_ids`. Only
+            these are ever generated, so it does not matter that a tokenizer might merge characters of
+            neighbouring pieces.
+        labels: what the descriptor may show beside "others".
+        encoding: from `t4s_helpers.codec.encodings.get_encoding`.
+
+    Attributes:
+        words: the labels as they are written, "others" first.
+        n_lines, width: lines of the descriptor and cells in each.
+        row_width: cells after which a picture's contents repeat: a line, or a row of the grid where
+            one line holds all rows.
 
     Raises:
-        GrammarError: no label, or two labels whose tokens (with what follows) collide.
-        DescriptorError: an unusable label or scheme.
+        GrammarError: no label, or two labels whose tokens (with what may follow) collide.
+        DescriptorError: a label that cannot be used.
     """
 
-    def __init__(self, piece_ids: Callable[[str], list[int]], labels: Sequence[str],
-                 size: Size = 16, scheme: str = "rrle", spaced: bool = False):
-        rows, cols = parse_size(size)
-        check_scheme(scheme)
-        self.labels = tuple(labels)
+    def __init__(self, piece_ids: Callable[[str], list[int]], labels: Sequence[str], encoding: Encoding):
+        self.labels, self.encoding = tuple(labels), encoding
         self.words = vocabulary(labels).written
         if len(self.words) < 2:
             raise GrammarError("A request needs at least one label, but none is given.")
-        self.scheme = scheme
-        self.rows, self.cols = (rows, cols) if scheme == "rrle" else (1, rows * cols)
+        self.counts_runs = encoding.counts_runs
+        self.n_lines, self.width = encoding.lines
+        self.row_width = self.width if encoding.breaks_rows else encoding.cols
         self.label_ids = [tuple(piece_ids(word)) for word in self.words]
-        self.count_ids = [()] + [() if scheme == "full" else tuple(piece_ids(f" *{n}"))
-                                 for n in range(1, self.cols + 1)]
-        self.bar, self.line = (tuple(piece_ids(text)) for text in
-                               (("| ", "\n ") if spaced else ("|", "\n")))
-        self.close = (*(piece_ids("\n") if spaced else ()), *piece_ids(SEG_CLOSE))
+        self.count_ids: list[tuple[int, ...]] = [()] + [
+            tuple(piece_ids(f" *{n}")) if self.counts_runs else () for n in range(1, self.width + 1)]
+        self.bar, self.line = (tuple(piece_ids(text)) for text in encoding.separators)
+        self.close = (*(piece_ids("\n") if encoding.spaced else ()), *piece_ids(SEG_CLOSE))
         self._count_of = {ids: n for n, ids in enumerate(self.count_ids) if ids}
-        self._counts = self._count_tokens()
-        self._next: dict[tuple, tuple] = {}
+        self._count_tokens = self._beginnings_of_counts()
+        self._known: dict[tuple, tuple[np.ndarray, dict[int, Completion]]] = {}
         self._check()
 
-    def _count_tokens(self) -> dict[tuple[int, ...], dict[int, int]]:
-        """Beginning of a count -> next token -> the least count that goes on so."""
+    def _beginnings_of_counts(self) -> dict[tuple[int, ...], dict[int, int]]:
+        """Beginning of a count -> next token -> the smallest count that goes on like this."""
         out: dict[tuple[int, ...], dict[int, int]] = {}
         for n, ids in enumerate(self.count_ids):
             for k, token in enumerate(ids):
                 out.setdefault(ids[:k], {}).setdefault(token, n)
         return out
 
-    def runs(self, at: Position) -> list[tuple[int, int]]:
-        """``(label, length)`` of every run that may stand at a position."""
-        left = 1 if self.scheme == "full" else self.cols - at.col
-        barred = None if self.scheme == "full" else at.last
-        return [(k, n) for k in range(len(self.words)) if k != barred for n in range(1, left + 1)]
+    def longest(self, at: Position) -> int:
+        """Length in cells of the longest run that may stand at a position."""
+        return self.width - at.cell if self.counts_runs else 1
+
+    def may_follow(self, at: Position, label: int) -> bool:
+        """Whether a run of a label may stand at a position: counted runs never repeat a label."""
+        return label != at.last or not self.counts_runs
 
     def move(self, at: Position, label: int, length: int) -> Position:
         """The position after a run."""
-        col = at.col + length
-        return Position(at.row, col, label) if col < self.cols else Position(at.row + 1, 0, -1)
+        cell = at.cell + length
+        return Position(at.line, cell, label) if cell < self.width else Position(at.line + 1, 0, -1)
 
     def tokens(self, at: Position, label: int, length: int) -> tuple[int, ...]:
-        """Ids of a run and of the separator, or the closing tag, that follows it."""
-        return (*self.label_ids[label], *self.count_ids[length], *self._end(at, label, length))
+        """Ids of a run and of the separator, or closing tag, behind it."""
+        return (*self.label_ids[label], *self.count_ids[length], *self._separator(at, label, length))
 
-    def _end(self, at: Position, label: int, length: int) -> tuple[int, ...]:
+    def _separator(self, at: Position, label: int, length: int) -> tuple[int, ...]:
         after = self.move(at, label, length)
-        if after.row == self.rows:
+        if after.line == self.n_lines:
             return self.close
-        return self.line if after.col == 0 else self.bar
+        return self.line if after.cell == 0 else self.bar
 
     def done(self, state: State) -> bool:
         """Whether the descriptor is complete, its closing tag included."""
-        return state.at.row == self.rows
-
-    def allowed(self, state: State) -> dict[int, State]:
-        """Every token that may come next, and the state after it; empty when `done`."""
-        return {int(token): self.step(state, int(token))[0] for token in self.choices(state)}
+        return state.at.line == self.n_lines
 
     def choices(self, state: State) -> np.ndarray:
         """Every token that may come next: int64, ascending; empty when `done`."""
-        return _NONE if self.done(state) else self._entry(state)[0]
+        return _NO_TOKENS if self.done(state) else self._next(state)[0]
 
-    def step(self, state: State, token: int) -> tuple[State, tuple[int, int] | None]:
-        """The state after a token, and the run ``(label, length)`` that it completes, if it does.
+    def step(self, state: State, token: int) -> tuple[State, Completion]:
+        """The state after a token, and the run ``(label, length)`` that the token completes, if any.
 
         Raises:
             GrammarError: the token is not allowed; the message says where.
         """
         at, said = state
-        after = {} if self.done(state) else self._entry(state)[1]
+        after = {} if self.done(state) else self._next(state)[1]
         if token not in after:
-            raise GrammarError(f"Token {token} may not stand in row {at.row + 1}, cell {at.col + 1} "
+            raise GrammarError(f"Token {token} is not allowed in line {at.line + 1}, cell {at.cell + 1} "
                                "of this descriptor.")
         run = after[token]
         return (State(self.move(at, *run)) if run else State(at, (*said, token))), run
 
-    def _entry(self, state: State) -> tuple[np.ndarray, dict[int, tuple[int, int] | None]]:
-        """`choices`, and what each of them completes; kept, for a descriptor comes by again."""
+    def _next(self, state: State) -> tuple[np.ndarray, dict[int, Completion]]:
+        """`choices`, and what each of them completes. Remembered, because descriptors repeat."""
         at, said = state
-        key = (at.row == self.rows - 1, at.col, at.last, said)  # other rows are all alike
-        if key not in self._next:
+        key = (at.line == self.n_lines - 1, at.cell, at.last, said)  # all lines but the last are alike
+        if key not in self._known:
             found = self._expand(state)
-            self._next[key] = np.array(sorted(found), np.int64), found
-        return self._next[key]
+            self._known[key] = np.array(sorted(found), np.int64), found
+        return self._known[key]
 
-    def _expand(self, state: State) -> dict[int, tuple[int, int] | None]:
-        """Next token -> the run that it completes, or ``None`` in the middle of one."""
+    def _expand(self, state: State) -> dict[int, Completion]:
         at, said = state
         n, found = len(said), {}
         for label, ids in enumerate(self.label_ids):
-            if label == at.last and self.scheme != "full":
+            if not self.may_follow(at, label):
                 continue
             if n < len(ids) and ids[:n] == said:
                 found[ids[n]] = None
@@ -168,140 +174,114 @@ class Grammar:
                 found |= self._after_label(at, label, said[len(ids):])
         return found
 
-    def _after_label(self, at: Position, label: int, said: tuple[int, ...]) -> dict:
-        """The same behind the tokens of a label: counts, separators."""
-        left = self.cols - at.col
-        found = {token: None for token, least in self._counts.get(said, {}).items()
-                 if least <= left}
-        for k in range(len(said) + 1):  # said[:k] is the count, said[k:] the separator's start
-            length = 1 if self.scheme == "full" else self._count_of.get(said[:k], left + 1)
-            if length > left or self.scheme == "full" and k:
+    def _after_label(self, at: Position, label: int, said: tuple[int, ...]) -> dict[int, Completion]:
+        """What may come next behind a label and some tokens of its count and separator."""
+        longest = self.longest(at)
+        found: dict[int, Completion] = {token: None for token, least
+                                        in self._count_tokens.get(said, {}).items() if least <= longest}
+        for k in range(len(said) + 1 if self.counts_runs else 1):
+            # said[:k] is the count, said[k:] the beginning of the separator
+            length = self._count_of.get(said[:k], longest + 1) if self.counts_runs else 1
+            if length > longest:
                 continue
-            end = self._end(at, label, length)
-            if end[:len(said) - k] == said[k:] and len(said) - k < len(end):
-                last = len(said) - k == len(end) - 1
-                found[end[len(said) - k]] = (label, length) if last else None
+            separator, begun = self._separator(at, label, length), len(said) - k
+            if separator[:begun] == said[k:] and begun < len(separator):
+                found[separator[begun]] = (label, length) if begun == len(separator) - 1 else None
         return found
 
     def complete(self, state: State, label: int, length: int) -> tuple[int, ...] | None:
-        """Tokens that finish the current run as asked; ``None`` if it has begun otherwise."""
+        """Tokens that make the current run the given one; None if it has begun otherwise."""
         ids = self.tokens(state.at, label, length)
         return ids[len(state.said):] if ids[:len(state.said)] == state.said else None
-
-    def walk(self, state: State, ids) -> State:
-        """The state after some tokens.
-
-        Raises:
-            GrammarError: one of them is not allowed; the message says where.
-        """
-        for token in ids:
-            state, _ = self.step(state, int(token))
-        return state
-
-    def forced(self, state: State) -> tuple[list[int], State]:
-        """The tokens that must come next, up to the next choice or the end."""
-        ids = []
-        while len(choices := self.choices(state)) == 1:
-            ids.append(int(choices[0]))
-            state, _ = self.step(state, ids[-1])
-        return ids, state
 
     def _check(self) -> None:
         """No label's tokens may equal another's, or another's followed by a whole count."""
         for k, ids in enumerate(self.label_ids):
             for j, other in enumerate(self.label_ids):
                 rest = other[len(ids):] if k != j and other[:len(ids)] == ids else None
-                if rest is not None and (not rest or self._is_count(rest)):
+                if rest is not None and (not rest or self._may_end_label(rest)):
                     raise GrammarError(
                         f"Label {self.words[j]!r} cannot be told from {self.words[k]!r}: the "
                         "tokenizer writes them, and what may follow, with the same tokens. Rename "
                         "one of them.")
-        if self.scheme != "full" and len(self._count_of) < self.cols:
+        if self.counts_runs and len(self._count_of) < self.width:
             raise GrammarError("The tokenizer writes two counts with the same tokens, so runs of "
                                "these lengths cannot be told apart. Use another backbone.")
 
-    def _is_count(self, rest: tuple[int, ...]) -> bool:
-        """Whether tokens begin with what may follow a label up to the next choice."""
-        if self.scheme == "full":
+    def _may_end_label(self, rest: tuple[int, ...]) -> bool:
+        """Whether tokens begin with what follows a label, up to the next choice."""
+        if not self.counts_runs:
             return rest[:len(self.bar)] == self.bar
         return any(rest[:k] in self._count_of and rest[k:k + 1] in (self.bar[:1], self.line[:1])
                    for k in range(1, len(rest)))
 
     def ebnf(self) -> str:
-        """The descriptor, its closing tag included, as a Lark grammar.
+        """The descriptor and its closing tag as a Lark grammar, over text instead of tokens.
 
-        Servers with structured output (vLLM and SGLang, through llguidance or xgrammar) read it. It
-        speaks of text and not of tokens. Rows are spelled out by the cells that are left and the
-        label before, so counts sum to the width and neighbouring runs differ.
+        Servers with structured output (vLLM and SGLang, through llguidance or xgrammar) read it. Each
+        line is spelled out by the cells that are left and the label before, so that counts sum to the
+        width and neighbouring runs differ.
 
         Raises:
-            GrammarError: it would have more than `LARK_LIMIT` alternatives, as for long ``irle`` runs.
+            GrammarError: more than `LARK_LIMIT` alternatives, as with counts of many cells.
         """
-        parts = 0 if self.scheme == "full" else len(self.words) ** 2 * self.cols * (self.cols + 1) // 2
-        if parts > LARK_LIMIT:
+        n = len(self.words)
+        alternatives = n * n * self.width * (self.width + 1) // 2 if self.counts_runs else 0
+        if alternatives > LARK_LIMIT:
             raise GrammarError(
-                f"Spelled out, the grammar of {self.cols} cells in one go and {len(self.words)} labels "
-                f"has {parts:,} alternatives, more than a server will compile ({LARK_LIMIT:,}). Use "
-                "scheme='rrle', a smaller grid or fewer labels.")
-        return _Lark(self).text()
+                f"Spelled out, the grammar of {self.width} cells in one line and {n} labels has "
+                f"{alternatives:,} alternatives, more than a server will compile ({LARK_LIMIT:,}). Use "
+                "an encoding that breaks rows ('rrle'), a smaller grid or fewer labels.")
+        return (_lark_runs if self.counts_runs else _lark_cells)(self)
 
 
-def merged_borders(tokenize: Callable[[str], list[int]], labels: Sequence[str], size: Size = 16
-                   ) -> list[str]:
-    """Where a tokenizer would read a descriptor otherwise than piece by piece.
-
-    Training and decoding write the ids of the pieces, so this does no harm here; a server that
-    tokenizes the text as a whole feeds the model ids that it was not trained on.
+def grammar_of(encoder, labels: Sequence[str], encoding: Encoding) -> Grammar:
+    """The grammar of a request, built once for each tokenizer, label list and encoding.
 
     Args:
-        tokenize: ids of a text, without special tokens.
-        labels: of the request.
+        encoder: a backbone's `t4s_helpers.model.chat.ConversationEncoder`.
+        labels, encoding: see `Grammar`.
 
-    Returns:
-        the first border of each kind that is merged, as ``"'star' + ' *3'"``; empty if none is.
+    Raises:
+        GrammarError, DescriptorError: see `Grammar`.
     """
-    words, cols = vocabulary(labels).written, parse_size(size)[1]
-    counts = [f" *{n}" for n in range(1, cols + 1)]
-    kinds = [[(word, count) for word in words for count in counts],
-             [(count, after) for count in counts for after in ("|", "\n", SEG_CLOSE)],
-             [(before, word) for before in ("|", "\n") for word in words]]
-    merged = ([f"{a!r} + {b!r}" for a, b in kind
-               if list(tokenize(a + b)) != [*tokenize(a), *tokenize(b)]] for kind in kinds)
-    return [found[0] for found in merged if found]
+    kept = _GRAMMARS.setdefault(encoder.tokenizer, {})
+    key = tuple(labels), encoding
+    if key not in kept:
+        kept[key] = Grammar(encoder.piece_ids, labels, encoding)
+        while len(kept) > KEPT_GRAMMARS:
+            del kept[next(iter(kept))]
+    return kept[key]
 
 
-class _Lark:
-    """Writes a `Grammar` as Lark text: one rule for each (cells left, label before).
+_GRAMMARS: WeakKeyDictionary = WeakKeyDictionary()
 
-    Each literal is a whole run. Lexers take the longest literal that fits, so that of two labels the
-    one that begins with the other must not stand alone ("dog", "dog house"); whole runs never begin
-    with each other.
-    """
 
-    def __init__(self, grammar: Grammar):
-        self.grammar = grammar
+# Each literal of the Lark text is a whole run. Lexers take the longest literal that fits, so a label that
+# another one begins with must not stand alone ("dog", "dog house"); whole runs never begin with each other.
 
-    def text(self) -> str:
-        g = self.grammar
-        if g.scheme == "full":
-            cells = g.rows * g.cols
-            repeat = f"cell{{{cells - 1}}} " if cells > 1 else ""
-            lines = [f"start: {repeat}last", f"last: {self._labels(SEG_CLOSE)}"]
-            return "\n".join(lines + [f"cell: {self._labels('|')}"] * (cells > 1)) + "\n"
-        rest = f' ("\\n" row){{{g.rows - 1}}}' if g.rows > 1 else ""
-        lines = [f'start: row{rest} "{SEG_CLOSE}"', f"row: {self._tail(g.cols, None)}"]
-        lines += [f"r{left}_{last}: {self._tail(left, last)}" for left in range(g.cols - 1, 0, -1)
-                  for last in range(len(g.words))]
-        return "\n".join(lines) + "\n"
+def _lark_cells(grammar: Grammar) -> str:
+    def labels(after: str) -> str:
+        return " | ".join(_quoted(word + after) for word in grammar.words)
 
-    def _labels(self, after: str) -> str:
-        return " | ".join(_quoted(word + after) for word in self.grammar.words)
+    cells = grammar.width
+    repeat = f"cell{{{cells - 1}}} " if cells > 1 else ""
+    rules = [f"start: {repeat}last", f"last: {labels(SEG_CLOSE)}"]
+    return "\n".join(rules + [f"cell: {labels('|')}"] * (cells > 1)) + "\n"
 
-    def _tail(self, left: int, last: int | None) -> str:
-        """Runs that fill ``left`` cells after a run of label ``last``."""
+
+def _lark_runs(grammar: Grammar) -> str:
+    def runs(left: int, last: int | None) -> str:
+        """Runs that fill ``left`` cells behind a run of label ``last``."""
         return " | ".join(
             f"{_quoted(f'{word} *{n}|')} r{left - n}_{k}" if n < left else _quoted(f"{word} *{n}")
-            for k, word in enumerate(self.grammar.words) if k != last for n in range(1, left + 1))
+            for k, word in enumerate(grammar.words) if k != last for n in range(1, left + 1))
+
+    rest = f' ("\\n" row){{{grammar.n_lines - 1}}}' if grammar.n_lines > 1 else ""
+    rules = [f'start: row{rest} "{SEG_CLOSE}"', f"row: {runs(grammar.width, None)}"]
+    rules += [f"r{left}_{last}: {runs(left, last)}" for left in range(grammar.width - 1, 0, -1)
+              for last in range(len(grammar.words))]
+    return "\n".join(rules) + "\n"
 
 
 def _quoted(text: str) -> str:
