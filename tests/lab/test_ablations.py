@@ -87,7 +87,7 @@ def test_the_command_passes_the_recipe_on(monkeypatch, tmp_path):
         main(command)
     (start / "adapter_config.json").write_text("{}")
     main(command)
-    out, recipe, seeds, configs, base, ship = got["args"]
+    _, recipe, seeds, configs, base, ship = got["args"]
     assert recipe == Recipe(samples=7, lr=1e-3, start=str(start)) and seeds == [3]
     assert configs == [RunConfig("rrle", 24)] and base is None and ship == design.SHIPPED
     main(["train", "--out", str(tmp_path), "--start", str(start), "--lr", "0.001"])
@@ -139,7 +139,7 @@ def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_pat
 def test_turns_are_whole_batches_of_distinct_items():
     parts = [[f"{name}{k}" for k in range(6)] for name in "abc"]
     seen = list(runs.InTurn(parts, 2))
-    assert sorted(seen) == sorted(sum(parts, [])) and len(seen) == 18
+    assert sorted(seen) == sorted(one for part in parts for one in part) and len(seen) == 18
     for k in range(0, 18, 2):
         assert seen[k][0] == seen[k + 1][0] == "abc"[k // 2 % 3]
 
@@ -510,8 +510,8 @@ OF_TRUTH = {"ceilings.png", "rules.png", "sizes.png", "frontier.png"}
 OF_MODELS = {"resolution.png", "encodings.png", "frontier_model.png", "components.png", "steps.png"}
 
 
-@pytest.mark.parametrize("folders, made", [(["models"], OF_MODELS), (["models", "truth"], OF_TRUTH | OF_MODELS),
-                                           (["truth"], OF_TRUTH)])
+@pytest.mark.parametrize("folders, made", [
+    (["models"], OF_MODELS), (["models", "truth"], OF_TRUTH | OF_MODELS), (["truth"], OF_TRUTH)])
 def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
     limits = [r for r in ORACLE if r["rule"] == "area" and r["refiner"] == "none"]
     answers = ROWS.assign(refine_seconds=0.0)

@@ -23,6 +23,7 @@ from .tables import AblationError, read_tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command."""
     parser = argparse.ArgumentParser(prog="python -m t4s_helpers.lab.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,7 +97,7 @@ def _train_options(parser) -> None:
 
 
 def _train(args) -> None:
-    from .design import COMPONENTS, CONTINUED, DESIGN, SHIPPED, START, Recipe
+    from .design import BARE_BASE, COMPONENTS, CONTINUED, DESIGN, SHIPPED, START
     from .runs import train
 
     known = {config.name(): config for config in (*DESIGN, *COMPONENTS)}
@@ -109,7 +110,7 @@ def _train(args) -> None:
     if start != "none" and not (Path(start) / "adapter_config.json").is_file():
         raise AblationError(f"{start} holds no adapter to continue. 'python -m t4s_helpers.lab.ablations "
                             "start' makes one; with '--start none' all begin with the bare base.")
-    recipe = _recipe(args, Recipe()) if start == "none" else _recipe(args, CONTINUED, start)
+    recipe = _recipe(args, BARE_BASE) if start == "none" else _recipe(args, CONTINUED, start)
     for folder in train(args.out, recipe, args.seeds, design, args.base, _place(args)):
         print(folder)
 

@@ -118,6 +118,9 @@ class Recipe:
     start: str = ""
 
 
+BARE_BASE = Recipe()
+"""For adapters that begin with the bare base."""
+
 START, START_RECIPE = "start", Recipe(samples=7680)
 """Name of the adapter that the runs of `DESIGN` continue, and how it is trained."""
 

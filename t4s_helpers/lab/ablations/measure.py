@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +84,14 @@ def measure(found: Trained, sets: Mapping[str, Sequence], refiner=None, backbone
         timed = n_timed if s == min(found[config]) else 0
         about = keep and [ids, timed, _digest(folder)]
         done = _kept(keep, config.name(s), about,
-                     lambda: _answered(backbone, folder, config, sets, timed, batch))
+                     partial(_answered, backbone, folder, config, sets, timed, batch))
         answers[config, s] = done["answers"]
         times += done["times"]
     for name, samples in sets.items():
         about = keep and [ids[name], [_digest(folder) for *_, folder in jobs], seed, refiner.name]
         bar = tqdm(samples, desc=f"refine {name}", unit="request", disable=not (progress and jobs))
         rows += _kept(keep, f"refined-{name}", about,
-                      lambda: _all_scored(name, bar, answers, refiner, seed))
+                      partial(_all_scored, name, bar, answers, refiner, seed))
     return pd.DataFrame(rows), pd.DataFrame(times)
 
 

@@ -17,7 +17,7 @@ from ...data.mixtures import SampleMixture, SceneMixture
 from ...data.registry import load
 from ...model import adapters, training
 from ...model.backbones import load_backbone
-from .design import (
+from .design import BARE_BASE, (
     DESIGN,
     SEEDS,
     START,
@@ -45,7 +45,7 @@ def losses(found: Trained) -> pd.DataFrame:
                      or training.read_log(folder.parent / "log.csv"))])
 
 
-def train(out: Path | str, recipe: Recipe = Recipe(), seeds: Sequence[int] = SEEDS,
+def train(out: Path | str, recipe: Recipe = BARE_BASE, seeds: Sequence[int] = SEEDS,
           design: Sequence[RunConfig] = DESIGN, base: Path | str | None = None,
           ship: Path | str | None = None) -> list[Path]:
     """Train every configuration of the design with every seed; finished ones are left as they are.
@@ -150,10 +150,10 @@ class InTurn:
 def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe = START_RECIPE,
                 design: Sequence[RunConfig] = DESIGN, base: Path | str | None = None,
                 ship: Path | str | None = None) -> Path:
-    """The adapter that all runs continue: one that knows the task, shrunk to the recipe's rank and
-    taught all encodings and grids of the design in turn, a batch each.
+    """Make the adapter that all runs continue.
 
-    To learn the task from the bare base takes some hours, most of them spent on what all runs share:
+    One that knows the task is shrunk to the recipe's rank and taught all encodings and grids of the
+    design in turn, a batch each. To learn the task from the bare base takes some hours, most of them spent on what all runs share:
     finding the target, and where its rows begin and end. ``adapter`` was trained on one encoding; the
     turns make up for that as far as they can. No request says which encoding is wanted, so the start
     itself answers in any of them: it is there to be trained further, not to be asked.

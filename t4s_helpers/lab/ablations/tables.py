@@ -7,6 +7,7 @@ All tables are pandas frames.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.in
     ['1 to 4 cells', '4 to 16 cells']
     """
     names = [f"{low:g} to {high:g} cells" if np.isfinite(high) else f"{low:g} cells and more"
-             for low, high in zip(edges, edges[1:])]
+             for low, high in pairwise(edges)]
     filled = cells * rows["target"] / rows["pixels"]
     return rows.assign(size=pd.cut(filled, list(edges), right=False, labels=names).astype(str))
 
@@ -164,8 +165,9 @@ def oracle_points(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.
 
 
 def cost_points(scores: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    """Points of `frontier` for trained models: ``seconds`` of an answer and its refinement, for every
-    grid, encoding, refiner and decoding mode.
+    """Points of `frontier` for trained models, by grid, encoding, refiner and decoding mode.
+
+    Their ``seconds`` are those of an answer and of its refinement.
 
     Args:
         scores: `summarise` of the rows of one set.
@@ -193,8 +195,10 @@ def frontier(points: pd.DataFrame, cost: str) -> pd.DataFrame:
 
 
 def component_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each of `COMPONENT_NAMES`: the scores of its masks, and ``questions``, the share
-    answered right of ``n_questions``. What was not measured has neither and is `NOT_TRAINED`.
+    """One row for each of `COMPONENT_NAMES`: scores of masks, and the share of questions answered right.
+
+    The columns are those of `summarise`, ``questions`` and ``n_questions``. What was not measured has
+    neither and is `NOT_TRAINED`.
 
     >>> one = pd.DataFrame([{"component": "base", "seed": 0, "id": "q", "score": 1.0}])
     >>> component_table(one)["questions"].tolist()[-1]

@@ -3,8 +3,8 @@
 Why these parts: SegFormer's overlapping patch embeddings and depth-wise convolutions learn
 shapes from little data, and at 128 pixels its third stage gives 16x16 features, one per cell of
 the default grid; a last convolution lays 2x2 of them side by side, as InternVL's pixel shuffle
-does, so that the language model reads 64 tokens. LLaVA's two-layer connector and the Llama are the native classes, so the embedded
-model takes the same code paths as the 7B models.
+does, so that the language model reads 64 tokens. LLaVA's two-layer connector and the Llama are the native
+classes, so the embedded model takes the same code paths as the 7B models.
 """
 
 from __future__ import annotations

@@ -206,6 +206,7 @@ def freeze_tower(model) -> None:
 
 
 def main() -> None:
+    """Train from a shell."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
                         help="folder of the pre-trained tower, or a model whose tower to take over")

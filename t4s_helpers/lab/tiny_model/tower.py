@@ -67,6 +67,7 @@ def head_loss(logits, truth):
 
 
 def collate(items) -> dict:
+    """Rendered scenes with targets as one batch for `DenseTower`."""
     images, targets = zip(*items)
     return {"pixel_values": pixel_values(np.stack(images)),
             "targets": torch.as_tensor(np.stack(targets)).long()}
@@ -145,6 +146,7 @@ def load_tower(folder: Path) -> dict:
 
 
 def main() -> None:
+    """Pre-train from a shell."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tower"))
     parser.add_argument("--samples", type=int, default=100_000)

@@ -106,8 +106,9 @@ def rectangle_turn(rng) -> Turn:
 
 
 def _rectangle_in_bins(rng, ground: str, word: str) -> Turn:
-    """Corners in 32nds on 16 rows of 16; half of the answers first say them again, as those about
-    pictures will. A cell that is covered by half belongs to it.
+    """Corners in 32nds on 16 rows of 16; a cell that is covered by half belongs to the rectangle.
+
+    Half of the answers first say the corners again, as those about pictures will.
     """
     (x0, x1), (y0, y1) = (sorted(int(v) for v in rng.integers(0, 32, 2)) for _ in range(2))
     drawn = _rectangle(ground, word, (16, 16), (x0 // 2, y0 // 2, x1 // 2, y1 // 2))
