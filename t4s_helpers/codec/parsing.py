@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .encodings import (
-    SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
+    SEG_CLOSE,
+    SEG_OPEN,
+    DescriptorError,
+    Encoding,
+    Vocabulary,
+    fold,
+    unescape_label,
+    vocabulary,
 )
 
 _SHOWN = 80  # characters of an unknown label that the report keeps

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from shared_data import shared_data
 
 from t4s_helpers.codec.encodings import (
-    ENCODINGS, OTHERS, DescriptorError, Encoding, check_labels, escape_label, get_encoding, unescape_label,
+    ENCODINGS,
+    OTHERS,
+    DescriptorError,
+    Encoding,
+    check_labels,
+    escape_label,
+    get_encoding,
+    unescape_label,
     wrap,
 )
 from t4s_helpers.codec.grid import masks_to_grid
@@ -122,7 +129,7 @@ def test_escaping_is_exact_and_leaves_no_format_in_the_label(label):
     assert unescape_label(written) == label
     assert not any(mark in written for mark in ("|", "\n", "\r", "<"))
     assert written == written.strip()
-    stem, star, tail = written.rpartition("*")
+    _, star, tail = written.rpartition("*")
     assert not (star and tail.strip().isascii() and tail.strip().isdigit())
 
 
@@ -171,6 +178,8 @@ def test_labels_are_trimmed_and_text_like():
         ("others *2|dog *0\ndog *3", "rrle", "row 1, run 2 ('dog *0') has no valid count"),
         ("others *2|dog *01\ndog *3", "rrle", "has no valid count"),
         ("others *1|others *1|dog *1\ndog *3", "rrle", "row 1, run 2 ('others *1') repeats"),
+        ("others *3\nothers *1|dog *1|others *1|others *1", "rrle", "row 2, run 4 ('others *1') repeats"),
+        ("others *3\n3", "rrle", "row 2, run 1 ('3') has no valid count"),
         ("others *2|dog *5", "irle", "the counts sum to 7 instead of 6"),
         ("others *2| dog *4", "irle", "run 2 (' dog *4') has the unknown label ' dog'"),
         ("others|others|dog", "full", "the text has 3 labels, the 2x3 grid needs 6"),

@@ -100,8 +100,8 @@ def test_damage_in_one_row_stays_in_it(case, spaced, data):
     """Whatever happens to the runs of one row, every other row is read as it was."""
     grid, labels = case
     line_break = "\n " if spaced else "\n"
-    lines = get_encoding("rrle", grid.shape, spaced).encode(grid, labels).removesuffix("\n" if spaced else "").split(
-        line_break)
+    text = get_encoding("rrle", grid.shape, spaced).encode(grid, labels)
+    lines = text.removesuffix("\n" if spaced else "").split(line_break)
     r = data.draw(st.integers(0, len(lines) - 1))
     junk = st.sampled_from(["others *3", "cat", "*", "dog *0", "others *9999", "", "x *2", "*2|"])
     lines[r] = data.draw(junk) + "|" + data.draw(junk)
