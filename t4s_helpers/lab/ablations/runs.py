@@ -17,15 +17,8 @@ from ...data.mixtures import SampleMixture, SceneMixture
 from ...data.registry import load
 from ...model import adapters, training
 from ...model.backbones import load_backbone
-from .design import BARE_BASE, (
-    DESIGN,
-    SEEDS,
-    START,
-    START_RECIPE,
-    Recipe,
-    RunConfig,
-    Trained,
-    finished,
+from .design import (
+    BARE_BASE, DESIGN, SEEDS, START, START_RECIPE, Recipe, RunConfig, Trained, finished,
 )
 from .tables import AblationError
 
@@ -153,10 +146,10 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
     """Make the adapter that all runs continue.
 
     One that knows the task is shrunk to the recipe's rank and taught all encodings and grids of the
-    design in turn, a batch each. To learn the task from the bare base takes some hours, most of them spent on what all runs share:
-    finding the target, and where its rows begin and end. ``adapter`` was trained on one encoding; the
-    turns make up for that as far as they can. No request says which encoding is wanted, so the start
-    itself answers in any of them: it is there to be trained further, not to be asked.
+    design in turn, a batch each. Learning the task from the bare base takes some hours, most of them
+    spent on what all runs share: finding the target, and where its rows begin and end. ``adapter`` was
+    trained on one encoding; the turns make up for that as far as they can. No request says which
+    encoding is wanted, so the start itself answers in any of them: it is there to be trained further.
 
     Args:
         out: folder for checkpoints, ``log.csv`` and ``adapter``; a call after an interruption resumes.

@@ -24,12 +24,7 @@ from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE, make_scene
 from ...model.chat import in_branches, packed
 from ...model.training import (
-    ChunkedItems,
-    CsvLog,
-    arguments,
-    cached_encoder,
-    collate_branched,
-    last_checkpoint,
+    ChunkedItems, CsvLog, arguments, cached_encoder, collate_branched, last_checkpoint,
     resumable_trainer,
 )
 from .architecture import N_VISUAL, build_model, build_processor

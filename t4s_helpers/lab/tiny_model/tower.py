@@ -18,12 +18,7 @@ from torch.nn import functional as F
 
 from ...model.chat import IGNORE_INDEX
 from ...model.training import (
-    ChunkedItems,
-    CsvLog,
-    arguments,
-    last_checkpoint,
-    on_all_cores,
-    resumable_trainer,
+    ChunkedItems, CsvLog, arguments, last_checkpoint, on_all_cores, resumable_trainer,
 )
 from .architecture import pixel_values, vision_config
 from .dense import HEADS, render_with_targets
