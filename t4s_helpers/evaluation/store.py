@@ -13,9 +13,11 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..files import atomic_write, write_error_sentence, write_json
 
@@ -25,14 +27,14 @@ TIMES = ("seconds", "after_seconds")
 """The parts of a row that differ between two runs of the same thing."""
 
 
-class LedgerError(RuntimeError):
-    """A run's folder that cannot be gone on with or read; the message names the file and line."""
+class StoreError(RuntimeError):
+    """A run's folder that cannot be resumed or read; the message names the file and line."""
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that stand for settings; the order of their names is no matter.
+    """Sixteen hexadecimal digits that stand for settings; the order of their names does not matter.
 
-    >>> fingerprint({"size": 16, "mode": "fast"}) == fingerprint({"mode": "fast", "size": 16})
+    >>> fingerprint({"batch": 16, "mode": "fast"}) == fingerprint({"mode": "fast", "batch": 16})
     True
     """
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
@@ -46,31 +48,23 @@ def read_lines(path: Path) -> tuple[list[dict], str]:
         ``(rows, torn)``; ``torn`` is empty where the file ends with a whole line.
 
     Raises:
-        LedgerError: a line in the middle that is no row, or an id that comes twice.
+        StoreError: a line in the middle that is no row, or an id that comes twice.
     """
-    lines = path.read_bytes().split(b"\n")
-    torn = lines.pop().decode("utf-8", "replace")
-    rows, seen = [], {}
+    *lines, torn = path.read_bytes().split(b"\n")
+    rows: dict[str, tuple[int, dict]] = {}
     for number, line in enumerate(lines, 1):
-        row = _parsed(line)
-        if row is None:
-            raise LedgerError(
-                f"Line {number} of {path} is no row of a run ({line[:40]!r} ...). A kill can only "
-                "tear the last line, so the file was changed: start again in a new folder.")
-        if row["id"] in seen:
-            raise LedgerError(f"Lines {seen[row['id']]} and {number} of {path} are both about sample "
-                              f"'{row['id']}', which would count twice: start again in a new folder.")
-        seen[row["id"]] = number
-        rows.append(row)
-    return rows, torn
-
-
-def _parsed(line: bytes) -> dict | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+        try:
+            row = json.loads(line)
+            name = str(row["id"])
+        except (ValueError, TypeError, KeyError):
+            raise StoreError(
+                f"Line {number} of {path} is no row of a run ({line[:40]!r} ...). A kill can only tear the "
+                "last line, so the file was changed: start again in a new folder.") from None
+        if name in rows:
+            raise StoreError(f"Lines {rows[name][0]} and {number} of {path} are both about sample "
+                             f"'{name}', which would count twice: start again in a new folder.")
+        rows[name] = number, row
+    return [row for _, row in rows.values()], torn.decode("utf-8", "replace")
 
 
 def read_run(folder: Path | str) -> tuple[list[dict], dict]:
@@ -79,13 +73,13 @@ def read_run(folder: Path | str) -> tuple[list[dict], dict]:
     A torn last line is left out with a warning that names the file.
 
     Raises:
-        LedgerError: no run there, or rows that belong to other settings.
+        StoreError: no run there, or rows that belong to other settings.
     """
     folder = Path(folder)
     record = _record(folder)
     if record is None:
-        raise LedgerError(f"{folder} holds no {RUN_FILE}: give the folder of a run.")
-    rows = _merged(_files(folder), record["fingerprint"])
+        raise StoreError(f"{folder} holds no {RUN_FILE}: give the folder of a run.")
+    rows = _merged(folder, record["fingerprint"])
     return sorted(rows.values(), key=lambda row: row["order"]), record
 
 
@@ -101,27 +95,25 @@ def _record(folder: Path) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["fingerprint"], record["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise LedgerError(f"{path} is not the record of a run ({error}): start in a new folder.") \
-            from error
+        raise StoreError(f"{path} is not the record of a run ({error}): start in a new folder.") from error
     return record
 
 
-def _merged(files: Sequence[Path], expected: str) -> dict[str, dict]:
+def _merged(folder: Path, expected: str) -> dict[str, dict]:
     """id -> row of all files; a row in two files (a kill while they were joined) counts once."""
     rows: dict[str, dict] = {}
-    for path in files:
+    for path in _files(folder):
         found, torn = read_lines(path)
         if torn:
             warnings.warn(f"The last line of {path} is torn off and was left out: {torn[:40]!r}",
                           stacklevel=4)
         for row in found:
             if row["run"] != expected:
-                raise LedgerError(f"Sample '{row['id']}' in {path} was scored under other settings "
-                                  f"(run {row['run']}, not {expected}): start in a new folder.")
-            other = rows.setdefault(row["id"], row)
-            if _timeless(other) != _timeless(row):
-                raise LedgerError(f"Two files in {path.parent} answer sample '{row['id']}' in two "
-                                  "ways: start again in a new folder.")
+                raise StoreError(f"Sample '{row['id']}' in {path} was scored under other settings "
+                                 f"(run {row['run']}, not {expected}): start in a new folder.")
+            if _timeless(rows.setdefault(row["id"], row)) != _timeless(row):
+                raise StoreError(f"Two files in {folder} answer sample '{row['id']}' in two ways: start "
+                                 "again in a new folder.")
     return rows
 
 
@@ -134,36 +126,29 @@ class Processes:
 
     ``accelerate launch`` and ``torchrun`` set ``WORLD_SIZE``; without it there is one process and
     accelerate is not imported.
+
+    Attributes:
+        rank, count: number of this process, and how many there are.
+        first_here: whether this is the first process on its machine.
     """
 
     def __init__(self) -> None:
-        self.state = None
+        self.state, self.rank, self.count, self.first_here = None, 0, 1, True
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             import torch
             from accelerate import PartialState
 
             self.state = PartialState(cpu=not torch.cuda.is_available())
-
-    @property
-    def rank(self) -> int:
-        return self.state.process_index if self.state else 0
-
-    @property
-    def count(self) -> int:
-        return self.state.num_processes if self.state else 1
-
-    @property
-    def first_here(self) -> bool:
-        """Whether this is the first process on its machine."""
-        return self.state.is_local_main_process if self.state else True
+            self.rank, self.count = self.state.process_index, self.state.num_processes
+            self.first_here = self.state.is_local_main_process
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Return when every process has come here."""
         if self.state:
             self.state.wait_for_everyone()
 
     def leave(self) -> None:
-        """Wait for all, and take leave of them; the last thing that they do together.
+        """Wait for all and disconnect; the last thing that they do together.
 
         A process that ends without it may be aborted while the threads of its connections still run.
         """
@@ -180,12 +165,12 @@ class Processes:
         return gather_object(list(items))
 
 
-class Ledger:
-    """A run that is being written.
+class RunStore:
+    """A run that is being written; as a context manager it lets go of its folder at the end.
 
     Args:
         folder: of the run; made where there is none. Machines may share it or have one each.
-        settings: what decides the answers, as plain values; a folder is gone on with under the same
+        settings: what decides the answers, as plain values; a folder is resumed under the same
             settings alone.
         batches: ids of the rows of each batch.
         order: all ids in the order of the samples; by default that of the batches.
@@ -193,13 +178,13 @@ class Ledger:
         restart: forget what the folder holds.
 
     Raises:
-        LedgerError: the folder belongs to other settings (the message names them), is in use by
-            another run, or holds rows that are none of this run's.
+        StoreError: the folder belongs to other settings (the message names them), is in use by
+            another run, or holds rows that do not belong to this run.
     """
 
-    def __init__(self, folder: Path | str, settings: Mapping[str, Any],
-                 batches: Sequence[Sequence[str]], order: Sequence[str] = (), about: Mapping[str, Any] | None = None,
-                 restart: bool = False, processes: Processes | None = None):
+    def __init__(self, folder: Path | str, settings: Mapping[str, Any], batches: Sequence[Sequence[str]],
+                 order: Sequence[str] = (), about: Mapping[str, Any] | None = None, restart: bool = False,
+                 processes: Processes | None = None):
         self.folder, self.processes = Path(folder), processes or Processes()
         self.settings = json.loads(json.dumps(settings))
         self.fingerprint, self.batches = fingerprint(self.settings), [list(b) for b in batches]
@@ -207,21 +192,27 @@ class Ledger:
         self.order = {name: k for k, name in enumerate(order or self.batch_of)}
         self._lock, self._file = None, None
         self._in_turn(lambda: self._open(restart, dict(about or {})))
-        rows = _merged(_files(self.folder), self.fingerprint)
+        rows = _merged(self.folder, self.fingerprint)
         self.done = {self.batch_of[name] for name in self.processes.gather(list(rows))}
 
-    def _in_turn(self, act) -> None:
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _in_turn(self, act: Callable[[], None]) -> None:
         """Let the first process of each machine act; what stops one stops all, with its message."""
         failed: list[str] = []
         if self.processes.first_here:
             try:
                 act()
-            except LedgerError as error:
+            except StoreError as error:
                 failed = [str(error)]
         failed = self.processes.gather(failed)
         if failed:
             self.close()
-            raise LedgerError(failed[0])
+            raise StoreError(failed[0])
 
     def _open(self, restart: bool, about: dict) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -232,37 +223,32 @@ class Ledger:
         record = _record(self.folder)
         if record is None:
             if _files(self.folder):
-                raise LedgerError(f"{self.folder} holds rows without {RUN_FILE}, so nothing says what "
-                                  "they are: start in a new folder, or with restart.")
+                raise StoreError(f"{self.folder} holds rows without {RUN_FILE}, so nothing tells what "
+                                 "they are: start in a new folder, or with restart.")
             write_json(self.folder / RUN_FILE, {"fingerprint": self.fingerprint, **about,
                                                 "settings": self.settings})
             return
-        self._check_settings(record)
+        self._check_settings(record["settings"])
         if record.get("package") != about.get("package"):
             warnings.warn(f"The package has changed since {self.folder} was begun: its rows may differ "
                           "from what it would write now. Start with restart to be sure.", stacklevel=6)
         self._mend()
 
-    def _check_settings(self, record: Mapping) -> None:
-        if record["fingerprint"] == self.fingerprint:
-            return
-        theirs = record["settings"]
-        names = sorted(key for key in {*theirs, *self.settings}
-                       if theirs.get(key) != self.settings.get(key))
-        shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(self.settings.get(key))} "
-                          "here" for key in names)
-        raise LedgerError(f"The run in {self.folder} was begun with other settings ({shown}). Go on "
-                          "with those, start in a new folder, or forget its rows with restart.")
+    def _check_settings(self, theirs: Mapping) -> None:
+        names = sorted(key for key in {*theirs, *self.settings} if theirs.get(key) != self.settings.get(key))
+        if names:
+            shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(self.settings.get(key))} here"
+                              for key in names)
+            raise StoreError(f"The run in {self.folder} was begun with other settings ({shown}). Resume it "
+                             "with those, start in a new folder, or forget its rows with restart.")
 
     def _mend(self) -> None:
         """Drop what a kill left of a batch: torn lines, and rows whose batch is not complete."""
         found = {path: read_lines(path) for path in _files(self.folder)}
-        stray = [row["id"] for rows, _ in found.values() for row in rows
-                 if row["id"] not in self.order]
-        if stray:
-            raise LedgerError(f"{self.folder} has a row for sample '{stray[0]}', which is none of this "
-                              "run's samples: start in a new folder.")
         there = {row["id"] for rows, _ in found.values() for row in rows}
+        if stray := there - self.order.keys():
+            raise StoreError(f"{self.folder} has a row for sample '{min(stray)}', which is none of this "
+                             "run's samples: start in a new folder.")
         whole = {k for k, ids in enumerate(self.batches) if there.issuperset(ids)}
         for path, (rows, torn) in found.items():
             kept = [row for row in rows if self.batch_of[row["id"]] in whole]
@@ -271,16 +257,14 @@ class Ledger:
 
     def _take_lock(self) -> None:
         """Held while this process lives, so a kill leaves no lock behind."""
-        from filelock import FileLock, Timeout
-
         name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        self._lock = FileLock(Path(tempfile.gettempdir()) / f"t4s-run-{name}.lock")
+        lock = FileLock(Path(tempfile.gettempdir()) / f"t4s-run-{name}.lock")
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
-            self._lock = None
-            raise LedgerError(f"Another process is writing to {self.folder}: wait for it, or choose "
-                              "another folder.") from None
+            raise StoreError(f"Another process is writing to {self.folder}: wait for it, or choose "
+                             "another folder.") from None
+        self._lock = lock
 
     def todo(self) -> list[int]:
         """Numbers of the batches that this process is to make."""
@@ -291,39 +275,37 @@ class Ledger:
         """Add a finished batch: on disk when this returns.
 
         Raises:
-            LedgerError: the rows are not those of the batch, or the disk is full; what was written
+            StoreError: the rows are not those of the batch, or the disk is full; what was written
                 before stays.
         """
-        if [row["id"] for row in rows] != self.batches[batch]:
-            raise LedgerError(f"Batch {batch} must have the rows {self.batches[batch][:3]} ..., got "
-                              f"{[row['id'] for row in rows][:3]} ...")
-        rows = [{**row, "order": self.order[row["id"]], "batch": batch, "run": self.fingerprint}
-                for row in rows]
-        path, content = self.folder / f"rows.{self.processes.rank:05d}.jsonl", _lines(rows)
+        ids = [row["id"] for row in rows]
+        if ids != self.batches[batch]:
+            raise StoreError(f"Batch {batch} must have the rows {self.batches[batch][:3]} ..., got "
+                             f"{ids[:3]} ...")
+        path = self.folder / f"rows.{self.processes.rank:05d}.jsonl"
+        content = _lines([{**row, "order": self.order[row["id"]], "batch": batch, "run": self.fingerprint}
+                          for row in rows])
         try:
             self._file = self._file or path.open("ab")
             self._file.write(content)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise LedgerError(write_error_sentence(error, path, len(content))) from error
+            raise StoreError(write_error_sentence(error, path, len(content))) from error
 
     def finish(self) -> list[dict]:
         """All rows in the order of the samples, joined in ``rows.jsonl`` by the first process.
 
         Raises:
-            LedgerError: samples without a row.
+            StoreError: samples without a row.
         """
-        if self._file:
-            self._file.close()
-            self._file = None
+        self._close_file()
         self.processes.wait()
-        here = _merged(_files(self.folder), self.fingerprint)
+        here = _merged(self.folder, self.fingerprint)
         rows = {row["id"]: row for row in self.processes.gather(list(here.values()))}
-        missing = [name for name in self.order if name not in rows]
-        if missing:
-            raise LedgerError(f"{len(missing)} samples have no row in {self.folder}, '{missing[0]}' "
-                              "for one: run again to make them.")
+        if missing := [name for name in self.order if name not in rows]:
+            raise StoreError(f"{len(missing)} samples have no row in {self.folder}, '{missing[0]}' "
+                             "for one: run again to make them.")
         ordered = [rows[name] for name in self.order]
         self._in_turn(lambda: self._join(ordered))
         self.close()
@@ -335,19 +317,21 @@ class Ledger:
             if path.name != ROWS_FILE:
                 path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Let go of the folder."""
+    def _close_file(self) -> None:
         if self._file:
             self._file.close()
             self._file = None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._close_file()
         if self._lock:
             self._lock.release()
             self._lock = None
 
 
 def _lines(rows: Sequence[Mapping]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-                    for row in rows)
+    return b"".join(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n" for row in rows)
 
 
 def _short(value: Any) -> str:

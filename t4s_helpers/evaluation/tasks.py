@@ -10,25 +10,35 @@
 
 Several samples about one picture make a conversation: each is a turn, asked after the model's own
 answers to those before. Every wording is the first of its list (`t4s_helpers.data.prompts`), so no score
-depends on chance. A row holds counts, never masks as arrays; `t4s_helpers.evaluation.scoring` makes tables of
-rows alone.
+depends on chance. A row holds counts, never masks as arrays; `t4s_helpers.evaluation.scoring` makes
+tables from rows alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
 
-from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid
-from .metrics import VQAAccuracy, YesNoMetric, class_counts, overlap
-from ..data.prompts import SEMANTIC_MODES, ask
+from ..codec.encodings import Encoding, get_encoding
+from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid, overlap
+from ..data.prompts import SEMANTIC_MODES, Turn, ask
+from ..data.semantic import VOID_INDEX
+from ..refine import Refiner, load_refiner, merge_masks
+from .metrics import VQAAccuracy, YesNoMetric, class_counts
 
 VQA_RULES = ("exact", "vqav2", "vqav2-official", "yes-no")
 """How words are scored; ``vqav2-official`` is `VQAAccuracy` with ``normalise="official"``."""
+
+COUNTS = ("intersection", "pred_area", "target_area", "over_background")
+"""The numbers of a class in a row's ``counts``, in order; see `t4s_helpers.evaluation.metrics.class_counts`."""
+
+UNSCORED = 65535
+"""Index of pixels of a true class map that are not scored."""
 
 
 class TaskError(ValueError):
@@ -40,9 +50,9 @@ class Protocol:
     """How samples are asked and scored, fixed before a run.
 
     Attributes:
-        size, scheme: of the descriptors.
+        encoding: of the descriptors.
         semantic: one of `t4s_helpers.data.prompts.SEMANTIC_MODES`. ``conditioned`` lists ``classes`` in
-            the question (the paper's open-vocabulary protocol, figure 13); ``open`` names none and
+            the question (the paper's open-vocabulary protocol, figure 13); ``open`` names none but
             understands them; ``partial`` names those that the picture shows.
         classes: names that a semantic answer may use. Indices of class maps count from 1 in this
             order; 0 is "others".
@@ -50,8 +60,7 @@ class Protocol:
         suffix: added to the questions of ``vqa``, such as LLaVA's request for a short answer.
     """
 
-    size: int | tuple[int, int] = 16
-    scheme: str = "rrle"
+    encoding: Encoding = field(default_factory=get_encoding)
     semantic: str = "conditioned"
     classes: tuple[str, ...] = ()
     vqa: str = ""
@@ -59,41 +68,15 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.semantic not in SEMANTIC_MODES:
-            raise TaskError(f"Unknown semantic mode {self.semantic!r}: choose one of "
-                            f"{', '.join(SEMANTIC_MODES)}.")
+            raise TaskError(f"Unknown semantic mode {self.semantic!r}: choose one of {', '.join(SEMANTIC_MODES)}.")
         if self.vqa not in ("", *VQA_RULES):
-            raise TaskError(f"Unknown rule for answers {self.vqa!r}: choose one of "
-                            f"{', '.join(VQA_RULES)}.")
+            raise TaskError(f"Unknown rule for answers {self.vqa!r}: choose one of {', '.join(VQA_RULES)}.")
 
     def plain(self) -> dict[str, Any]:
         """As plain values, fit for JSON."""
-        size = self.size if isinstance(self.size, int) else list(self.size)
-        return {"size": size, "scheme": self.scheme, "semantic": self.semantic,
+        return {"encoding": self.encoding.name, "grid_size": list(self.encoding.grid_size),
+                "spaced": self.encoding.spaced, "semantic": self.semantic,
                 "classes": list(self.classes), "vqa": self.vqa, "suffix": self.suffix}
-
-
-@dataclass(frozen=True)
-class Question:
-    """A worded request, and the names that its descriptor may use (none: words are wanted)."""
-
-    text: str
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Dialogue:
-    """Samples about one picture, asked in order; most have one turn."""
-
-    turns: tuple
-
-    def __post_init__(self) -> None:
-        if not self.turns or len({sample.size for sample in self.turns}) > 1:
-            raise TaskError(f"The turns {[sample.id for sample in self.turns]} of a conversation must be about one picture.")
-
-    @property
-    def picture(self):
-        """The sample whose picture the first question shows."""
-        return self.turns[0]
 
 
 class Items:
@@ -103,16 +86,18 @@ class Items:
     neither time nor memory.
 
     Args:
-        samples: a sequence of `Sample` and of tuples of them, or a `t4s_helpers.data.Dataset`.
+        samples: a sequence of `Sample` and of tuples of them, or a `t4s_helpers.data.dataset.Dataset`.
 
     Raises:
-        TaskError: an id that comes twice; the message names it.
+        TaskError: no samples, or an id that comes twice; the message names it.
     """
 
     def __init__(self, samples: Sequence):
         self.samples, self.lazy = samples, hasattr(samples, "by_image")
+        if not len(samples):
+            raise TaskError("There are no samples to score: look whether the split or the filter is empty.")
         seen: set[str] = set()
-        twice = [i for k in range(len(samples)) for i in self.ids(k) if i in seen or seen.add(i)]
+        twice = [name for name in self.ids(range(len(samples))) if name in seen or seen.add(name)]
         if twice:
             raise TaskError(
                 f"{len(twice)} ids come twice among the samples, {twice[0]!r} for one: each sample "
@@ -121,154 +106,177 @@ class Items:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def ids(self, k: int) -> tuple[str, ...]:
-        """Ids of the turns of item ``k``."""
+    def ids(self, numbers: Sequence[int]) -> list[str]:
+        """Ids of the turns of these items."""
         if self.lazy:
-            return (self.samples.id(k),)
-        return tuple(sample.id for sample in _turns(self.samples[k]))
+            return [self.samples.id(k) for k in numbers]
+        return [sample.id for k in numbers for sample in self.turns(k)]
 
     def picture(self, k: int):
         """A key that items about one picture share."""
-        return str(self.samples.image(k)) if self.lazy else picture_key(_turns(self.samples[k])[0])
+        return str(self.samples.image(k)) if self.lazy else picture_key(self.turns(k)[0])
 
-    def dialogue(self, k: int) -> Dialogue:
-        """Item ``k`` with its samples."""
-        return Dialogue(_turns(self.samples[k]))
+    def turns(self, k: int) -> tuple:
+        """The samples of item ``k``: the turns of a conversation in order; most items have one.
 
+        Raises:
+            TaskError: turns about pictures of different sizes, or no turn.
+        """
+        item = self.samples[k]
+        turns = tuple(item) if isinstance(item, (tuple, list)) else (item,)
+        if len({sample.size for sample in turns}) != 1:
+            raise TaskError(f"The turns {[sample.id for sample in turns]} of a conversation must be about "
+                            "one picture.")
+        return turns
 
-def _turns(item) -> tuple:
-    if isinstance(item, Dialogue):
-        return item.turns
-    return tuple(item) if isinstance(item, (tuple, list)) else (item,)
+    @property
+    def split(self) -> str:
+        """Of the first item."""
+        return self.samples.split if self.lazy else self.turns(0)[0].split
+
+    def tasks(self) -> set[str]:
+        """The tasks among the samples."""
+        if self.lazy:
+            return {self.samples.task}
+        return {sample.task for k in range(len(self)) for sample in self.turns(k)}
 
 
 def picture_key(sample):
-    """Of a sample: the same for samples of one picture.
+    """A key that samples about one picture share.
 
     Samples of one photo share its array or its path; two equal arrays would only cost a second pass.
     """
     return id(sample.image) if isinstance(sample.image, np.ndarray) else str(sample.image)
 
 
-def question_of(sample, protocol: Protocol) -> Question:
-    """The fixed wording of a sample's request.
+def turn_of(sample, protocol: Protocol) -> Turn:
+    """A sample's request in its fixed wording, unanswered.
+
+    Returns:
+        a `Turn` whose ``labels`` are the names that the descriptor may use; none where words are wanted.
 
     Raises:
         TaskError: a semantic sample with a label outside the class list.
     """
     if sample.task == "vqa":
-        return Question(sample.question + protocol.suffix)
+        return Turn(sample.question + protocol.suffix)
     if sample.task != "semantic":
-        asked = ask(sample)
-        return Question(asked.question, asked.labels)
+        return ask(sample)
     classes = protocol.classes or sample.labels
+    check_classes(sample, classes)
+    absent = [name for name in classes if name not in sample.labels]
+    turn = ask(sample, mode=protocol.semantic, distractors=absent)
+    return turn if protocol.semantic == "partial" else replace(turn, labels=tuple(classes))
+
+
+def check_classes(sample, classes: Sequence[str]) -> None:
+    """Raise a `TaskError` if a sample shows a label that the class list does not have."""
     stray = [label for label in sample.labels if label not in classes]
     if stray:
         raise TaskError(
             f"Sample '{sample.id}' shows {stray[0]!r}, which is not among the {len(classes)} classes "
             "of the list: give the data set's own list.")
-    absent = [name for name in classes if name not in sample.labels]
-    asked = ask(sample, mode=protocol.semantic, distractors=absent)
-    return Question(asked.question, sample.labels if protocol.semantic == "partial" else classes)
 
 
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def row_of(sample, said, reading, protocol: Protocol, refiner=None, seed: int = 0) -> dict:
-    """A sample's row: what was asked and said, the prediction, and the counts that scores are made of.
+def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None = None, seed: int = 0) -> dict:
+    """A sample's row: what was asked and answered, the prediction, and the counts that scores are made of.
 
     Args:
-        said: `t4s_helpers.decoding.generate.Answer`.
-        reading: `t4s_helpers.decoding.generate.Reading` over the labels of `question_of`; None for words.
-        refiner: from `t4s_helpers.refine.refiners.load_refiner`; None scores the coarse mask.
+        answer: `t4s_helpers.decoding.generate.Answer`.
+        parsed: `t4s_helpers.decoding.generate.ParsedAnswer` over the labels of `turn_of`; None for words.
+        refiner: from `t4s_helpers.refine.load_refiner`; by default ``none``, the coarse mask.
         seed: of the refiner's points.
 
     Returns:
         plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are
         pixels; ``ceiling`` the first three of the true mask put through the grid and back; ``counts``
-        of a class map is class -> intersection, predicted, true, predicted over background; ``rle``
-        maps label -> COCO's compressed RLE of the final mask.
+        of a class map is class -> `COUNTS`; ``coco_rle`` maps label -> COCO's compressed RLE of the final
+        mask; boxes are texts, since a table's cells hold no lists.
     """
-    row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": said.text,
-           "tokens": said.n_tokens, "finished": said.finished, "seconds": said.seconds}
+    row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
+           "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
     if sample.task == "vqa":
-        row |= _words_row(sample, said, protocol)
+        row |= _words_row(sample, answer, protocol)
     else:
         start = time.perf_counter()
         build = _map_row if sample.task == "semantic" else _mask_row
-        row |= build(sample, reading, protocol, refiner, seed)
+        report = parsed.report
+        row |= {"label": ", ".join(sample.labels), "labels": list(sample.labels),
+                "malformed": report.malformed, "rejected": report.no_target, "verdict": report.verdict,
+                **build(sample, parsed, protocol, refiner or load_refiner("none"), seed)}
         row["after_seconds"] = time.perf_counter() - start
     facts = {key: value for key, value in sample.meta.items()
              if isinstance(value, (str, int, float, bool)) and value == value and key not in row}
     return row | facts
 
 
-def _words_row(sample, said, protocol: Protocol) -> dict:
+def _words_row(sample, answer, protocol: Protocol) -> dict:
     truth = list(sample.meta.get("answers") or [sample.answer])
     rule = protocol.vqa or sample.meta.get("rule") or "exact"
     row = {"question": sample.question, "truth": truth if len(truth) > 1 else truth[0], "rule": rule}
     if truth == [None]:  # a test split whose answers are not public
         return {**row, "score": None}
-    return {**row, "score": words_metric(rule).update(said.text, row["truth"])}
+    return {**row, "score": words_metric(rule).update(answer.text, row["truth"])}
 
 
-def words_metric(rule: str):
+def words_metric(rule: str) -> VQAAccuracy | YesNoMetric:
     """The metric for answers in words under one of `VQA_RULES`."""
     if rule == "yes-no":
         return YesNoMetric()
     return VQAAccuracy(rule.split("-")[0], normalise="official" if "-" in rule else True)
 
 
-def _report(report) -> dict:
-    return {"malformed": report.malformed, "rejected": report.no_target, "verdict": report.verdict}
-
-
-def _mask_row(sample, reading, protocol: Protocol, refiner, seed: int) -> dict:
-    masks, truth, ignored = reading.masks, sample.masks, _ignored(sample)
-    through = grid_to_masks(masks_to_grid(truth, protocol.size), len(truth), sample.size)
-    if refiner is not None and masks.any():
+def _mask_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
+    masks, truth, ignored = parsed.masks, sample.masks, _ignored(sample)
+    through = _through_grid(truth, protocol)
+    if masks.any():  # no reason to look at the picture otherwise
         masks = refiner.refine_masks(sample.pixels(), masks, seed=seed)
     pred, truth, through = (some.any(0) & ~ignored for some in (masks, truth, through))
     both, n_pred, n_truth = overlap(pred, truth)
-    label = ", ".join(sample.labels)
     return {
-        "label": label, "labels": list(sample.labels), **_report(reading.report),
-        "intersection": both, "union": n_pred + n_truth - both, "predicted": n_pred,
-        "target": n_truth, "ceiling": list(overlap(through, truth)),
-        "box": _box(pred), "true_box": _box(truth), "ceiling_box": _box(through), "rle": {label: to_rle(pred)} if n_pred else {},
+        "intersection": both, "union": n_pred + n_truth - both, "predicted": n_pred, "target": n_truth,
+        "ceiling": list(overlap(through, truth)),
+        "box": _box(pred), "true_box": _box(truth), "ceiling_box": _box(through),
+        "coco_rle": {", ".join(sample.labels): to_rle(pred)} if n_pred else {},
     }
 
 
-def _map_row(sample, reading, protocol: Protocol, refiner, seed: int) -> dict:
-    classes = list(question_of(sample, protocol).labels)
-    names, truth = ["others", *classes], _true_map(sample, classes)
-    through = grid_to_masks(masks_to_grid(sample.masks, protocol.size), len(sample.labels), sample.size)
-    pred = _class_map(sample, reading, refiner, seed)
-    ceiling = _layered(through, [classes.index(label) + 1 for label in sample.labels])
-    return {
-        "label": ", ".join(sample.labels), "labels": list(sample.labels), "n_classes": len(classes),
-        **_report(reading.report), "unknown": dict(reading.report.unknown),
-        "counts": _named(class_counts(pred, truth, len(classes), UNSCORED), names),
-        "ceiling_counts": _named(class_counts(ceiling, truth, len(classes), UNSCORED), names),
-        "rle": {names[k]: to_rle(pred == k) for k in np.unique(pred).tolist() if k},
-    }
-
-
-UNSCORED = 65535
-"""Index of pixels of a true class map that are not scored."""
-
-
-def _true_map(sample, classes: list[str]) -> np.ndarray:
-    """Indices into the class list, int32 ``(H, W)``; of masks that overlap, the last counts."""
-    truth = _layered(sample.masks, [classes.index(label) + 1 for label in sample.labels])
+def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
+    classes = list(turn_of(sample, protocol).labels)
+    names, indices = ["others", *classes], [classes.index(label) + 1 for label in sample.labels]
+    truth = _layered(sample.masks, indices)
     stored = sample.meta.get("class_map")  # of data sets whose truth is a map: it knows what is void
     if stored is not None:
-        from ..data.semantic import IGNORE
-
-        truth[stored.read() == IGNORE] = UNSCORED
+        truth[stored.read() == VOID_INDEX] = UNSCORED
     truth[_ignored(sample)] = UNSCORED
-    return truth
+    pred = _class_map(sample, parsed, refiner, seed)
+    ceiling = _layered(_through_grid(sample.masks, protocol), indices)
+    return {
+        "n_classes": len(classes), "unknown": dict(parsed.report.unknown),
+        "counts": _named(class_counts(pred, truth, len(classes), UNSCORED), names),
+        "ceiling_counts": _named(class_counts(ceiling, truth, len(classes), UNSCORED), names),
+        "coco_rle": {names[k]: to_rle(pred == k) for k in np.unique(pred).tolist() if k},
+    }
+
+
+def _class_map(sample, parsed, refiner: Refiner, seed: int) -> np.ndarray:
+    """The predicted class map over the asked labels, int32 ``(H, W)``; where refined masks overlap, the
+    better score counts, see `t4s_helpers.refine.merge_masks`."""
+    shown = [int(k) for k in np.unique(parsed.grid) if k]
+    if not shown:
+        return np.zeros(sample.size, np.int32)
+    masks = parsed.masks[[k - 1 for k in shown]]
+    result = refiner.set_image(sample.pixels()).refine(masks, seed=seed)
+    return np.array([0, *shown], np.int32)[merge_masks(result.masks, result.merge_scores)]
+
+
+def _through_grid(masks: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Masks as a perfect model would give them back without a refiner, bool ``(L, H, W)``."""
+    grid = masks_to_grid(masks, protocol.encoding.grid_size)
+    return grid_to_masks(grid, len(masks), masks.shape[1:])
 
 
 def _ignored(sample) -> np.ndarray:
@@ -280,7 +288,7 @@ def _ignored(sample) -> np.ndarray:
     return found.astype(bool).reshape(sample.size)
 
 
-def _layered(masks, indices) -> np.ndarray:
+def _layered(masks: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """Masks as one map of indices, int32 ``(H, W)``; of several at a pixel, the last counts."""
     layers = np.zeros(masks.shape[1:], np.int32)
     for mask, index in zip(masks, indices):
@@ -288,38 +296,18 @@ def _layered(masks, indices) -> np.ndarray:
     return layers
 
 
-def _class_map(sample, reading, refiner, seed: int) -> np.ndarray:
-    """The predicted class map over the asked labels, int32 ``(H, W)``; where refined masks overlap, SAM's
-    surest counts, see `t4s_helpers.refine.refiners.merge_masks`."""
-    shown = [int(k) for k in np.unique(reading.grid) if k]
-    masks = reading.masks[[k - 1 for k in shown]]
-    if refiner is None or not len(masks):
-        return _layered(masks, shown) if shown else np.zeros(sample.size, np.int32)
-    from ..refine.refiners import merge_masks
-
-    result = refiner.set_image(sample.pixels()).refine(masks, seed=seed)
-    return np.array([0, *shown], np.int32)[merge_masks(result.masks, result.merge_scores)]
-
-
 def _named(counts: dict, names: Sequence[str]) -> dict[str, list[int]]:
     columns = zip(*(counts[key] for key in COUNTS))
     return {names[k]: list(column) for k, column in zip(counts["classes"], columns)}
 
 
-COUNTS = ("intersection", "pred_area", "target_area", "over_background")
-"""The numbers of a class in a row's ``counts``, in order; see `t4s_helpers.evaluation.metrics.class_counts`."""
-
-
-def _box(mask) -> str | None:
-    """A mask's box as text, since a table's cells hold no lists."""
+def _box(mask: np.ndarray) -> str | None:
     box = mask_to_box(mask)
     return None if box is None else " ".join(map(str, box))
 
 
 def to_rle(mask: np.ndarray) -> dict:
     """A bool mask ``(H, W)`` as COCO's compressed RLE, with text for its bytes."""
-    from pycocotools import mask as coco
-
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
@@ -331,12 +319,10 @@ def from_rle(rle: dict) -> np.ndarray:
     >>> bool((from_rle(to_rle(mask)) == mask).all())
     True
     """
-    from pycocotools import mask as coco
-
     return coco.decode({**rle, "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
 def row_masks(row: dict, size: tuple[int, int]) -> np.ndarray:
-    """The predicted masks of a row, bool ``(L, H, W)`` in the order of ``row["rle"]``; L may be 0."""
-    masks = [from_rle(rle) for rle in row.get("rle", {}).values()]
+    """The predicted masks of a row, bool ``(L, H, W)`` in the order of ``row["coco_rle"]``; L may be 0."""
+    masks = [from_rle(rle) for rle in row.get("coco_rle", {}).values()]
     return np.array(masks, bool).reshape(-1, *size)

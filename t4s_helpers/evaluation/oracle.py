@@ -1,0 +1,143 @@
+"""Ceilings of the representation: what a perfect model would reach, with and without a refiner."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..codec.encodings import Encoding, get_encoding, wrap
+from ..codec.grid import GridSize, box_iou, grid_to_masks, mask_to_box, masks_to_grid, overlap
+from ..codec.parsing import parse
+from ..refine import Prompts, Refiner, load_refiner
+from .metrics import BoxMetric, SegmentationMetric
+from .tasks import picture_key
+
+
+def oracle_scores(samples: Sequence, grid_size: GridSize = 16, rule: str = "area") -> dict[str, float]:
+    """What a perfect model would reach without a refiner: true mask -> grid -> mask."""
+    masks, boxes = SegmentationMetric(), BoxMetric()
+    for sample in samples:
+        grid = masks_to_grid(sample.masks, grid_size, rule)
+        pred = grid_to_masks(grid, len(sample.labels), sample.size).any(0)
+        truth = sample.masks.any(0)
+        masks.update(pred, truth)
+        if truth.any():
+            boxes.update(pred, truth)
+    return {**masks.compute(), **(boxes.compute() if len(boxes) else {})}
+
+
+def through_text(sample, encoding: Encoding, rule: str = "area") -> np.ndarray:
+    """What a perfect model would pass on: true masks -> grid -> text -> parser -> masks.
+
+    Returns:
+        bool ``(L, H, W)`` at the image's size.
+    """
+    text = wrap(encoding.encode(sample.grid(encoding.grid_size, rule), sample.labels), "Here is the mask:")
+    grid, _ = parse(text, sample.labels, encoding)
+    return grid_to_masks(grid, len(sample.labels), sample.size)
+
+
+def distinct_targets(samples: Sequence) -> list:
+    """One sample for each target of each image, in order.
+
+    Several expressions often name the same object; a table about masks counts it once. The first
+    stays. Requests without a target go.
+    """
+    kept, seen = [], set()
+    for sample in samples:
+        masks = sample.masks
+        key = (picture_key(sample), np.packbits(masks.any(0)).tobytes())
+        if masks.any() and key not in seen:
+            seen.add(key)
+            kept.append(sample)
+    return kept
+
+
+def oracle_table(samples: Sequence, grid_sizes: Sequence[GridSize] = (16, 24, 32),
+                 rules: Sequence[str] = ("area", "nearest"), refiner: Refiner | None = None,
+                 others: Mapping[str, Prompts] | None = None, encoding: Encoding | None = None,
+                 seed: int = 0, progress: bool = True) -> tuple[list[dict], list[dict]]:
+    """True masks through the text, as they are and refined.
+
+    Each label is scored alone. Samples of one image share one image embedding.
+
+    Args:
+        samples: `Sample` objects with masks; several may show the same image.
+        grid_sizes, rules: of the grid, see `t4s_helpers.codec.grid.masks_to_grid`.
+        refiner: from `t4s_helpers.refine.load_refiner`; None scores the grid alone, which the table has in
+            any case, under the name ``none``.
+        others: name -> further prompts for the refiner, tried at the first of the grid sizes only.
+        encoding: of the text; its own grid size is not used. ``rrle`` by default.
+        seed: of the refiner's points.
+
+    Returns:
+        ``(rows, table)``. ``rows``: one for each label and case, with pixel counts, ``iou``, whether the
+        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``:
+        see `oracle_summary`.
+    """
+    encoding, none, rows = encoding or get_encoding(), load_refiner("none"), []
+    refiners = {one.name: one for one in (none, refiner or none)}
+    asked = [(name, one, {}) for name, one in refiners.items()]
+    further = [(name, refiner, {"prompts": prompts}) for name, prompts in (others or {}).items()]
+    for group in tqdm(_by_picture(samples), desc="oracle", unit="image", disable=not progress):
+        pixels, truth = group[0].pixels(), np.concatenate([sample.masks for sample in group])
+        names = [(sample.id, label) for sample in group for label in sample.labels]
+        for one in refiners.values():
+            one.set_image(pixels)
+        for size, rule in itertools.product(grid_sizes, rules):
+            sized = replace(encoding, grid_size=size)
+            coarse = np.concatenate([through_text(sample, sized, rule) for sample in group])
+            for name, one, options in asked + further * (size == grid_sizes[0] and len(asked) > 1):
+                result = one.refine(coarse, seed=seed, **options)
+                rows += [{"id": sample_id, "label": label, "grid": _grid_name(sized), "rule": rule,
+                          "refiner": name, **pixel_counts(mask, true), "fallback": bool(fell)}
+                         for (sample_id, label), mask, true, fell
+                         in zip(names, result.masks, truth, result.fallback, strict=True)]
+    return rows, oracle_summary(rows)
+
+
+def oracle_summary(rows: Sequence[dict]) -> list[dict]:
+    """The table of `oracle_table` from its rows alone, so that it can be made again without SAM.
+
+    Returns:
+        one row a case (``grid``, ``rule``, ``refiner``) with ``ciou`` and ``giou`` in [0, 1],
+        ``fallbacks`` and ``n``.
+    """
+    cases: dict[tuple, list[dict]] = {}
+    for row in rows:
+        cases.setdefault((row["grid"], row["rule"], row["refiner"]), []).append(row)
+    table = []
+    for (grid, rule, refiner), members in cases.items():
+        metric = SegmentationMetric()
+        for row in members:
+            metric.update_counts(row["intersection"], row["predicted"], row["target"])
+        scores = metric.compute()
+        table.append({"grid": grid, "rule": rule, "refiner": refiner, "ciou": scores["ciou"],
+                      "giou": scores["giou"], "fallbacks": sum(row["fallback"] for row in members),
+                      "n": len(members)})
+    return table
+
+
+def _by_picture(samples: Sequence) -> list[list]:
+    groups: dict = {}
+    for sample in samples:
+        groups.setdefault(picture_key(sample), []).append(sample)
+    return list(groups.values())
+
+
+def _grid_name(encoding: Encoding) -> str:
+    rows, cols = encoding.grid_size
+    return str(rows) if rows == cols else f"{rows}x{cols}"
+
+
+def pixel_counts(mask: np.ndarray, truth: np.ndarray) -> dict:
+    """Counts of one mask against the truth, in pixels; its IoU; whether its box's IoU is above 0.5."""
+    both, predicted, target = overlap(mask, truth)
+    union = predicted + target - both
+    right = box_iou(mask_to_box(mask), mask_to_box(truth)) > 0.5
+    return {"intersection": both, "predicted": predicted, "target": target, "union": union,
+            "pixels": truth.size, "iou": both / union if union else 1.0, "box_right": bool(right)}
