@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..files import ROOT, FileError, atomic_write, clear_errors, json_bytes, write_json
 
@@ -62,7 +62,7 @@ class _Current:
     folder: Path | None = None
     notebook: str = ""
     profile: str = "cpu"
-    headlines: dict[str, dict[str, Any]] = {}
+    headlines: ClassVar[dict[str, dict[str, Any]]] = {}
 
 
 def results_root() -> Path:

@@ -15,7 +15,7 @@ PARAMETERS = "PROFILE = 'cpu'  # name\nSTEPS = 3  # steps\nRATE = 2e-4  # per st
 def write(folder, name, parameters=PARAMETERS, **metadata):
     cells = [new_markdown_cell("# Why?\n\n| Minutes | 3 on the CPU |")]
     for source in [parameters] if isinstance(parameters, str) else parameters:
-        cells.append(new_code_cell(source, metadata={"tags": ["parameters"]}))
+        cells += [new_code_cell(source, metadata={"tags": ["parameters"]})]
     path = folder / f"{name}.ipynb"
     path.parent.mkdir(exist_ok=True)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

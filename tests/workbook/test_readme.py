@@ -98,7 +98,8 @@ def committed_results(folder):
     done = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD", *names], capture_output=True)
     if done.returncode:
         pytest.skip("this is no git checkout with results")
-    tarfile.open(fileobj=io.BytesIO(done.stdout)).extractall(folder, filter="data")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
     return folder / "results"
 
 
