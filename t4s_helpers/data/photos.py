@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .coco import AnnotationMasks, CocoFile, Record, read_annotations
+from .coco import AnnotationMasks, CocoFile, read_annotations
+from .dataset import Record
 from .sample import Sample, SampleError, read_image
 
 _OUTLINES = Path(__file__).with_name("photos.json")
@@ -24,21 +24,17 @@ def load_photos() -> list[Sample]:
 
     Every label has a target; a label such as "the coins in the top row" has several.
 
-    Raises
-    ------
-    SampleError
-        When a photo is missing or is not the one that the outlines were drawn on; the message
-        names it.
+    Raises:
+        SampleError: a photo is missing or is not the one that the outlines were drawn on; the message
+            names it.
 
     >>> [sample.id for sample in load_photos()][:3]
     ['photos/astronaut', 'photos/coffee', 'photos/cat']
     """
     coco = read_annotations(_OUTLINES)
-    samples = []
-    for image_id, image in coco.images.items():
-        shown = [e for e in _expressions(coco, image_id) if e["overview"]]
-        samples.append(_sample(coco, image, shown, f"photos/{image['name']}", "gres"))
-    return samples
+    return [_sample(coco, image, [e for e in _expressions(coco, image) if e["overview"]],
+                    f"photos/{image['name']}", "gres", read_photo(image))
+            for image in coco.images.values()]
 
 
 def photo_samples() -> list[Sample]:
@@ -48,75 +44,50 @@ def photo_samples() -> list[Sample]:
     """
     coco = read_annotations(_OUTLINES)
     samples = []
-    for image_id, image in coco.images.items():
-        pixels = _pixels(image)
-        for expression in _expressions(coco, image_id):
+    for image in coco.images.values():
+        pixels = read_photo(image)
+        for expression in _expressions(coco, image):
             task = "res" if len(expression["annotation_ids"]) == 1 else "gres"
             name = f"photos/{image['name']}/{expression['id']}"
             samples.append(_sample(coco, image, [expression], name, task, pixels))
     return samples
 
 
-def _expressions(coco: CocoFile, image_id: Any) -> list[Record]:
-    return [e for e in coco.extra["expressions"] if e["image_id"] == image_id]
+def _expressions(coco: CocoFile, image: Record) -> list[Record]:
+    return [e for e in coco.extra["expressions"] if e["image_id"] == image["id"]]
 
 
-def _sample(
-    coco: CocoFile,
-    image: Record,
-    expressions: list[Record],
-    name: str,
-    task: str,
-    pixels: np.ndarray | None = None,
-) -> Sample:
+def _sample(coco: CocoFile, image: Record, expressions: list[Record], name: str, task: str,
+            pixels: np.ndarray) -> Sample:
+    size = coco.size(image["id"])
     targets = [[coco.annotations[i] for i in e["annotation_ids"]] for e in expressions]
     single = [annotation for group in targets for annotation in group]
-    owners = [label for label, group in enumerate(targets) for _ in group]
-    size = coco.size(image["id"])
+    owners = tuple(label for label, group in enumerate(targets) for _ in group)
+    groups = tuple(tuple(a["segmentation"] for a in group) for group in targets)
     objects = AnnotationMasks(tuple((a["segmentation"],) for a in single), size).decode()
-    masks = np.zeros((len(targets), *size), bool)
-    for mask, owner in zip(objects, owners, strict=True):
-        masks[owner] |= mask
-    return Sample(
-        id=name,
-        image=_pixels(image) if pixels is None else pixels,
-        labels=tuple(e["text"] for e in expressions),
-        masks=masks,
-        task=task,
-        split="test",
-        meta={
-            "photo": image["name"],
-            "categories": tuple(coco.categories[a["category_id"]] for a in single),
-            "instance_masks": objects,
-            "instance_owners": tuple(owners),
-        },
-    )
+    meta = {"photo": image["name"], "instance_masks": objects, "instance_owners": owners,
+            "categories": tuple(coco.categories[a["category_id"]] for a in single)}
+    return Sample(name, pixels, tuple(e["text"] for e in expressions), AnnotationMasks(groups, size).decode(),
+                  task, "test", meta=meta)
 
 
-def _pixels(image: Record) -> np.ndarray:
-    """uint8 ``(H, W, 3)`` of a bundled photo, checked against the one the outlines belong to.
+def read_photo(image: Record) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` of a bundled photo, checked to be the one that the outlines belong to.
 
     The file is checked, not its pixels: decoders of JPEG may differ in the last bit.
     """
-    path = _bundled_folder() / image["file_name"]
-    advice = "install scikit-image 0.26 anew"
+    path = bundled_folder() / image["file_name"]
+    fault = ""
     if not path.is_file():
-        raise SampleError(f"The photo '{image['name']}', {path}, is missing; {advice}.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
-        raise SampleError(
-            f"The photo '{image['name']}', {path}, is not the one that the outlines were drawn "
-            f"on (its SHA-256 differs); {advice}."
-        )
-    pixels = read_image(path)
-    if pixels.shape[:2] != (image["height"], image["width"]):
-        raise SampleError(
-            f"The photo '{image['name']}', {path}, has the shape {pixels.shape} instead of "
-            f"({image['height']}, {image['width']}, 3); {advice}."
-        )
-    return pixels
+        fault = "is missing"
+    elif hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
+        fault = "is not the one that the outlines were drawn on (its SHA-256 differs)"
+    if fault:
+        raise SampleError(f"The photo '{image['name']}', {path}, {fault}; install scikit-image 0.26 anew.")
+    return read_image(path)
 
 
-def _bundled_folder() -> Path:
+def bundled_folder() -> Path:
     """Where scikit-image keeps its photos; looked up without importing it."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:

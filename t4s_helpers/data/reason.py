@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.encodings import DescriptorError, check_labels
-from .dataset import BadRow, Dataset, Guard, check_count
-from .sample import Sample, SampleError, image_size
+from .dataset import BadRow, Dataset, Inspection
+from .sample import Sample, SampleError, image_size, size_text
 
 _TARGET, _IGNORED = 1, 255
 
@@ -40,23 +39,24 @@ class ReasonSeg(Dataset):
     One sample per image with its first instruction, as the benchmark is scored; in ``train`` one
     for each instruction. ``meta["ignore"]`` is a mask source of pixels that are not scored. The rules
     of the release hold: corners in whole pixels, outlines included, and where polygons overlap the
-    smaller one counts. ``published`` counts images; the other parameters are those of
-    :func:`t4s_helpers.data.load`.
+    smaller one counts. ``checks`` are those of `t4s_helpers.data.dataset.Inspection`; images are
+    what is counted.
     """
 
-    def __init__(self, root: str | Path, split: str = "val", published: int | None = None,
-                 counts: str = "strict", bad: str = "refuse", verify: bool = True):
+    def __init__(self, root: str | Path, split: str = "val", **checks: Any):
         super().__init__("reasonseg", split, "res")
         folder = Path(root) / split
         if not folder.is_dir():
             raise SampleError(f"There is no folder {folder}; unpack ReasonSeg's {split}.zip there.")
-        stems = sorted({p.stem for p in folder.iterdir() if p.suffix in (".json", ".jpg")})
+        stems = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".jpg")})
         self._items: list[tuple[Path, int]] = []
-        guard = Guard(bad)
+        inspection = Inspection(**checks)
         for stem in stems:
-            self._add(folder / f"{stem}.json", guard, verify)
-        self.excluded = tuple(guard.excluded)
-        check_count(len(stems), published, f"{folder}", counts)
+            path = folder / f"{stem}.json"
+            with inspection.row(self._name(path, 0)):
+                self._inspect(path, inspection)
+        self.excluded = tuple(inspection.excluded)
+        inspection.count(len(stems), f"{folder}")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -70,41 +70,26 @@ class ReasonSeg(Dataset):
     def sample(self, index: int) -> Sample:
         path, k = self._items[index]
         texts, is_sentence, _ = _read(path)
-        shape = (1, *image_size(path.with_suffix(".jpg")))
-        return Sample(
-            self._name(path, k), path.with_suffix(".jpg"), (_label(texts[k]),),
-            ReasonMask(path, shape), "res", self.split,
-            meta={"ignore": ReasonMask(path, shape, _IGNORED), "is_sentence": is_sentence,
-                  "dataset": self.name},
-        )
+        shape = (1, *image_size(self.image(index)))
+        meta = {"ignore": ReasonMask(path, shape, _IGNORED), "is_sentence": is_sentence,
+                "dataset": self.name}
+        return Sample(self._name(path, k), self.image(index), (texts[k],), ReasonMask(path, shape), "res",
+                      self.split, meta=meta)
 
     def _name(self, path: Path, k: int) -> str:
         return f"reasonseg/{self.split}/{path.stem}/{k}"
 
-    def _add(self, path: Path, guard: Guard, verify: bool) -> None:
-        try:
-            texts, _, shapes = _read(path)
-            image = path.with_suffix(".jpg")
-            if not image.is_file():
-                raise BadRow("missing image", f"The photo {image} of {path} does not exist; unpack "
-                             "ReasonSeg again.")
-            if verify:
-                _check_shapes(path, shapes, image_size(image))
-        except BadRow as fault:
-            guard.report(self._name(path, 0), fault)
-            return
+    def _inspect(self, path: Path, inspection: Inspection) -> None:
+        texts, _, shapes = _read(path)
+        image = path.with_suffix(".jpg")
+        inspection.photo(image, str(path))
+        if inspection.verify:
+            _check_shapes(path, shapes, image_size(image))
         for k, text in enumerate(texts if self.split == "train" else texts[:1]):
-            try:
-                check_labels((_label(text),))
-            except DescriptorError as error:
-                guard.report(self._name(path, k), BadRow("expression that cannot be a label",
-                                                         f"{path}: {error}"), always_exclude=True)
-            else:
+            name = self._name(path, k)
+            with inspection.row(name):
+                inspection.label(text, name)
                 self._items.append((path, k))
-
-
-def _label(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _read(path: Path) -> tuple[list[str], bool, list[dict[str, Any]]]:
@@ -119,28 +104,24 @@ def _read(path: Path) -> tuple[list[str], bool, list[dict[str, Any]]]:
         except UnicodeDecodeError:  # some files of the release were written on Windows
             found = json.loads(data.decode("cp1252"))
         texts, shapes = found["text"], found["shapes"]
-        texts = [texts] if isinstance(texts, str) else texts
-        fine = all(isinstance(t, str) for t in texts) and all("points" in s for s in shapes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        texts = [" ".join(text.split()) for text in ([texts] if isinstance(texts, str) else texts)]
+        if not texts or not all("points" in shape for shape in shapes):
+            raise ValueError("no instruction, or a shape without points")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRow("unreadable annotation", f"Annotation file {path} cannot be read ({error}); "
                      "unpack ReasonSeg again.") from error
-    if not texts or not fine:
-        raise BadRow("unreadable annotation", f"Annotation file {path} has no instruction or a shape "
-                     "without points; unpack ReasonSeg again.")
     return texts, bool(found.get("is_sentence")), shapes
 
 
 def _check_shapes(path: Path, shapes: list[dict[str, Any]], size: tuple[int, int]) -> None:
-    height, width = size
+    slack = 0.05 * max(size) + 2
     for shape in shapes:
         points = np.asarray(shape["points"], float)
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
             raise BadRow("unusable outline", f"A shape of {path} is no list of pairs x, y; mend it.")
-        slack = 0.05 * max(size) + 2
-        if points.min() < -slack or (points.max(0) > (width + slack, height + slack)).any():
-            raise BadRow("image of another size",
-                         f"A shape of {path} lies outside its photo of {width} x {height} pixels "
-                         "(width x height); use the photos that were annotated.")
+        if points.min() < -slack or (points.max(0) > np.add(size[::-1], slack)).any():
+            raise BadRow("image of another size", f"A shape of {path} lies outside its photo of "
+                         f"{size_text(size)}; use the photos that were annotated.")
     if not (_drawn(path, size) == _TARGET).any():
         raise BadRow("no target outline", f"{path} has no target that shows; it is not taken for a "
                      "request without target: mend or remove it.")
@@ -153,8 +134,8 @@ def _drawn(path: Path, size: tuple[int, int]) -> np.ndarray:
     for shape in _read(path)[2]:
         label = str(shape.get("label", "")).lower()
         if label != "flag":  # withdrawn by the annotators
-            drawn.append((_polygon(shape["points"], size), _IGNORED if "ignore" in label else
-                          _TARGET))
+            value = _IGNORED if "ignore" in label else _TARGET
+            drawn.append((_polygon(shape["points"], size), value))
     values = np.zeros(size, np.uint8)
     for mask, value in sorted(drawn, key=lambda one: -np.count_nonzero(one[0])):
         values[mask] = value

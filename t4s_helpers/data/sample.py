@@ -247,8 +247,8 @@ class Sample:
             )
         if pixels.shape[:2] != self.size:
             raise self._error(
-                f"has masks of {_size_text(self.size)}, but {origin} is "
-                f"{_size_text(pixels.shape[:2])}; use the masks that were drawn on this image"
+                f"has masks of {size_text(self.size)}, but {origin} is "
+                f"{size_text(pixels.shape[:2])}; use the masks that were drawn on this image"
             )
 
     def _check_instances(self) -> None:
@@ -371,6 +371,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _size_text(size: tuple[int, int]) -> str:
+def size_text(size: tuple[int, int]) -> str:
     """``(H, W)`` in the words of a picture viewer."""
     return f"{size[1]} x {size[0]} pixels (width x height)"

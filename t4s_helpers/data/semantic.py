@@ -1,6 +1,6 @@
 """Semantic segmentation on official files: COCO-Stuff, ADE20K-150, PASCAL Context, PASCAL VOC.
 
-A class map is int32 ``(H, W)``: 0 is background, ``k`` is ``classes[k-1]`` and :data:`IGNORE` a pixel
+A class map is int32 ``(H, W)``: 0 is background, ``k`` is ``classes[k-1]`` and `VOID_INDEX` a pixel
 that is never scored. Each reader says which pixel values of its files mean what; a value that has
 no meaning is an error that names file and value.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from .classes import ADE20K_150, COCO_STUFF, COCO_STUFF_IDS, CONTEXT_59, CONTEXT_459, VOC_20
-from .dataset import BadRow, Dataset, Guard, check_count
-from .sample import Sample, SampleError, image_size
+from .dataset import BadRow, Dataset, Inspection, choose, progress
+from .sample import Sample, SampleError
 
-IGNORE = 255
+VOID_INDEX = 255
 """Value of pixels without a label, which are never scored."""
 
 BACKGROUND = ("ignored", "class")
@@ -40,10 +40,8 @@ class ClassMap:
     def read(self) -> np.ndarray:
         """int32 ``(H, W)``; see the module.
 
-        Raises
-        ------
-        BadRow
-            When the file is missing, cannot be read or holds a value without a meaning.
+        Raises:
+            BadRow: the file is missing, cannot be read or holds a value without a meaning.
         """
         return _class_map(self).astype(np.int32)
 
@@ -78,9 +76,7 @@ def _lookup(meaning: tuple[tuple[int, int], ...], many: bool) -> np.ndarray:
 
 def _read_values(path: Path) -> np.ndarray:
     """Pixel values of an annotation file, unsigned ``(H, W)``."""
-    if not path.is_file():
-        raise BadRow("missing annotation",
-                     f"Annotation file {path} does not exist; unpack the annotations again.")
+    check_annotation(path)
     try:
         values = _read_mat(path) if path.suffix == ".mat" else _read_indices(path)
     except SampleError:
@@ -93,6 +89,13 @@ def _read_values(path: Path) -> np.ndarray:
                      f"Annotation file {path} holds {values.dtype} of shape {values.shape} instead "
                      "of one class number for each pixel; use the index images, not coloured ones.")
     return values
+
+
+def check_annotation(path: Path) -> None:
+    """Raise `BadRow` where an annotation file is missing."""
+    if not path.is_file():
+        raise BadRow("missing annotation",
+                     f"Annotation file {path} does not exist; unpack the annotations again.")
 
 
 def _read_indices(path: Path) -> np.ndarray:
@@ -125,37 +128,32 @@ class ClassMasks:
 class SemanticDataset(Dataset):
     """Images with a class map each; labels are the classes that an image shows, in list order.
 
-    Parameters
-    ----------
-    name, split:
-        Of the data set.
-    classes:
-        Its class list.
-    pairs:
-        Image file and annotation file of each sample.
-    meaning:
-        Pixel value -> class map value (0: background, ``k``: ``classes[k-1]``, :data:`IGNORE`).
-    background:
-        ``"ignored"``: pixels of no listed class are not scored; ``"class"``: they are class 0.
-    published, counts, bad, verify:
-        As in :func:`t4s_helpers.data.load`. With ``verify`` every annotation file is read once, and
-        images that show none of the classes are excluded; without it a fault is an error when the
-        sample is asked for.
+    Args:
+        name, split: of the data set.
+        classes: its class list.
+        pairs: image file and annotation file of each sample.
+        meaning: pixel value -> class map value (0: background, ``k``: ``classes[k-1]``, `VOID_INDEX`).
+        background: one of `BACKGROUND`; as a class it is number 0.
+        checks: see `t4s_helpers.data.dataset.Inspection`. With ``verify`` every annotation file is read
+            once, and images that show none of the classes are excluded; without it a fault is an error
+            when the sample is asked for.
     """
 
     def __init__(self, name: str, split: str, classes: Sequence[str],
                  pairs: Iterable[tuple[Path, Path]], meaning: Mapping[int, int],
-                 background: str = "ignored", published: int | None = None,
-                 counts: str = "strict", bad: str = "refuse", verify: bool = True):
-        if background not in BACKGROUND:
-            raise SampleError(f"background={background!r} is not known; choose one of "
-                              f"{', '.join(BACKGROUND)}.")
-        super().__init__(name, split, "semantic", tuple(classes))
-        self.background, self.ignore_index = background, IGNORE
-        self._meaning = tuple(sorted(meaning.items()))
-        pairs = list(pairs)
-        check_count(len(pairs), published, f"{split!r} of {name}", counts)
-        self._pairs = self._checked(pairs, Guard(bad), verify)
+                 background: str = "ignored", **checks: Any):
+        choose("background", background, BACKGROUND)
+        super().__init__(name, split, "semantic", classes)
+        self.background, self.ignore_index = background, VOID_INDEX
+        self._meaning, self._pairs = tuple(sorted(meaning.items())), []
+        pairs, inspection = list(pairs), Inspection(**checks)
+        inspection.count(len(pairs), f"{split!r} of {name}")
+        for pair in progress(pairs, f"{name} {split}", "images", 200 if inspection.verify else len(pairs) + 1):
+            with inspection.row(self._name(pair)):
+                inspection.unique(self._name(pair))
+                self._check(pair, inspection)
+                self._pairs.append(pair)
+        self.excluded = tuple(inspection.excluded)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -175,60 +173,29 @@ class SemanticDataset(Dataset):
         source = ClassMap(annotation, self._meaning)
         class_ids = _shown(source)
         masks = ClassMasks(source, class_ids, (len(class_ids), *_class_map(source).shape))
-        return Sample(
-            self.id(index), image, tuple(self.classes[k - 1] for k in class_ids), masks,
-            task="semantic", split=self.split,
-            meta={"class_ids": class_ids, "class_map": source, "dataset": self.name},
-        )
+        meta = {"class_ids": class_ids, "class_map": source, "dataset": self.name}
+        return Sample(self.id(index), image, tuple(self.classes[k - 1] for k in class_ids), masks,
+                      "semantic", self.split, meta=meta)
 
     def _name(self, pair: tuple[Path, Path]) -> str:
         return f"{self.name}/{self.split}/{pair[0].stem}"
 
-    def _checked(self, pairs: list[tuple[Path, Path]], guard: Guard, verify: bool
-                 ) -> list[tuple[Path, Path]]:
-        from tqdm.auto import tqdm
-
-        kept, seen = [], set()
-        for pair in tqdm(pairs, f"{self.name} {self.split}", unit=" images",
-                         disable=not verify or len(pairs) < 200):
-            name = self._name(pair)
-            try:
-                if name in seen:
-                    raise BadRow("duplicated id", f"{name} is listed twice; list each image once.")
-                seen.add(name)
-                if self._check(pair, verify):
-                    kept.append(pair)
-                else:
-                    guard.report(name, BadRow("no class of the list", f"{pair[1]} shows none of "
-                                 "the classes."), always_exclude=True)
-            except BadRow as fault:
-                guard.report(name, fault)
-        self.excluded = tuple(guard.excluded)
-        return kept
-
-    def _check(self, pair: tuple[Path, Path], verify: bool) -> bool:
-        """Whether the image shows any class; a :class:`BadRow` where it cannot be told."""
+    def _check(self, pair: tuple[Path, Path], inspection: Inspection) -> None:
         image, annotation = pair
-        if not image.is_file():
-            raise BadRow("missing image", f"The photo {image} of {annotation} does not exist; "
-                         "unpack the photos again.")
-        if not verify:
-            return annotation.is_file() or bool(_read_values(annotation).size)
+        if not inspection.verify:
+            check_annotation(annotation)
+            inspection.photo(image, str(annotation))
+            return
         source = ClassMap(annotation, self._meaning)
-        found = _class_map(source).shape
-        if image_size(image) != found:
-            height, width = image_size(image)
-            raise BadRow("image of another size",
-                         f"{image} is {width} x {height} pixels (width x height), but its "
-                         f"annotations {annotation} are {found[1]} x {found[0]}; use the photos "
-                         "that were annotated.")
-        return bool(_shown(source))
+        inspection.photo(image, str(annotation), _class_map(source).shape)
+        if not _shown(source):
+            raise BadRow("no class of the list", f"{annotation} shows none of the classes.", harmless=True)
 
 
 def _shown(source: ClassMap) -> tuple[int, ...]:
     """Class map values of the classes that an image shows."""
-    counts = np.bincount(_class_map(source).ravel(), minlength=IGNORE + 1)
-    counts[[0, IGNORE]] = 0
+    counts = np.bincount(_class_map(source).ravel(), minlength=VOID_INDEX + 1)
+    counts[[0, VOID_INDEX]] = 0
     return tuple(np.flatnonzero(counts).tolist())
 
 
@@ -247,9 +214,9 @@ class CocoStuff(SemanticDataset):
     def __init__(self, root: str | Path, split: str = "val2017", maps: str = "stuffthingmaps",
                  **options: Any):
         root = Path(root)
-        ending = {"stuffthingmaps": ".png", "trainids": "_labelTrainIds.png"}.get(maps)
-        if ending is None:
-            raise SampleError(f"maps={maps!r} is not known; choose stuffthingmaps or trainids.")
+        endings = {"stuffthingmaps": ".png", "trainids": "_labelTrainIds.png"}
+        choose("maps", maps, tuple(endings))
+        ending = endings[maps]
         annotations = _folder(root, f"annotations/{split}", f"stuffthingmaps/{split}")
         photos = _folder(root, f"images/{split}", split)
         if maps == "trainids":
@@ -262,7 +229,7 @@ class CocoStuff(SemanticDataset):
                  if maps == "trainids" or not name.endswith("_labelTrainIds.png"))
         super().__init__("cocostuff", split, COCO_STUFF,
                          _paired(photos, annotations, stems, ending),
-                         {**meaning, IGNORE: IGNORE}, **options)
+                         {**meaning, VOID_INDEX: VOID_INDEX}, **options)
 
 
 class Ade20k(SemanticDataset):
@@ -280,7 +247,7 @@ class Ade20k(SemanticDataset):
         photos, annotations = (_folder(root, f"{part}/{split}") for part in
                                ("images", "annotations"))
         stems = (path.stem for path in annotations.glob("*.png"))
-        meaning = {0: IGNORE, **{k: k for k in range(1, len(ADE20K_150) + 1)}}
+        meaning = {0: VOID_INDEX, **{k: k for k in range(1, len(ADE20K_150) + 1)}}
         super().__init__("ade20k-150", split, ADE20K_150,
                          _paired(photos, annotations, stems, ".png"), meaning, **options)
 
@@ -299,7 +266,7 @@ class Voc(SemanticDataset):
         root = Path(root)
         folder = _folder(root, annotations)
         stems = _listed(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-        meaning = {IGNORE: IGNORE, **{k: k for k in range(len(VOC_20) + 1)}}
+        meaning = {VOID_INDEX: VOID_INDEX, **{k: k for k in range(len(VOC_20) + 1)}}
         super().__init__("voc-20" if background == "ignored" else "voc-21", split, VOC_20,
                          _paired(_folder(root, "JPEGImages"), folder, stems, ".png", False),
                          meaning, background, **options)
@@ -310,7 +277,7 @@ CONTEXT_MAPS = {
     "SegmentationClassContext": (".png", {0: 0, **{
         n: CONTEXT_59.index(name) + 1 for n, name in enumerate(_ALPHABETICAL, 1)}}),
     "59_context_labels": (".png", {k: k for k in range(len(CONTEXT_59) + 1)}),
-    "annotations_detectron2": (".png", {IGNORE: 0, **{
+    "annotations_detectron2": (".png", {VOID_INDEX: 0, **{
         n: CONTEXT_59.index(name) + 1 for n, name in enumerate(_ALPHABETICAL)}}),
     "trainval": (".mat", {CONTEXT_459[name]: k for k, name in enumerate(CONTEXT_59, 1)}),
 }
@@ -328,7 +295,7 @@ class PascalContext(SemanticDataset):
     """PASCAL Context, 59 classes, on VOC 2010's photos.
 
     Layout: ``JPEGImages/*.jpg``, ``ImageSets/SegmentationContext/<split>.txt`` (or ``<split>.txt``)
-    and one of the folders of :data:`CONTEXT_MAPS`; see there, and
+    and one of the folders of `CONTEXT_MAPS`; see there, and
     https://cs.stanford.edu/~roozbeh/pascal-context.
 
     ``maps`` chooses among them, and ``annotations`` names the folder where its name is another.
@@ -360,7 +327,7 @@ def _folder(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise SampleError(f"There is no folder {root / names[0]}; `python -m t4s_helpers.data` says "
+    raise SampleError(f"There is no folder {root / names[0]}; `t4s data` says "
                       "where its files come from and how they lie.")
 
 

@@ -6,23 +6,21 @@ true ones, and ``meta["rule"]`` says how they are compared: ``exact`` or ``vqav2
 `t4s_helpers.evaluation.metrics.VQAAccuracy`, or ``yes-no`` (accuracy and F1 of "yes", POPE). Splits without
 public answers have ``answer=None`` and no answers: they can be asked, not scored.
 
-Each class says where its files come from and how they lie below ``root``.
+Each class says where its files come from and how they lie below ``root``. A further data set is one
+class with two methods, `VqaDataset.rows` and `VqaDataset.read`.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .dataset import BadRow, Dataset, Inspection, Record, list_of, progress, read_json, read_json_lines
 from .mixtures import Conversation
-from .dataset import BadRow, Dataset, Guard, check_count
-from .rows import Rows, Table, read_lines, read_rows
-from .sample import NoMasks, Sample, SampleError, image_size
+from .sample import NoMasks, Sample, SampleError
 
 SHORT = "Answer in one word or a short phrase."
 LETTER = "Answer with the letter of the right choice."
@@ -33,126 +31,94 @@ LETTERS = "ABCDEFGHIJ"
 
 @dataclass(frozen=True)
 class Item:
-    """What a reader takes from one row."""
+    """What a reader takes from one row; ``number`` is the question's own id."""
 
     number: Any
-    """The question's own id."""
     image: Path | None
     question: str = ""
     answer: str | None = None
     answers: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Record = field(default_factory=dict)
 
 
 class VqaDataset(Dataset):
     """Questions about images, one sample per question, in the file's order.
 
-    Parameters
-    ----------
-    name, split:
-        Of the data set.
-    rows:
-        The questions of the file.
-    read:
-        Makes an :class:`Item` of a row, or raises :class:`~t4s_helpers.data.dataset.BadRow`.
-    rule:
-        Handed on as ``meta["rule"]``, see the module.
-    instruction:
-        Ends every question, on a line of its own; empty for none.
-    published, counts, bad, verify:
-        As in :func:`t4s_helpers.data.load`.
+    Args:
+        root: folder with the layout that the class shows.
+        split: of the data set.
+        instruction: ends every question, on a line of its own; empty for none. By default the class's.
+        checks: see `t4s_helpers.data.dataset.Inspection`.
+
+    Attributes:
+        title: the data set's name, the beginning of ids.
+        rule: handed on as ``meta["rule"]``, see the module.
     """
 
-    def __init__(self, name: str, split: str, rows: Sequence[Any], read: Callable[[Any], Item],
-                 rule: str, instruction: str, published: Any = None, counts: str = "strict",
-                 bad: str = "refuse", verify: bool = True, task: str = "vqa"):
-        super().__init__(name, split, task)
-        self.rule, self.instruction = rule, instruction
-        self._rows, self._read = rows, read
-        check_count(len(rows), published, f"{split!r} of {name}", counts)
-        self._index(Guard(bad), verify)
+    title = ""
+    rule = "vqav2"
+    instruction = SHORT
+    kind = "vqa"
+
+    def __init__(self, root: str | Path, split: str, instruction: str | None = None, **checks: Any):
+        super().__init__(self.title, split, self.kind)
+        self.root, inspection = Path(root), Inspection(**checks)
+        if instruction is not None:
+            self.instruction = instruction
+        rows = self.rows()
+        inspection.count(len(rows), f"{split!r} of {self.name}")
+        self._rows = [row for n, row in enumerate(progress(rows, f"{self.name} {split}", "questions"))
+                      if self._usable(n, row, inspection)]
+        self.excluded = tuple(inspection.excluded)
+
+    @abstractmethod
+    def rows(self) -> Sequence[Any]:
+        """The questions of the file."""
+
+    @abstractmethod
+    def read(self, row: Any) -> Item:
+        """What a row holds, or a `t4s_helpers.data.dataset.BadRow`."""
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._rows)
 
     def id(self, index: int) -> str:
-        return self._name(self._item(index))
+        return self._name(self.read(self._rows[index]))
 
     def image(self, index: int) -> Path:
-        return self._item(index).image
+        return self.read(self._rows[index]).image
 
     def sample(self, index: int) -> Sample:
-        item = self._item(index)
+        item = self.read(self._rows[index])
         question = f"{item.question}\n{self.instruction}" if self.instruction else item.question
-        return Sample(
-            self._name(item), item.image, (), NoMasks(item.image), "vqa", self.split, question,
-            item.answer,
-            {"question_id": item.number, "dataset": self.name, "rule": self.rule,
-             "answers": item.answers, **item.meta},
-        )
-
-    def _item(self, index: int) -> Item:
-        return self._read(self._rows[int(self._kept[index])])
+        meta = {"question_id": item.number, "dataset": self.name, "rule": self.rule,
+                "answers": item.answers, **item.meta}
+        return Sample(self._name(item), item.image, (), NoMasks(item.image), "vqa", self.split, question,
+                      item.answer, meta)
 
     def _name(self, item: Item) -> str:
         return f"{self.name}/{self.split}/{item.number}"
 
-    def _index(self, guard: Guard, verify: bool) -> None:
-        """Check every row, and note which can be used."""
-        from tqdm.auto import tqdm
-
-        photos, seen, kept = _Photos(verify), set(), array("q")
-        for n in tqdm(range(len(self._rows)), f"{self.name} {self.split}", unit=" questions",
-                      disable=len(self._rows) < 20_000):
-            name = f"{self.name}/{self.split}, row {n}"
-            try:
-                item = self._read(self._rows[n])
-                name = self._name(item)
-                if hash(name) in seen:
-                    raise BadRow("duplicated id", f"Question {name} occurs twice; fetch the "
-                                 "official file.")
-                seen.add(hash(name))
-                if item.image is not None:
-                    photos.check(item.image, name)
-                elif self.task == "vqa":
-                    guard.report(name, BadRow("question without a picture",
-                                              f"Question {name} has no picture."), True)
-                    continue
-                kept.append(n)
-            except BadRow as fault:
-                guard.report(name, fault)
-        self._kept, self.excluded = np.asarray(kept), tuple(guard.excluded)
-
-
-class _Photos:
-    """Whether photos are there and are images; each looked at once."""
-
-    def __init__(self, verify: bool):
-        self.verify, self._fine = verify, set()
-        self._faults: dict[Path, BadRow] = {}
-
-    def check(self, path: Path, name: str) -> None:
-        key = hash(path)
-        if key in self._fine:
-            return
-        if path not in self._faults:
-            fault = self._fault(path, name)
-            if fault is None:
-                self._fine.add(key)
-                return
-            self._faults[path] = fault
-        raise self._faults[path]
-
-    def _fault(self, path: Path, name: str) -> BadRow | None:
-        if not path.is_file():
-            return BadRow("missing image", f"The photo {path} of {name} does not exist; unpack the "
-                          "photos again.")
+    def _usable(self, n: int, row: Any, inspection: Inspection) -> bool:
+        name = f"{self.name}/{self.split}, row {n}"
         try:
-            if self.verify:
-                image_size(path)
-        except SampleError as error:
-            return BadRow("unreadable image", str(error))
-        return None
+            item = self.read(row)
+            name = self._name(item)
+            inspection.unique(name)
+            if item.image is not None:
+                inspection.photo(item.image, name)
+            elif self.task == "vqa":
+                raise BadRow("question without a picture", f"Question {name} has no picture.",
+                             harmless=True)
+        except BadRow as fault:
+            inspection.leave_out(name, fault)
+            return False
+        return True
+
+    def _file(self, *names: str) -> Path:
+        """The first of these files below the root that exists, else the first."""
+        paths = [self.root / name for name in names]
+        return next((path for path in paths if path.is_file()), paths[0])
 
 
 class VqaV2(VqaDataset):
@@ -163,20 +129,19 @@ class VqaV2(VqaDataset):
     ``val2014``, ``test2015``, from https://visualqa.org/download.html.
     """
 
-    def __init__(self, root: str | Path, split: str = "val2014", instruction: str = SHORT,
-                 **options: Any):
-        self.root = Path(root)
-        found = read_rows(self.root / f"v2_OpenEnded_mscoco_{split}_questions.json")
-        self._answers = None
-        if not split.startswith("test"):
-            path = self.root / f"v2_mscoco_{split}_annotations.json"
-            rows = read_rows(path, {"annotations": ("question_id",)})
-            self._answers = Table(_list_of(rows, "annotations", path), "question_id")
-        self._photos = split.replace("test-dev", "test")
-        super().__init__("vqav2", split, _list_of(found, "questions", self.root), self._read_row,
-                         "vqav2", instruction, **options)
+    title = "vqav2"
 
-    def _read_row(self, row: Mapping[str, Any]) -> Item:
+    def rows(self) -> Sequence[Record]:
+        path = self._file(f"v2_OpenEnded_mscoco_{self.split}_questions.json")
+        questions = list_of(read_json(path), path, "questions")
+        self._photos, self._answers = self.split.replace("test-dev", "test"), None
+        if not self.split.startswith("test"):
+            path = self._file(f"v2_mscoco_{self.split}_annotations.json")
+            found = list_of(read_json(path), path, "annotations")
+            self._answers = {row["question_id"]: _consensus(row) for row in found}
+        return questions
+
+    def read(self, row: Record) -> Item:
         number, image, question = _needed(row, "question_id", "image_id", "question")
         path = self.root / self._photos / f"COCO_{self._photos}_{int(image):012d}.jpg"
         if self._answers is None:
@@ -184,9 +149,12 @@ class VqaV2(VqaDataset):
         if number not in self._answers:
             raise BadRow("question without an answer", f"Question {number!r} of VQAv2 {self._photos} "
                          "has no annotation; fetch the two files of one release.")
-        best, answers = _needed(self._answers[number], "multiple_choice_answer", "answers")
-        return Item(number, path, question, best, tuple(one["answer"] for one in answers),
-                    {"image_id": image})
+        return Item(number, path, question, *self._answers[number], {"image_id": image})
+
+
+def _consensus(row: Record) -> tuple[str, tuple[str, ...]]:
+    best, answers = _needed(row, "multiple_choice_answer", "answers")
+    return best, tuple(one["answer"] for one in answers)
 
 
 class Gqa(VqaDataset):
@@ -196,17 +164,13 @@ class Gqa(VqaDataset):
     ``images/<imageId>.jpg``, from https://cs.stanford.edu/people/dorarad/gqa/download.html.
     """
 
-    def __init__(self, root: str | Path, split: str = "testdev", instruction: str = SHORT,
-                 **options: Any):
-        self.root = Path(root)
-        name = f"{split}_balanced_questions.json"
-        path = self.root / "questions1.2" / name
-        if not path.is_file() and (self.root / name).is_file():
-            path = self.root / name
-        super().__init__("gqa", split, read_rows(path, keyed=True)[""], self._read_row, "exact",
-                         instruction, **options)
+    title, rule = "gqa", "exact"
 
-    def _read_row(self, row: tuple[str, Mapping[str, Any]]) -> Item:
+    def rows(self) -> Sequence[tuple[str, Record]]:
+        name = f"{self.split}_balanced_questions.json"
+        return list(_entries(self._file(f"questions1.2/{name}", name)).items())
+
+    def read(self, row: tuple[str, Record]) -> Item:
         number, entry = row
         image, question = _needed(entry, "imageId", "question")
         answer = entry.get("answer")
@@ -221,21 +185,18 @@ class VizWiz(VqaDataset):
     https://vizwiz.org/tasks-and-datasets/vqa.
     """
 
-    def __init__(self, root: str | Path, split: str = "val", instruction: str = UNKNOWN,
-                 **options: Any):
-        self.root, self._split = Path(root), split
-        path = self.root / "Annotations" / f"{split}.json"
-        if not path.is_file() and (self.root / f"{split}.json").is_file():
-            path = self.root / f"{split}.json"
-        super().__init__("vizwiz", split, _list_of(read_rows(path), "", path), self._read_row,
-                         "vqav2", instruction, **options)
+    title, instruction = "vizwiz", UNKNOWN
 
-    def _read_row(self, row: Mapping[str, Any]) -> Item:
+    def rows(self) -> Sequence[Record]:
+        path = self._file(f"Annotations/{self.split}.json", f"{self.split}.json")
+        return list_of(read_json(path), path)
+
+    def read(self, row: Record) -> Item:
         image, question = _needed(row, "image", "question")
         answers = tuple(one["answer"] for one in row.get("answers", ()))
-        best = max(answers, key=answers.count) if answers else None  # of equals the first
         meta = {"answerable": row["answerable"]} if "answerable" in row else {}
-        return Item(Path(image).stem, self.root / self._split / image, question, best, answers, meta)
+        return Item(Path(image).stem, self.root / self.split / image, question, _most_common(answers),
+                    answers, meta)
 
 
 class ScienceQa(VqaDataset):
@@ -246,33 +207,35 @@ class ScienceQa(VqaDataset):
     published counts include them. ``hint=False`` leaves out the text that some questions come with.
     """
 
-    def __init__(self, root: str | Path, split: str = "test", instruction: str = LETTER,
-                 hint: bool = True, **options: Any):
-        self.root, self._split, self._hint = Path(root), split, hint
-        parts = read_rows(self.root / "pid_splits.json", what="The list of splits")
-        if split not in parts:
-            raise SampleError(f"{self.root / 'pid_splits.json'} has no split {split!r}.")
-        problems = read_rows(self.root / "problems.json", keyed=True)[""]
-        self._problems = problems
-        self._place = {problems[n][0]: n for n in range(len(problems))}
-        super().__init__("scienceqa", split, [str(n) for n in parts[split]], self._read_row,
-                         "exact", instruction, **options)
+    title, rule, instruction = "scienceqa", "exact", LETTER
 
-    def _read_row(self, number: str) -> Item:
-        if number not in self._place:
-            raise BadRow("question without a text", f"Question {number!r} of ScienceQA is listed in "
+    def __init__(self, root: str | Path, split: str, hint: bool = True, **options: Any):
+        self.hint = hint
+        super().__init__(root, split, **options)
+
+    def rows(self) -> Sequence[str]:
+        path = self._file("pid_splits.json")
+        parts = read_json(path, "The list of splits")
+        if self.split not in parts:
+            raise SampleError(f"{path} has no split {self.split!r}.")
+        self._problems = _entries(self._file("problems.json"))
+        return [str(number) for number in parts[self.split]]
+
+    def read(self, row: str) -> Item:
+        if row not in self._problems:
+            raise BadRow("question without a text", f"Question {row!r} of ScienceQA is listed in "
                          "pid_splits.json, but problems.json does not have it; fetch both again.")
-        row = self._problems[self._place[number]][1]
-        question, choices, right = _needed(row, "question", "choices", "answer")
+        problem = self._problems[row]
+        question, choices, right = _needed(problem, "question", "choices", "answer")
         if not (isinstance(right, int) and 0 <= right < len(choices) <= len(LETTERS)):
-            raise BadRow("answer outside the choices", f"Question {number!r} of ScienceQA has the "
+            raise BadRow("answer outside the choices", f"Question {row!r} of ScienceQA has the "
                          f"answer {right!r} to {len(choices)} choices; fetch problems.json again.")
-        lines = [row.get("hint") if self._hint else "", question,
+        lines = [problem.get("hint") if self.hint else "", question,
                  *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))]
-        image = row.get("image")
-        path = self.root / "images" / self._split / number / image if image else None
-        return Item(number, path, "\n".join(line for line in lines if line), LETTERS[right],
-                    (LETTERS[right],), {"choices": tuple(choices), "subject": row.get("subject")})
+        image = problem.get("image")
+        path = self.root / "images" / self.split / row / image if image else None
+        return Item(row, path, "\n".join(line for line in lines if line), LETTERS[right],
+                    (LETTERS[right],), {"choices": tuple(choices), "subject": problem.get("subject")})
 
 
 class TextVqa(VqaDataset):
@@ -282,19 +245,17 @@ class TextVqa(VqaDataset):
     ``test_images/*.jpg``, from https://textvqa.org/dataset.
     """
 
-    def __init__(self, root: str | Path, split: str = "val", instruction: str = SHORT,
-                 **options: Any):
-        self.root = Path(root)
-        self._photos = "test_images" if split == "test" else "train_images"
-        path = self.root / f"TextVQA_0.5.1_{split}.json"
-        super().__init__("textvqa", split, _list_of(read_rows(path), "data", path), self._read_row,
-                         "vqav2", instruction, **options)
+    title = "textvqa"
 
-    def _read_row(self, row: Mapping[str, Any]) -> Item:
+    def rows(self) -> Sequence[Record]:
+        path = self._file(f"TextVQA_0.5.1_{self.split}.json")
+        return list_of(read_json(path), path, "data")
+
+    def read(self, row: Record) -> Item:
         number, image, question = _needed(row, "question_id", "image_id", "question")
         answers = tuple(row.get("answers") or ())
-        best = max(answers, key=answers.count) if answers else None
-        return Item(number, self.root / self._photos / f"{image}.jpg", question, best, answers,
+        photos = "test_images" if self.split == "test" else "train_images"
+        return Item(number, self.root / photos / f"{image}.jpg", question, _most_common(answers), answers,
                     {"image_id": image})
 
 
@@ -307,16 +268,17 @@ class Pope(VqaDataset):
     questions, the present one 3,000.
     """
 
-    def __init__(self, root: str | Path, split: str = "test", kind: str = "random",
-                 instruction: str = YES_NO, **options: Any):
-        self.root = Path(root)
-        path = self.root / f"coco_pope_{kind}.json"
-        if not path.is_file() and (self.root / "coco" / path.name).is_file():
-            path = self.root / "coco" / path.name
-        super().__init__(f"pope-{kind}", split, read_lines(path), self._read_row, "yes-no",
-                         instruction, **options)
+    rule, instruction = "yes-no", YES_NO
 
-    def _read_row(self, row: Mapping[str, Any]) -> Item:
+    def __init__(self, root: str | Path, split: str, kind: str = "random", **options: Any):
+        self.title = f"pope-{kind}"
+        super().__init__(root, split, **options)
+
+    def rows(self) -> Sequence[Record]:
+        name = f"coco_{self.title.replace('-', '_')}.json"
+        return read_json_lines(self._file(name, f"coco/{name}"))
+
+    def read(self, row: Record) -> Item:
         number, image, question, label = _needed(row, "question_id", "image", "text", "label")
         if label not in ("yes", "no"):
             raise BadRow("answer outside the choices", f"Question {number!r} of POPE has the label "
@@ -327,67 +289,57 @@ class Pope(VqaDataset):
 class LlavaMix(VqaDataset):
     """LLaVA-1.5's instruction mix of 665k conversations (Liu et al., CVPR 2024), for training.
 
-    Items are :class:`~t4s_helpers.data.mixtures.Conversation`; their ids are row numbers, as the
-    file's own repeat. Some have no picture. Layout: ``llava_v1_5_mix665k.json`` from
+    Items are `t4s_helpers.data.mixtures.Conversation`; their ids are row numbers, as the file's own
+    repeat. Some have no picture. Layout: ``llava_v1_5_mix665k.json`` from
     https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K and the photos where its rows say:
     ``coco/train2017``, ``gqa/images``, ``ocr_vqa/images``, ``textvqa/train_images``, ``vg/VG_100K``,
     ``vg/VG_100K_2``.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", **options: Any):
-        self.root = Path(root)
-        path = self.root / "llava_v1_5_mix665k.json"
-        rows = _list_of(read_rows(path), "", path)
-        super().__init__("llava-665k", split, _Numbered(rows), self._read_row, "none", "",
-                         task="conversation", **options)
+    title, rule, instruction, kind = "llava-665k", "none", "", "conversation"
+
+    def rows(self) -> Sequence[tuple[int, Record]]:
+        path = self._file("llava_v1_5_mix665k.json")
+        return list(enumerate(list_of(read_json(path), path)))
 
     def sample(self, index: int) -> Conversation:
-        item = self._item(index)
+        item = self.read(self._rows[index])
         return Conversation(self._name(item), item.image, item.meta["turns"],
                             {"dataset": self.name, "id": item.meta["id"]})
 
-    def _read_row(self, numbered: tuple[int, Mapping[str, Any]]) -> Item:
-        number, row = numbered
-        said = row.get("conversations")
+    def read(self, row: tuple[int, Record]) -> Item:
+        number, entry = row
+        said, image = entry.get("conversations"), entry.get("image")
         if not isinstance(said, list) or not said or len(said) % 2:
             raise BadRow("broken conversation", f"Row {number} of {self.root}'s mix has no pairs of "
                          "question and answer; fetch the file again.")
-        image = row.get("image")
         return Item(number, self.root / image if image else None,
-                    meta={"turns": tuple(self._turns(said, number)), "id": row.get("id")})
+                    meta={"turns": tuple(self._turns(said, number)), "id": entry.get("id")})
 
-    def _turns(self, said: list[Mapping[str, Any]], number: int) -> Iterator[tuple[str, str]]:
+    def _turns(self, said: list[Record], number: int) -> Iterator[tuple[str, str]]:
         for asked, answered in zip(said[::2], said[1::2]):
             if (asked.get("from"), answered.get("from")) != ("human", "gpt"):
                 raise BadRow("broken conversation", f"Row {number} of {self.root}'s mix is not "
                              "question and answer in turn; fetch the file again.")
-            # The picture's place is the chat template's matter.
+            # The chat template decides where the picture goes.
             yield asked["value"].replace("<image>", "").strip(), answered["value"].strip()
 
 
-class _Numbered(Sequence):
-    """Rows as pairs of their number and themselves."""
-
-    def __init__(self, rows: Rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.rows[index]
+def _entries(path: Path) -> dict[str, Record]:
+    """The questions of a file that keeps them by their ids."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise SampleError(f"{path} holds no JSON object of questions; fetch the official file.")
+    return found
 
 
-def _list_of(found: Mapping[str, Any], name: str, path: Path) -> Rows:
-    rows = found.get(name)
-    if not isinstance(rows, Rows):
-        wanted = f"a list '{name}' of objects" if name else "a list of objects"
-        raise SampleError(f"{path} does not hold {wanted}; fetch the official file.")
-    return rows
+def _most_common(answers: tuple[str, ...]) -> str | None:
+    """The most common answer, the first of several; None without any."""
+    return max(answers, key=answers.count) if answers else None
 
 
-def _needed(row: Mapping[str, Any], *names: str) -> list[Any]:
-    absent = [name for name in names if name not in row]
+def _needed(row: Any, *names: str) -> list[Any]:
+    absent = [name for name in names if not isinstance(row, dict) or name not in row]
     if absent:
         raise BadRow("incomplete question", f"A question lacks {', '.join(absent)}: "
                      f"{str(row)[:120]}; fetch the official file.")

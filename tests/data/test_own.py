@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 from shared_data import shared_data
 
+from t4s_helpers.codec.encodings import get_encoding
+from t4s_helpers.data import load
+from t4s_helpers.data.mixtures import SampleMixture
 from t4s_helpers.data.own import load_csv, load_own
 from t4s_helpers.data.sample import SampleError
 
@@ -65,30 +68,17 @@ def test_either_form_is_read_by_one_name(folder, tmp_path):
         load_own(tmp_path / "coco")
 
 
+def test_own_data_is_trained_on(folder):
+    """Every picture in turn, its expression answered by its own mask."""
+    path = write(folder, "a.png,the dog,m.png", "a.png,the cat,")
+    mixture = SampleMixture(load(path), 5, encoding=get_encoding(grid_size=4))
+    assert mixture.image(4).shape == (20, 30, 3)
+    told = [mixture.turns(k)[0].text for k in range(5)]
+    assert "the dog *" in told[0] and "the cat" not in told[1] and told[0] == told[2]
+
+
 def test_a_coco_folder_is_trained_on():
     """A pool of real photos, where it is there."""
-    import tiny_model
-
-    from t4s_helpers.model import training
-
-    samples = load_own(shared_data("coco_pool"))
-    data, collate = training.sample_data(tiny_model.backbone(), samples, 2, size=8)
-    batch = collate([data[0], data[1]])
-    assert len(samples) > 1 and (batch["labels"] != training.IGNORE).any(1).all()
-
-
-def test_own_data_becomes_training_items(folder):
-    import tiny_model
-
-    from t4s_helpers.model import training
-
-    backbone = tiny_model.backbone()
-    samples = load_csv(write(folder, "a.png,the dog,m.png", "a.png,the cat,"))
-    data, collate = training.sample_data(backbone, samples, 5, size=4)
-    batch = collate([data[k] for k in range(len(data))])
-    assert len(data) == 5 and batch["pixel_values"].shape == (5, 3, 128, 128)
-    tokenizer = backbone.processor.tokenizer
-    texts = [tokenizer.decode(row[row != training.IGNORE]) for row in batch["labels"]]
-    assert "the dog *" in texts[0] and "the cat" not in texts[1]
-    again, _ = training.sample_data(backbone, samples, 5, size=4)
-    assert again[3]["input_ids"] == data[3]["input_ids"]
+    samples = load(shared_data("coco_pool"))
+    mixture = SampleMixture(samples, 2, encoding=get_encoding(grid_size=8))
+    assert len(samples) > 1 and all(mixture.turns(k)[0].labels for k in range(2))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from t4s_helpers.codec.encodings import ENCODINGS, get_encoding
+from t4s_helpers.codec.grid import masks_to_grid
+from t4s_helpers.codec.parsing import parse
 from t4s_helpers.data import prompts
 from t4s_helpers.data.expressions import scene_sample
-from t4s_helpers.codec.parsing import parse
 
 
 def test_evaluation_wording_never_depends_on_chance():
@@ -18,13 +20,15 @@ def test_evaluation_wording_never_depends_on_chance():
 
 
 @pytest.mark.parametrize("style", prompts.SENTENCES)
-@pytest.mark.parametrize("scheme", ["full", "irle", "rrle"])
-def test_answers_are_read_back_as_the_grid_they_came_from(style, scheme):
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_answers_are_read_back_as_the_grid_they_came_from(style, name):
+    encoding = get_encoding(name)
     for index in range(12):
         sample = scene_sample("test", index, "gres")
-        one = prompts.turn(sample, 16, scheme=scheme, style=style)
-        grid, report = parse(one.text, sample.labels, 16, scheme)
-        assert report.ok and np.array_equal(grid, sample.grid(16))
+        one = prompts.ask_and_answer(sample, encoding, style=style)
+        grid, report = parse(one.text, one.labels, encoding)
+        assert one.labels == sample.labels and report.ok
+        assert np.array_equal(grid, sample.grid(encoding.grid_size))
         assert report.no_target == (not sample.masks.any())
 
 
@@ -37,11 +41,14 @@ def test_box_sentence_states_the_box_of_all_targets():
 
 def test_partial_requests_leave_the_other_classes_out():
     sample = next(s for k in range(50) if len((s := scene_sample("test", k, "semantic")).labels) > 2)
+    encoding = get_encoding(grid_size=8)
     for seed in range(8):
         asked = prompts.ask(sample, np.random.default_rng(seed), "partial")
-        assert set(asked.labels) <= set(sample.labels)
-        for name, mask in zip(asked.labels, asked.masks):
-            assert np.array_equal(mask, sample.masks[sample.labels.index(name)])
+        told = prompts.ask_and_answer(sample, encoding, rng=np.random.default_rng(seed), mode="partial")
+        assert set(asked.labels) <= set(sample.labels) and not asked.answer
+        assert (told.question, told.labels) == (asked.question, asked.labels)
+        masks = sample.masks[[sample.labels.index(name) for name in asked.labels]]
+        assert np.array_equal(parse(told.text, told.labels, encoding)[0], masks_to_grid(masks, 8))
 
 
 def test_conditioned_requests_list_absent_classes_too():
@@ -58,19 +65,16 @@ def test_modes_come_in_the_papers_proportions():
     assert 20 <= everything <= 65 and 200 <= classes <= 280
 
 
-def test_messages_carry_the_picture_once():
-    turns = [prompts.Turn("one?", ("1",)), prompts.Turn("two?", ("2",))]
-    chat = prompts.messages(turns, open_ended=True)
-    assert [m["role"] for m in chat] == ["user", "assistant", "user"]
-    kinds = [part["type"] for m in chat for part in m["content"]]
-    assert kinds.count("image") == 1 and kinds[0] == "image"
+def test_questions_are_answered_in_words():
+    one = prompts.ask_and_answer(scene_sample("test", 0, "vqa"), get_encoding())
+    assert one.labels == () and one.text == scene_sample("test", 0, "vqa").answer
 
 
 @pytest.mark.parametrize("call, words", [
     (lambda: prompts.question("poem", ["a"]), "poem"),
     (lambda: prompts.question("res"), "at least one label"),
-    (lambda: prompts.answer(np.zeros((2, 2), int), ["a"], style="rhyme"), "rhyme"),
-    (lambda: prompts.answer(np.zeros((2, 2), int), ["a"], style="box"), "mask"),
+    (lambda: prompts.answer(np.zeros((2, 2), int), ["a"], get_encoding(grid_size=2), "rhyme"), "rhyme"),
+    (lambda: prompts.answer(np.zeros((2, 2), int), ["a"], get_encoding(grid_size=2), "box"), "mask"),
     (lambda: prompts.ask(scene_sample("test", 0, "semantic"), mode="some"), "'some'"),
 ])
 def test_bad_requests_are_named(call, words):

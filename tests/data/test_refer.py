@@ -110,7 +110,8 @@ def test_masks_and_pixels(root):
 
 def test_sentences_of_one_reference_share_their_outline(root):
     first, second, _ = load_refer(root())
-    assert first.__dict__["_masks"] is second.__dict__["_masks"]
+    groups = [one.__dict__["_masks"].groups[0][0] for one in (first, second)]
+    assert groups[0] is groups[1]
 
 
 def test_one_split(root):
@@ -243,7 +244,7 @@ def test_outlines_nobody_refers_to_may_be_broken(root):
 def test_names_a_missing_photo_and_its_id(root):
     where = root()
     (where / DATASETS["refcoco"].photos / PHOTO).unlink()
-    with pytest.raises(SampleError, match=f"image 42, .*{PHOTO}, does not exist"):
+    with pytest.raises(SampleError, match=f"{PHOTO} of image 42 .* does not exist"):
         load_refer(where)
 
 
@@ -461,15 +462,6 @@ def test_data_sets_travel_to_other_processes(root):
     again = pickle.loads(pickle.dumps(data.shuffled(3)))
     assert [s.id for s in again] == [s.id for s in data.shuffled(3)]
     assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
-
-
-def test_a_file_that_changes_underneath_is_noticed(root):
-    where = root(GREFS, dataset="grefcoco")
-    data = pickle.loads(pickle.dumps(opened(where)))
-    path = where / "grefcoco" / "grefs(unc).json"
-    path.write_text(path.read_text() + " ")
-    with pytest.raises(SampleError, match="was changed"):
-        data[0]
 
 
 # outlines

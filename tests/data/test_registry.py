@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from miniatures import ade, halves
 from shared_data import shared_data
-from test_semantic import ade, halves
 
 from t4s_helpers.data import ENTRIES, SampleError, load
-from t4s_helpers.data.__main__ import listing, main
+from t4s_helpers.data.photos import photo_samples
+from t4s_helpers.data.registry import listing
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -40,7 +41,7 @@ def test_listing_has_every_name_and_what_it_needs():
 
 
 def test_unknown_names_and_splits():
-    with pytest.raises(SampleError, match="'coco'; choose one of refclef"):
+    with pytest.raises(SampleError, match="'coco'; .*choose scenes, photos, refclef"):
         load("coco")
     with pytest.raises(SampleError, match="'minival'; choose one of train"):
         load("refcoco", "minival", root=".")
@@ -64,17 +65,19 @@ def test_limit(tmp_path):
     assert len(data) == 3 and data.classes[0] == "wall" and data.background == "ignored"
 
 
-def test_the_command(tmp_path, capsys):
-    assert main([]) == 0 and "grefcoco" in capsys.readouterr().out
-    assert main(["ade20k-150", "--root", str(tmp_path)]) == 1
-    assert "images" in capsys.readouterr().err
-    ade(tmp_path, halves(1, 2))
-    ade(tmp_path, halves(1, 151), "ADE_val_2")
-    arguments = ["ade20k-150", "--root", str(tmp_path), "--counts", "off"]
-    assert main(arguments) == 1 and "pixel values 151" in capsys.readouterr().err
-    assert main([*arguments, "--bad", "exclude"]) == 0
-    out = capsys.readouterr().out
-    assert "1 x class outside the list" in out and "1 semantic samples" in out
+def test_every_name_opens(tmp_path):
+    """Scenes, photos and a person's own files come through the same door."""
+    assert [s.task for s in load("scenes", n=2, task="rec", start=5)] == ["rec", "rec"]
+    assert load("scenes", n=1, start=7)[0].id == "res-test-000007"
+    assert len(load("scenes", n=1, task="conversation")[0]) == 3
+    seen, unseen = (load("scenes", n=1, task="semantic", palette=p)[0] for p in ("seen", "unseen"))
+    assert (seen.image != unseen.image).any() and seen.labels == unseen.labels
+    with pytest.raises(ValueError, match="names colours"):
+        load("scenes", n=1, task="res", palette="unseen")
+    assert [s.id for s in load("photos", n=2)] == [s.id for s in photo_samples()[:2]]
+    own = tmp_path / "own.csv"
+    own.write_text("image,expression,mask\n")
+    assert load(own) == load(str(own)) == []
 
 
 def test_the_package_imports_numpy_alone():

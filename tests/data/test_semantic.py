@@ -4,71 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from miniatures import H, W, ade, cocostuff, context, halves, photo, put_image, voc
 
 from t4s_helpers.data import SampleError, load
 from t4s_helpers.data.classes import (
     ADE20K_150, COCO_STUFF, COCO_STUFF_IDS, CONTEXT_59, CONTEXT_459, VOC_20,
 )
-from t4s_helpers.data.semantic import CONTEXT_MAPS, IGNORE
+from t4s_helpers.data.semantic import CONTEXT_MAPS, VOID_INDEX
 from t4s_helpers.evaluation.metrics import MeanIoU
 from t4s_helpers.codec.encodings import check_labels
-
-H, W = 12, 16
-
-
-def put(path, values, mode=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.asarray(values)
-    image = Image.fromarray(values.astype(np.uint8))
-    if mode == "P":
-        image = image.convert("P")
-        image = Image.fromarray(values.astype(np.uint8), "P")
-        image.putpalette([n % 256 for n in range(768)])
-    image.save(path)
-
-
-def photo(path, size=(H, W)):
-    put(path, np.full((*size, 3), 90, np.uint8))
-
-
-def halves(left, right):
-    """A map of two values, side by side."""
-    values = np.full((H, W), left)
-    values[:, W // 2:] = right
-    return values
-
-
-def cocostuff(root, values, split="val2017", stem="000000000139", ending=".png"):
-    photo(root / "images" / split / f"{stem}.jpg")
-    put(root / "annotations" / split / f"{stem}{ending}", values)
-
-
-def ade(root, values, stem="ADE_val_00000001", split="validation"):
-    photo(root / "images" / split / f"{stem}.jpg")
-    put(root / "annotations" / split / f"{stem}.png", values)
-
-
-def voc(root, values, stem="2007_000033"):
-    photo(root / "JPEGImages" / f"{stem}.jpg")
-    put(root / "SegmentationClass" / f"{stem}.png", values, "P")
-    path = root / "ImageSets" / "Segmentation" / "val.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{stem}\n")
-
-
-def context(root, values, folder, stem="2008_000002"):
-    photo(root / "JPEGImages" / f"{stem}.jpg")
-    path = root / "ImageSets" / "SegmentationContext" / "val.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{stem}\n")
-    if folder == "trainval":
-        savemat = pytest.importorskip("scipy.io").savemat
-        (root / folder).mkdir()
-        savemat(root / folder / f"{stem}.mat", {"LabelMap": np.asarray(values, np.uint16)})
-    else:
-        put(root / folder / f"{stem}.png", values)
-
 
 def opened(name, root, **options):
     return load(name, root=root, **{"counts": "off", **options})
@@ -139,7 +83,7 @@ def test_unlabelled_pixels_of_coco_stuff_are_ignored(tmp_path):
     cocostuff(tmp_path, halves(255, 156))
     data = opened("cocostuff", tmp_path)
     assert data[0].labels == ("sky-other",)
-    assert np.array_equal(data.class_map(0), halves(IGNORE, COCO_STUFF.index("sky-other") + 1))
+    assert np.array_equal(data.class_map(0), halves(VOID_INDEX, COCO_STUFF.index("sky-other") + 1))
 
 
 def test_converted_coco_stuff(tmp_path):
@@ -160,7 +104,7 @@ def test_ade(tmp_path):
     ade(tmp_path, halves(0, 150))
     data = opened("ade20k-150", tmp_path)
     assert data[0].labels == ("flag",)
-    assert np.array_equal(data.class_map(0), halves(IGNORE, 150))
+    assert np.array_equal(data.class_map(0), halves(VOID_INDEX, 150))
 
 
 def test_names_of_ade_must_be_those_of_its_own_table(tmp_path):
@@ -181,7 +125,7 @@ def test_voc_with_and_without_background(tmp_path):
     ignored, scored = opened("voc-20", tmp_path), opened("voc-21", tmp_path)
     for data in (ignored, scored):
         assert data[0].labels == ("person",)
-        assert (data.class_map(0)[0] == IGNORE).all() and data.class_map(0)[1, 0] == 0
+        assert (data.class_map(0)[0] == VOID_INDEX).all() and data.class_map(0)[1, 0] == 0
     assert (ignored.background, scored.background) == ("ignored", "class")
     assert (ignored.name, scored.name) == ("voc-20", "voc-21")
 
@@ -234,7 +178,7 @@ def test_a_perfect_answer_scores_one(tmp_path):
         metric = MeanIoU(data.classes, background=data.background, absent="skip",
                          ignore_index=data.ignore_index)
         truth = data[0].meta["class_map"].read()
-        metric.update(np.where(truth == IGNORE, 0, truth), truth)
+        metric.update(np.where(truth == VOID_INDEX, 0, truth), truth)
         assert metric.compute()["miou"] == 1
 
 
@@ -243,7 +187,7 @@ def test_a_perfect_answer_scores_one(tmp_path):
 
 def test_a_missing_photo_is_refused_or_listed(tmp_path):
     ade(tmp_path, halves(1, 2))
-    put(tmp_path / "annotations" / "validation" / "ADE_val_00000002.png", halves(1, 2))
+    put_image(tmp_path / "annotations" / "validation" / "ADE_val_00000002.png", halves(1, 2))
     with pytest.raises(SampleError, match=r"ADE_val_00000002\.jpg .* does not exist"):
         opened("ade20k-150", tmp_path)
     data = opened("ade20k-150", tmp_path, bad="exclude")
@@ -263,7 +207,7 @@ def test_a_missing_annotation_is_refused(tmp_path):
 def test_a_photo_of_another_size_is_refused(tmp_path):
     ade(tmp_path, halves(1, 2))
     photo(tmp_path / "images" / "validation" / "ADE_val_00000001.jpg", (H, W + 1))
-    with pytest.raises(SampleError, match="17 x 12 pixels .* are 16 x 12"):
+    with pytest.raises(SampleError, match="17 x 12 pixels .* says 16 x 12"):
         opened("ade20k-150", tmp_path)
 
 
@@ -305,7 +249,7 @@ def test_an_image_that_is_listed_twice(tmp_path):
     voc(tmp_path, halves(0, 15))
     path = tmp_path / "ImageSets" / "Segmentation" / "val.txt"
     path.write_text("2007_000033\n2007_000033\n")
-    with pytest.raises(SampleError, match="listed twice"):
+    with pytest.raises(SampleError, match="occurs twice"):
         opened("voc-20", tmp_path)
     assert opened("voc-20", tmp_path, bad="exclude").excluded[0].reason == "duplicated id"
 

@@ -1,0 +1,171 @@
+"""What a model is trained on: which conversations, in which order and words."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from miniatures import MAKERS, ade, halves
+from PIL import Image
+
+from t4s_helpers.codec.encodings import get_encoding
+from t4s_helpers.data import Sample, SampleError, load
+from t4s_helpers.data.mixtures import (
+    MIXES,
+    CroppedMasks,
+    DataMixture,
+    RandomCrops,
+    SampleMixture,
+    SceneMixture,
+    mix_plan,
+)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    names = ("gqa", "pope-random", "llava-665k")
+    for name in names:
+        MAKERS[name](tmp_path / name)
+    ade(tmp_path / "ade20k-150", halves(1, 2))
+    return [load(name, root=tmp_path / name, counts="off") for name in (*names, "ade20k-150")]
+
+
+def turns(mixture):
+    return [mixture.turns(n) for n in range(len(mixture))]
+
+
+# scenes
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_conversations_never_ask_for_one_mask_twice(mix):
+    for found in turns(SceneMixture(40, mix)):
+        answers = [one.text.partition("<seg>")[2] for one in found if one.labels]
+        shapes = [tuple(answer.replace("|", "\n").split("\n")) for answer in answers]
+        assert 1 <= len(found) <= 4 and len(set(shapes)) == len(shapes)
+
+
+def test_scenes_are_asked_about_by_number_and_seed():
+    one, other = SceneMixture(6, seed=1), SceneMixture(6, seed=2)
+    assert turns(one) == turns(SceneMixture(6, seed=1)) != turns(other)
+    scene, said = one.conversation(5)
+    assert said == one.turns(5) and np.array_equal(scene.image, other.image(5)) and len(one) == 6
+    assert SceneMixture(1, "res", encoding=get_encoding("irle", 8)).turns(0)[0].text.count("\n") == 1
+    with pytest.raises(ValueError, match="'some'; choose|'some': choose"):
+        SceneMixture(1, "some")
+
+
+# any samples
+
+
+def test_samples_are_worded_anew_at_each_pass():
+    samples = load("photos", n=2)
+    mixture = SampleMixture(samples, 20, style="box", encoding=get_encoding(grid_size=8))
+    assert len(mixture) == 20 and np.array_equal(mixture.image(3), samples[1].pixels())
+    assert {one.labels for (one,) in turns(mixture)[::2]} == {samples[0].labels}
+    assert len({one.question for (one,) in turns(mixture)[::2]}) > 1
+    assert turns(mixture) == turns(SampleMixture(samples, 20, 0, get_encoding(grid_size=8), style="box"))
+    assert mixture.turns(0)[0].text.startswith("At ")
+    with pytest.raises(SampleError, match="no samples"):
+        SampleMixture([], 3)
+
+
+# data sets, as the paper mixes them
+
+
+def test_one_pass_over_everything(sources):
+    mixture = DataMixture(sources)
+    assert len(mixture) == sum(map(len, sources)) == 8
+    asked = sorted(mixture.source(n).id for n in range(8))
+    assert asked == sorted(source[k].id for source in sources for k in range(len(source)))
+    pictures = [mixture.image(n) for n in range(8)]
+    assert [image is None for image in pictures] == [mixture.source(n).image is None for n in range(8)]
+    assert {True, False} == {image is None for image in pictures}
+
+
+def test_the_seed_alone_decides(sources):
+    once = DataMixture(sources, n=40, seed=3)
+    again = pickle.loads(pickle.dumps(DataMixture(sources, n=40, seed=3)))
+    assert turns(once) == turns(again) != turns(DataMixture(sources, n=40, seed=4))
+    backwards = [once.turns(n) for n in reversed(range(40))]
+    assert backwards[::-1] == turns(once), "the order of access does not matter"
+
+
+@pytest.mark.parametrize(("grid_size", "name"), [(16, "rrle"), (8, "irle"), ((4, 6), "full")])
+def test_any_grid_and_encoding(sources, grid_size, name):
+    encoding = get_encoding(name, grid_size)
+    (one,) = DataMixture(sources[3:], encoding=encoding).turns(0)
+    cells = one.text.split("<seg>")[1].removesuffix("</seg>")
+    grid = encoding.decode(cells, one.labels)
+    assert grid.shape == (encoding.rows, encoding.cols) and grid.any()
+
+
+def test_absent_classes_fill_the_list_of_a_conditioned_request(sources):
+    few = turns(DataMixture(sources[3:], n=60, distractors=3))
+    every = turns(DataMixture(sources[3:], n=60))
+    listed = {one.question.count(",") for (one,) in few if "choosing" in one.question.lower()}
+    assert listed == {5}, "two present and three absent names, and the template's own comma"
+    assert any(one.question.count(",") >= 149 for (one,) in every)
+
+
+def test_secret_answers_are_refused(tmp_path):
+    MAKERS["vqav2"](tmp_path)
+    secret = load("vqav2", "test2015", tmp_path, counts="off")
+    with pytest.raises(SampleError, match="no answer to train on"):
+        DataMixture([secret]).turns(0)
+
+
+def test_the_plan_goes_through_a_data_set_before_it_repeats():
+    source, index = mix_plan([5, 3], weights=[1, 2], seed=1)
+    assert len(source) == 11 and source.dtype == np.uint8 and index.dtype == np.int32
+    assert sorted(index[source == 0].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(index[source == 1].tolist()) == [0, 0, 1, 1, 2, 2]
+    source, index = mix_plan([100, 100], n=30, weights=[2, 1])
+    assert np.bincount(source).tolist() == [20, 10]
+    assert len(set(index[source == 0].tolist())) == 20
+
+
+@pytest.mark.parametrize(("lengths", "weights"), [([], None), ([3], [1, 1]), ([3], [0]),
+                                                  ([3], [-1]), ([3, 0], [1, 1])])
+def test_mixes_that_make_no_sense(lengths, weights):
+    with pytest.raises(SampleError):
+        mix_plan(lengths, weights=weights)
+
+
+# random crops
+
+
+def test_crops_show_the_same_part_of_picture_and_masks(tmp_path):
+    picture = np.zeros((12, 16, 3), np.uint8)
+    picture[:, 8:] = 255
+    ade(tmp_path, halves(1, 2))
+    path = tmp_path / "images" / "validation" / "ADE_val_00000001.jpg"
+    Image.fromarray(picture).save(path, "PNG")
+    crops = RandomCrops(load("ade20k-150", root=tmp_path, counts="off"), times=20)
+    assert len(crops) == 20 and len(crops.classes) == 150
+    for n, crop in enumerate(crops[n] for n in range(20)):
+        y0, x0, y1, x1 = crop.meta["box"]
+        assert crop.size == (y1 - y0, x1 - x0) and y1 - y0 >= 6 and x1 - x0 >= 8
+        white = crop.pixels()[..., 0] > 127
+        for label, mask in zip(crop.labels, crop.masks, strict=True):
+            assert np.array_equal(mask, white if label == "building" else ~white)
+            assert mask.any()
+        assert isinstance(crop.__dict__["_masks"], CroppedMasks)
+        assert np.array_equal(crops[n].masks, crop.masks), "the same part at every access"
+    assert len({crops[n].meta["box"] for n in range(20)}) > 10
+    assert DataMixture([crops]).turns(0)[0].labels
+
+
+def test_crops_of_pictures_in_memory():
+    pixels = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)
+    masks = np.zeros((2, 12, 16), bool)
+    masks[0, :, :8], masks[1, 0, 0] = True, True
+    whole = type("Whole", (list,), {"classes": ("a", "b")})(
+        [Sample("s", pixels, ("a", "b"), masks, "semantic")])
+    crops = [RandomCrops(whole, 30)[n] for n in range(30)]
+    assert {("a", "b"), ("a",)} <= {crop.labels for crop in crops}
+    for crop in crops:
+        if "box" in crop.meta:
+            y0, x0, y1, x1 = crop.meta["box"]
+            assert np.array_equal(crop.pixels(), pixels[y0:y1, x0:x1])
