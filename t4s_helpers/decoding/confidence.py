@@ -316,10 +316,8 @@ def _share(out: _Run, ids: tuple, members: list, said: tuple, reach: list, asked
            cells: int) -> None:
     """Give a run that begins with these tokens its probability, or several their equal parts."""
     k = len(ids) - 1
-    if ids == said[:len(ids)]:
-        chance = reach[-1]
-    else:
-        chance = reach[k] * asked.get(said[:k], {}).get(ids[k], 0.0)
+    written = ids == said[:len(ids)]
+    chance = reach[-1] if written else reach[k] * asked.get(said[:k], {}).get(ids[k], 0.0)
     names = {label for label, _ in members}
     for label, length in members:
         part = chance / len(members)

@@ -124,7 +124,8 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
             ConstrainedSequence(encoder, _grammar(encoder, k, conversations[k][-1], encoding), temperature,
                                 np.random.default_rng([seed, k, draw + more]) if temperature else None)
             for k, draw in chunk for more in range(draws // reads)]
-        options = _decoder(mode, sequences, scheduler, temperature, inputs["input_ids"].shape[1], limit, trees)
+        prompt = inputs["input_ids"].shape[1]
+        options = _decoder(mode, sequences, scheduler, temperature, prompt, limit, trees)
         answers += _generated(backbone, inputs, sequences, limit, options)
     return answers
 
@@ -212,8 +213,10 @@ def _room(backbone, inputs, labels, encoding: Encoding) -> int:
 
 
 def prompt_inputs(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]]):
-    """The model's inputs for the last answers of conversations: int64 tensors ``(B, T)``, padded on the
-    left, and the pictures in the model's own type, on its device."""
+    """The model's inputs for the last answers of conversations, on its device.
+
+    Token ids are int64 ``(B, T)``, padded on the left; pictures have the model's own type.
+    """
     encoder = backbone.encoder
     texts = [encoder.prompt_text(turns) for turns in conversations]
     out = backbone.processor(text=texts, images=[[image] for image in images],

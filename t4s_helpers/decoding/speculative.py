@@ -508,8 +508,10 @@ class Drafter:
         return [Guess(part, partial(self._descriptor_behind, part.ids)) for part in parts]
 
     def _from_rejected(self) -> list[Part]:
-        """The sentence as the rejected-draft logits continue it, up to the opening tag; and variants with
-        the next likeliest tokens, one in one place each."""
+        """The sentence as the rejected-draft logits continue it, up to the opening tag.
+
+        Behind it variants with the next likeliest tokens, one in one place each.
+        """
         words, tag = [tokens[0] for tokens, _ in self.rejected], self.sequence.tag
         n, said = len(self.sequence.ids), self.sequence.ids + words
         end = next((k for k in range(n + 1, len(said) + 1) if said[k - len(tag):k] == tag), None)

@@ -1,182 +1,214 @@
 """What an answer costs: passes, tokens and milliseconds by decoding mode, encoding, grid and batch.
 
 ``python -m t4s_helpers.lab.benchmarks.decoding`` measures all of it in one run and keeps the table in
-``results/bench_decoding/decoding.csv``; a run that was stopped goes on where it stopped.
-``python -m t4s_helpers.lab.benchmarks.decoding --equality 500`` compares ``fast`` with ``constrained`` instead,
-token by token (``equality.csv``), and ``--confidence 50`` the confidence of answers with 256 draws of a
-row each (``confidence.csv``).
+``results/bench_decoding/decoding.csv``; a run that was stopped resumes. ``--equality 500`` compares
+``fast`` with ``constrained`` instead, token by token (``equality.csv``), and ``--confidence 50`` the
+confidence of answers with 256 draws of a row each (``confidence.csv``).
 
-The true answers of the requests are written, box sentence included, whatever the model would have
-said: every mode is led along the same tokens and pays for its passes in full, so the table does not
-depend on what an adapter has learned; nor does it need a model that knows photos: ``--pictures photos``
-writes about the bundled ones, whose outlines take longer answers than those of scenes. ``--own`` lets
-the model speak for itself.
+By default every mode is made to write the requests' true answers, box sentence included, and pays for each
+of its passes. So the table does not depend on what an adapter has learned, nor does it need a model that
+knows photos: ``--pictures photos`` writes about the bundled ones, whose outlines take longer answers than
+those of scenes. ``--own`` lets the model speak for itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
 
-from ...decoding.generate import MODES, answer_samples, generate
-from ...data.prompts import ask, turn
-from ...codec.encodings import SCHEMES
-from ...workbook.tables import read_rows, write_rows
+from ...codec.encodings import ENCODINGS, Encoding, get_encoding
+from ...data.prompts import ask, ask_and_answer
+from ...data.refer import load_refer
+from ...data.registry import load
+from ...decoding import generate as generation
+from ...decoding.confidence import answer_confidence
+from ...decoding.constrained import ConstrainedSequence, DescriptorProcessor, FiniteLogits
+from ...decoding.generate import MODES, Answer, answer_samples, generate, prompt_inputs
+from ...decoding.speculative import DraftingDecoder
+from ...evaluation.oracle import distinct_targets
+from ...files import ROOT
+from ...model.backbones import load_backbone
+from ...workbook.results import results_root
 
-TABLE = Path(__file__).resolve().parents[3] / "results" / "bench_decoding" / "decoding.csv"
+TABLE = ROOT / "results" / "bench_decoding" / "decoding.csv"
 """The table that is kept with the workbook."""
 
 LIMIT = 9000
 """Tokens after which an answer is cut: a full-length one of a 32x32 grid is shorter."""
 
-EQUAL_SIZES = (8, 12, 16, 20, 24, 28, 32)
+EQUAL_GRIDS = (8, 12, 16, 20, 24, 28, 32)
 """Grid sizes at which the modes are compared."""
 
-WAYS = (*MODES, "trees")
-"""How answers are written: ``trees`` is ``fast`` with trees of drafts, as on a GPU; ``fast`` without."""
+CONFIGURATIONS = {**{mode: {"mode": mode, "trees": False} for mode in MODES},
+                  "trees": {"mode": "fast", "trees": True}}
+"""How answers are written, by name: ``trees`` is ``fast`` with trees of drafts, as on a GPU."""
 
 TIE = 2e-4
 """Difference of two logits within which rounding decides: a pass over many tokens sums in another order
 than passes over one."""
 
-KEYS = ("pictures", "answers", "scheme", "size", "mode", "batch")
-"""What tells the rows of the table apart."""
+KEYS = ("pictures", "answers", "encoding", "grid", "batch")
+"""What tells the rows of the table apart, beside the mode."""
+
+Job = tuple[dict, Callable[[], dict]]
+"""Settings, and a function that measures and returns a row."""
 
 
-def true_tokens(encoder, sample, size=16, scheme: str = "rrle") -> list[int]:
+def true_tokens(encoder, sample, encoding: Encoding) -> list[int]:
     """Token ids of a request's true answer with a box sentence, the end mark included."""
-    said = turn(sample, size, scheme=scheme, style="box").answer
+    said = ask_and_answer(sample, encoding, style="box").answer
     return [i for piece in said for i in encoder.piece_ids(piece)] + [encoder.tokenizer.eos_token_id]
 
 
-def _options(way: str) -> dict:
-    """What `generate` is told for one of `WAYS`."""
-    return {"mode": "fast", "trees": True} if way == "trees" else {"mode": way, "trees": False}
+@contextmanager
+def given_answers(answers: Iterable[Sequence[int]]) -> Iterator[None]:
+    """Within, `generate` writes given token ids in place of the model's choices, and pays for every pass.
+
+    Args:
+        answers: token ids, the end mark included, one answer for each that is generated, in their order.
+    """
+    waiting = iter(answers)
+
+    class GivenSequence(ConstrainedSequence):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            self.given = next(waiting)
+
+        def choose(self, logits):
+            super().choose(logits)
+            return self.given[len(self.ids)]
+
+    class GivenLogits(FiniteLogits):
+        given: list[Sequence[int]] | None = None
+
+        def __call__(self, input_ids, scores):
+            scores = super().__call__(input_ids, scores)
+            self.given = self.given or [next(waiting) for _ in input_ids]
+            written = input_ids.shape[1] - self.prompt
+            for row, ids in enumerate(self.given):
+                scores[row, ids[min(written, len(ids) - 1)]] = torch.inf
+            return scores
+
+    with patch.multiple(generation, ConstrainedSequence=GivenSequence, FiniteLogits=GivenLogits):
+        yield
 
 
-def time_decoding(backbone, samples, mode: str = "fast", size=16, scheme: str = "rrle",
-                  batch: int = 1, own: bool = True, pictures: str = "scenes") -> dict:
-    """Answer requests and time it; their pictures are read again for each.
+def time_decoding(backbone, samples: Sequence, encoding: Encoding, mode: str = "fast", batch: int = 1,
+                  own: bool = True, pictures: str = "scenes") -> dict:
+    """Answer requests and time it.
 
     Args:
         backbone: a `t4s_helpers.model.backbones.Backbone`.
         samples: requests that want a mask.
-        mode: one of `WAYS`; ``plain`` writes whatever encoding the model has learned, unless it is led.
-        size, scheme, batch: as for `t4s_helpers.decoding.generate.generate`.
-        own: time the model's own answers; else it is led along the true ones.
+        mode: a key of `CONFIGURATIONS`. Left to itself, ``plain`` writes whatever encoding the model has
+            learned.
+        own: time the model's own answers instead of the true ones.
         pictures: what to call the requests in the row.
 
     Returns:
-        a row: the settings, ``n``, medians over the answers of ``tokens``, ``passes`` (the one over
-        the prompt not counted) and ``ms`` (wall clock, of its batch divided by the batch), the
-        quartiles ``ms_q1`` and ``ms_q3``, and ``cpu_ms``: processor time of an answer on average,
-        pictures and grammar included, which tells more than the clock on a busy machine.
+        a row: the settings, ``n``, medians over the answers of ``tokens``, ``passes`` (the one over the
+        prompt not counted) and ``ms`` (wall clock of its batch divided by the batch size), the quartiles
+        ``ms_q1`` and ``ms_q3``, and ``cpu_ms``: processor time of an answer on average, pictures and
+        grammar included, which tells more than the clock on a busy machine.
     """
-    asked = [ask(sample) for sample in samples]
-    leads = None if own else [true_tokens(backbone.encoder, s, size, scheme) for s in samples]
+    given = nullcontext() if own else given_answers(
+        [true_tokens(backbone.encoder, sample, encoding) for sample in samples])
     start = time.process_time()
-    answers = generate(
-        backbone, [s.pixels() for s in samples], [one.question for one in asked],
-        [one.labels for one in asked], size, scheme=scheme, batch=batch, progress=False,
-        **_options(mode), leads=leads, max_new_tokens=None if own and mode == "plain" else LIMIT)
+    with given:
+        answers = generate(backbone, [sample.pixels() for sample in samples],
+                           [[ask(sample)] for sample in samples], encoding, batch=batch, progress=False,
+                           max_new_tokens=None if own and mode == "plain" else LIMIT,
+                           **CONFIGURATIONS[mode])
     cpu = 1000 * (time.process_time() - start) / len(answers)
-    passes = [a.trace.passes if a.trace else a.n_tokens for a in answers]
-    first, middle, third = np.percentile([1000 * a.seconds for a in answers], (25, 50, 75))
-    return {"pictures": pictures, "answers": "own" if own else "true", "scheme": scheme, "size": size, "mode": mode,
-            "batch": batch, "n": len(answers),
-            "tokens": float(np.median([a.n_tokens for a in answers])),
-            "passes": float(np.median(passes)), "ms": float(middle), "ms_q1": float(first),
-            "ms_q3": float(third), "cpu_ms": cpu}
+    table = pd.DataFrame({"tokens": [a.n_tokens for a in answers],
+                          "passes": [a.trace.passes if a.trace else a.n_tokens for a in answers],
+                          "ms": [1000 * a.seconds for a in answers]})
+    return {"pictures": pictures, "answers": "own" if own else "true", "encoding": encoding.name,
+            "grid": encoding.rows, "mode": mode, "batch": batch, "n": len(answers),
+            **table.median().to_dict(), "ms_q1": float(table["ms"].quantile(0.25)),
+            "ms_q3": float(table["ms"].quantile(0.75)), "cpu_ms": cpu}
 
 
-def written(row: dict) -> str:
-    """A row of the table as a line of text."""
-    return (f"{row['pictures']:13}{row['mode']:12}{row['scheme']:6}{row['size']:3}  "
-            f"batch {row['batch']}  "
-            f"{row['tokens']:6.0f} tokens {row['passes']:6.0f} passes {row['ms']:8.0f} ms "
-            f"({row['ms_q1']:.0f}-{row['ms_q3']:.0f}), "
-            f"{row['cpu_ms']:.0f} ms of processor")
-
-
-def speedups(rows: Sequence[dict]) -> list[dict]:
-    """How much sooner ``fast`` ends, for every setting of the table that has both.
+def speedups(table: pd.DataFrame) -> pd.DataFrame:
+    """How many times faster ``fast`` is, for every setting of the table that it was measured in.
 
     Returns:
-        rows ``pictures, answers, scheme, size, batch``, ``over_plain`` (the same encoding), ``over_full``
-        (plain full-length at the same grid and batch) and ``over_single`` (answers a second against
-        batch 1); ``None`` where the other was not measured.
+        `KEYS`, and ``over_plain`` (the same encoding), ``over_full`` (plain full-length at the same grid
+        and batch) and ``over_single`` (answers a second against batch 1); NaN where the other was not
+        measured.
     """
-    ms = {tuple(row[key] for key in KEYS): row["ms"] for row in rows}
-
-    def ratio(*key, than: float) -> float | None:
-        return ms[key] / than if key in ms else None
-
-    return [{"pictures": of, "answers": a, "scheme": scheme, "size": size, "batch": batch,
-             "over_plain": ratio(of, a, scheme, size, "plain", batch, than=one),
-             "over_full": ratio(of, a, "full", size, "plain", batch, than=one),
-             "over_single": ratio(of, a, scheme, size, "fast", 1, than=one)}
-            for (of, a, scheme, size, mode, batch), one in ms.items() if mode == "fast"]
-
-
-def side_by_side(rows: Sequence[dict], value: str = "ms") -> list[dict]:
-    """The table with the decoding modes in columns, one row for all else that tells its rows apart.
-
-    >>> row = {"pictures": "scenes", "answers": "true", "scheme": "rrle", "size": 16, "batch": 1}
-    >>> side_by_side([{**row, "mode": "plain", "passes": 92.0},
-    ...               {**row, "mode": "fast", "passes": 8.0}], "passes")[0]["fast"]
-    8.0
-    """
-    wide: dict[tuple, dict] = {}
-    for row in rows:
-        rest = {key: row[key] for key in KEYS if key != "mode"}
-        wide.setdefault(tuple(rest.values()), rest)[row["mode"]] = row[value]
-    return list(wide.values())
+    ms = table.set_index([*KEYS, "mode"])["ms"]
+    rows = []
+    for key, spent in ms.xs("fast", level="mode").items():
+        here = dict(zip(KEYS, key))
+        others = {"over_plain": {**here, "mode": "plain"},
+                  "over_full": {**here, "encoding": "full", "mode": "plain"},
+                  "over_single": {**here, "batch": 1, "mode": "fast"}}
+        rows.append(here | {name: ms.get(tuple(other.values()), np.nan) / spent
+                            for name, other in others.items()})
+    return pd.DataFrame(rows)
 
 
-def compare_modes(backbone, samples, size=16, batch: int = 1, scheme: str = "rrle",
-                  limit: int = 600, way: str = "fast") -> dict:
+def compare_modes(backbone, samples: Sequence, encoding: Encoding, batch: int = 1, mode: str = "fast",
+                  limit: int = 600) -> dict:
     """Whether ``fast`` writes what ``constrained`` writes, token by token.
 
     Args:
-        way: ``"fast"`` or ``"trees"``, see `WAYS`.
+        mode: ``"fast"`` or ``"trees"``.
 
     Returns:
         a row: the settings, ``n``, ``equal`` (answers that are the same), ``tied`` (others, see
-        `part_at_a_tie`), ``tokens`` compared, medians of ``passes_fast`` and
-        ``passes_constrained``, ``first`` (id of the first sample that differs otherwise, or "").
+        `part_at_a_tie`), ``tokens`` compared, medians of ``passes_fast`` and ``passes_constrained``,
+        ``first`` (id of the first sample that differs otherwise, or "").
     """
-    def answers(mode: str, batch: int) -> list:
+    def answers(mode: str, batch: int) -> list[Answer]:
         return [answer for answer, _ in answer_samples(
-            backbone, samples, size, scheme, batch=batch, progress=False,
-            **_options(mode), max_new_tokens=limit)]
+            backbone, samples, encoding, batch=batch, progress=False, max_new_tokens=limit,
+            **CONFIGURATIONS[mode])]
 
-    slow, fast = answers("constrained", max(batch, 8)), answers(way, batch)
+    slow, fast = answers("constrained", max(batch, 8)), answers(mode, batch)
     same = [a.text == b.text and a.n_tokens == b.n_tokens and a.trace.sources == b.trace.sources
             for a, b in zip(slow, fast, strict=True)]
     tied = [not equal and part_at_a_tie(a, b) for equal, a, b in zip(same, slow, fast)]
     different = [sample.id for sample, *alike in zip(samples, same, tied) if not any(alike)]
-    return {"scheme": scheme, "size": size, "batch": batch, "mode": way, "n": len(samples),
-            "equal": sum(same), "tied": sum(tied),
-            "tokens": sum(a.n_tokens for a in slow),
+    return {"encoding": encoding.name, "grid": encoding.rows, "batch": batch, "mode": mode,
+            "n": len(samples), "equal": sum(same), "tied": sum(tied), "tokens": sum(a.n_tokens for a in slow),
             "passes_fast": float(np.median([a.trace.passes for a in fast])),
             "passes_constrained": float(np.median([a.trace.passes for a in slow])),
             "first": next(iter(different), "")}
 
 
-def grammar_cost(backbone, samples, size=16, scheme: str = "rrle", batch: int = 1) -> dict:
+def part_at_a_tie(a: Answer, b: Answer) -> bool:
+    """Whether two different answers to one request part at a choice that the model left to rounding.
+
+    There, the logits of both tokens are within `TIE`.
+    """
+    at = next((k for k, (one, other) in enumerate(zip(a.ids, b.ids)) if one != other), None)
+    if at is None or a.trace.sources[at] != "chosen":
+        return False
+    choice = a.trace.choices[a.trace.sources[:at].count("chosen")]
+    scores = dict(zip(choice.tokens.tolist(), choice.scores.tolist()))
+    return abs(scores[a.ids[at]] - scores.get(b.ids[at], float("inf"))) < TIE
+
+
+def grammar_cost(backbone, samples: Sequence, encoding: Encoding, batch: int = 1) -> dict:
     """What it takes to hold ``constrained`` decoding to the grammar.
 
     Returns:
-        a row: ``mode``, ``scheme``, ``size``, ``batch``, ``steps`` of `generate`, ``step_ms`` on
+        a row: ``mode``, ``encoding``, ``grid``, ``batch``, ``steps`` of `generate`, ``step_ms`` on
         average and ``grammar_ms`` of it spent on the grammar, ``share``.
     """
-    from unittest.mock import patch
-
-    from ...decoding.constrained import DescriptorProcessor
-
     hold, spent = DescriptorProcessor.__call__, []
 
     def timed(self, *args):
@@ -187,71 +219,50 @@ def grammar_cost(backbone, samples, size=16, scheme: str = "rrle", batch: int = 
 
     with patch.object(DescriptorProcessor, "__call__", timed):
         start = time.perf_counter()
-        answer_samples(backbone, samples, size, scheme, batch=batch, progress=False, **_options("constrained"))
+        answer_samples(backbone, samples, encoding, batch=batch, progress=False, mode="constrained")
         whole = time.perf_counter() - start
-    return {"mode": "constrained", "scheme": scheme, "size": size, "batch": batch, "steps": len(spent),
-            "step_ms": 1e3 * whole / len(spent), "grammar_ms": 1e3 * sum(spent) / len(spent),
-            "share": sum(spent) / whole}
+    return {"mode": "constrained", "encoding": encoding.name, "grid": encoding.rows, "batch": batch,
+            "steps": len(spent), "step_ms": 1e3 * whole / len(spent),
+            "grammar_ms": 1e3 * sum(spent) / len(spent), "share": sum(spent) / whole}
 
 
-def part_at_a_tie(a, b) -> bool:
-    """Whether two answers part at a choice that the model left to rounding: both tokens' logits are
-    within `TIE`.
-
-    Args:
-        a, b: different `t4s_helpers.decoding.generate.Answer` objects to one request, with traces.
-    """
-    at = next((k for k, (one, other) in enumerate(zip(a.ids, b.ids)) if one != other), None)
-    if at is None or a.trace.sources[at] != "chosen":
-        return False
-    choice = a.trace.choices[a.trace.sources[:at].count("chosen")]
-    scores = dict(zip(choice.tokens.tolist(), choice.scores.tolist()))
-    return abs(scores[a.ids[at]] - scores.get(b.ids[at], float("inf"))) < TIE
-
-
-def sampled_row(backbone, sample, answer, row: int, draws: int = 256, seed: int = 0) -> np.ndarray:
+def sampled_row(backbone, sample, answer: Answer, row: int, draws: int = 256, seed: int = 0) -> np.ndarray:
     """How often each label stands in each cell of a row, if the model goes on from the rows above.
 
     Args:
-        answer: to the sample, in mode ``fast`` or ``constrained``, scheme ``rrle``.
+        answer: to the sample, in mode ``fast`` or ``constrained``, encoding ``rrle``.
         row: of the grid, from 0; the rows above stay as they were written.
-        draws: ways to write the row.
+        draws: how many times the row is written.
 
     Returns:
         float64 ``(L + 1, cols)``, frequencies.
     """
-    import torch
+    class UpToTheRow(ConstrainedSequence):
+        @property
+        def finished(self) -> bool:
+            return super().finished or (self.state is not None and self.state.at.line > row)
 
-    from ...decoding.constrained import DraftingDecoder, Writer
-    from ...decoding.generate import _inputs
-
-    class OneRow(DraftingDecoder):
-        def _over(self, number: int) -> bool:
-            return self.writers[number].state.at.row > row
-
-    rng, old = np.random.default_rng(seed), answer.grammar
-    asked, size = ask(sample), (old.rows, old.cols)
-    writers = [Writer(backbone.encoder, asked.labels, size, rng=rng) for _ in range(draws)]
-    for writer in writers:
+    rng, grammar = np.random.default_rng(seed), answer.grammar
+    sequences = [UpToTheRow(backbone.encoder, grammar, rng=rng) for _ in range(draws)]
+    for sequence in sequences:
         for token in answer.ids:
-            if writer.state is not None and writer.state.at.row == row:
+            if sequence.state is not None and sequence.state.at.line == row:
                 break
-            writer.push(token)
-        writer.read = len(writer.ids) - 1  # the last one is the end of the prompt here
-    inputs = _inputs(backbone, backbone.encoder, [sample.pixels()], [asked.question])
-    said = torch.tensor([writers[0].ids], device=inputs["input_ids"].device)
+            sequence.push(token)
+    inputs = prompt_inputs(backbone, [sample.pixels()], [[ask(sample)]])
+    said = torch.tensor([sequences[0].ids], device=inputs["input_ids"].device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
     for name in set(inputs) & {"attention_mask", "token_type_ids", "mm_token_type_ids"}:
         fill = torch.full_like(said, int(name == "attention_mask"))
         inputs[name] = torch.cat([inputs[name], fill], 1)
     with torch.inference_mode():
         backbone.model.generate(**inputs, do_sample=False, max_new_tokens=LIMIT,
-                                custom_generate=OneRow(writers))
-    cells = np.stack([writer.draft.cells.reshape(size)[row] for writer in writers])
-    return np.stack([(cells == label).mean(0) for label in range(len(old.words))])
+                                custom_generate=DraftingDecoder(sequences))
+    cells = np.stack([grammar.encoding.restore(sequence.cells)[row] for sequence in sequences])
+    return np.stack([(cells == label).mean(0) for label in range(len(grammar.words))])
 
 
-def check_confidence(backbone, sample, size=16, draws: int = 256) -> dict:
+def check_confidence(backbone, sample, encoding: Encoding, draws: int = 256) -> dict:
     """Compare the map of an answer with draws, in its most doubtful row.
 
     Returns:
@@ -260,44 +271,44 @@ def check_confidence(backbone, sample, size=16, draws: int = 256) -> dict:
         ``known`` share, and ``beyond``: cells off by more than the unknown share and four standard
         errors, of which there must be none.
     """
-    from ...decoding.generate import answer_confidence
-
-    [(answer, reading)] = answer_samples(backbone, [sample], size, mode="fast", progress=False)
-    found = answer_confidence(answer, reading)
+    [(answer, parsed)] = answer_samples(backbone, [sample], encoding, progress=False)
+    found = answer_confidence(answer, parsed)
     row = int((found.probs * (1 - found.probs)).sum((0, 2)).argmax())
     truth, stated = sampled_row(backbone, sample, answer, row, draws), found.probs[:, row]
-    said = np.stack([reading.grid[row] == label for label in range(len(stated))])
+    said = np.stack([parsed.grid[row] == label for label in range(len(stated))])
     spread = np.sqrt(truth * (1 - truth) / draws)
     beyond = np.abs(stated - truth) > 1 - found.known[row] + 4 * np.maximum(spread, 1 / draws)
-    return {"id": sample.id, "size": size, "row": row, "map": float(np.abs(stated - truth).mean()),
+    return {"id": sample.id, "grid": encoding.rows, "row": row, "map": float(np.abs(stated - truth).mean()),
             "text": float(np.abs(said - truth).mean()),
             "noise": float((spread * np.sqrt(2 / np.pi)).mean()),
             "known": float(found.known[row].mean()), "beyond": int(beyond.sum())}
 
 
-def run(jobs: Iterable[tuple[dict, object]], path: Path, fresh: bool, say) -> list[dict]:
-    """Do jobs that a table lacks; it is saved after each.
+def fill_table(jobs: Iterable[Job], path: Path, fresh: bool = False) -> pd.DataFrame:
+    """Do the jobs that a table lacks. It is saved after each, so that a stopped run resumes.
 
     Args:
-        jobs: ``(settings, function that measures and returns the row)``.
+        jobs: settings, and a function that measures and returns the row.
         path: the CSV.
-        fresh: forget what is there.
-        say: function of each new row.
-    """
-    from tqdm.auto import tqdm
+        fresh: measure again what is there.
 
+    Returns:
+        the rows of the jobs.
+    """
     jobs = list(jobs)
-    rows = read_rows(path) if path.is_file() and not fresh else []
+    rows = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.is_file() and not fresh else []
+    wanted = []
     for settings, measure in tqdm(jobs, desc=path.stem, unit="setting"):
-        if any(all(row.get(key) == value for key, value in settings.items()) for row in rows):
-            continue
-        rows.append({name: round(value, 3) if isinstance(value, float) else value
-                     for name, value in measure().items()})
-        write_rows(rows, path)
-        say(rows[-1])
-    wanted = [settings for settings, _ in jobs]
-    return [row for row in rows if any(all(row.get(key) == value for key, value in one.items())
-                                       for one in wanted)]
+        found = [row for row in rows if all(row.get(key) == value for key, value in settings.items())]
+        if not found:
+            found = [{name: round(value, 3) if isinstance(value, float) else value
+                      for name, value in measure().items()}]
+            rows += found
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows).to_csv(path, index=False)
+            tqdm.write(", ".join(f"{name} {value}" for name, value in found[0].items()))
+        wanted += found
+    return pd.DataFrame(wanted)
 
 
 def timed_requests(pictures: str, n: int) -> list:
@@ -308,71 +319,49 @@ def timed_requests(pictures: str, n: int) -> list:
             RefCOCO's files.
         n: at most.
     """
-    from ...data.expressions import scene_samples
-    from ...data.photos import photo_samples
-    from ...data.refer import load_refer
-    from ...evaluation.evaluate import distinct_targets
-
     if pictures == "scenes":
-        return scene_samples("test", n, "res", start=10_000)
-    found = photo_samples() if pictures == "photos" else load_refer(pictures)
-    return distinct_targets([s for s in found if len(s.labels) == 1])[:n]
+        return load("scenes", "test", n=n, start=10_000, task="res")
+    found = load("photos") if pictures == "photos" else load_refer(pictures)
+    return distinct_targets([sample for sample in found if len(sample.labels) == 1])[:n]
 
 
-def timing_jobs(backbone, args):
+def timing_jobs(backbone, args: argparse.Namespace) -> Iterator[Job]:
     """The settings of the table, the small ones first."""
-    samples, name = timed_requests(args.pictures, 2 * args.samples), Path(args.pictures).name
-    for size in args.sizes:
-        for scheme in args.schemes:
-            for batch in args.batches:
-                some = samples if batch > 1 else samples[:args.samples]
-                for mode in args.modes:
-                    settings = {"pictures": name, "answers": "own" if args.own else "true",
-                                "scheme": scheme, "size": size, "mode": mode, "batch": batch,
-                                "n": len(some)}
-                    yield settings, lambda some=some, mode=mode, size=size, scheme=scheme, \
-                        batch=batch: time_decoding(backbone, some, mode, size, scheme, batch,
-                                                   args.own, name)
+    samples, pictures = timed_requests(args.pictures, 2 * args.samples), Path(args.pictures).name
+    for grid, name, batch, mode in product(args.grids, args.encodings, args.batches, args.modes):
+        some = samples if batch > 1 else samples[:args.samples]
+        settings = {"pictures": pictures, "answers": "own" if args.own else "true", "encoding": name,
+                    "grid": grid, "mode": mode, "batch": batch, "n": len(some)}
+        yield settings, partial(time_decoding, backbone, some, get_encoding(name, grid), mode, batch,
+                                args.own, pictures)
 
 
-def equality_jobs(backbone, n: int):
+def equality_jobs(backbone, n: int) -> Iterator[Job]:
     """Samples with and without a target spread over the grid sizes, one at a time and together."""
-    from ...data.expressions import scene_samples
-
-    cases = [(size, batch, way) for size in EQUAL_SIZES for batch, way in
-             ((1, "fast"), (8, "fast"), (4, "trees"))]
+    cases = list(product(EQUAL_GRIDS, ((1, "fast"), (8, "fast"), (4, "trees"))))
     each = -(-n // len(cases))
-    for k, (size, batch, way) in enumerate(cases):
-        settings = {"scheme": "rrle", "size": size, "batch": batch, "mode": way, "n": each}
-        yield settings, lambda k=k, size=size, batch=batch, way=way: compare_modes(
-            backbone, scene_samples("test", each, "gres", start=90_000 + k * each), size, batch,
-            way=way)
+    for k, (grid, (batch, mode)) in enumerate(cases):
+        settings = {"encoding": "rrle", "grid": grid, "batch": batch, "mode": mode, "n": each}
+        samples = load("scenes", "test", n=each, start=90_000 + k * each, task="gres")
+        yield settings, partial(compare_modes, backbone, samples, get_encoding("rrle", grid), batch, mode)
 
 
-def confidence_jobs(backbone, n: int):
+def confidence_jobs(backbone, n: int) -> Iterator[Job]:
     """Doubtful rows of ``n`` requests against draws."""
-    from ...data.expressions import scene_samples
-
-    for sample in scene_samples("test", n, "res", start=80_000):
-        yield {"id": sample.id, "size": 16}, lambda sample=sample: check_confidence(backbone, sample)
+    for sample in load("scenes", "test", n=n, start=80_000, task="res"):
+        yield {"id": sample.id, "grid": 16}, partial(check_confidence, backbone, sample, get_encoding())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    import argparse
-
-    from ...model.backbones import load_backbone
-    from ...workbook.results import results_root
-
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--adapter", default="scenes", help="name or folder; '' for none")
     parser.add_argument("--pictures", default="scenes", help="'scenes', 'photos' (the bundled ones) or "
                         "a folder with RefCOCO's files: whose true answers are written")
-    parser.add_argument("--samples", type=int, default=8,
-                        help="requests per setting; twice as many in batches")
-    parser.add_argument("--schemes", nargs="+", default=[*SCHEMES], choices=SCHEMES)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32])
-    parser.add_argument("--modes", nargs="+", default=[*WAYS], choices=WAYS)
+    parser.add_argument("--samples", type=int, default=8, help="requests a setting; twice as many in batches")
+    parser.add_argument("--encodings", nargs="+", default=[*ENCODINGS], choices=ENCODINGS)
+    parser.add_argument("--grids", type=int, nargs="+", default=[16, 24, 32])
+    parser.add_argument("--modes", nargs="+", default=[*CONFIGURATIONS], choices=CONFIGURATIONS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--own", action="store_true", help="the model's own answers, not true ones")
     parser.add_argument("--equality", type=int, metavar="N",
@@ -381,24 +370,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="compare the confidence of N answers with draws instead")
     parser.add_argument("--out", type=Path, default=results_root() / "bench_decoding")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, compare or check, as the command line says; 1 where a comparison failed."""
+    args = _parser().parse_args(arguments)
     backbone = load_backbone(args.backbone, adapter=args.adapter or None)
     if args.equality:
-        rows = run(equality_jobs(backbone, args.equality), args.out / "equality.csv", args.fresh, print)
-        equal, tied, n = (sum(row[key] for row in rows) for key in ("equal", "tied", "n"))
+        table = fill_table(equality_jobs(backbone, args.equality), args.out / "equality.csv", args.fresh)
+        equal, tied, n = table[["equal", "tied", "n"]].sum()
         print(f"{equal} of {n} answers are the same, {tied} others part at a tie")
         return int(equal + tied < n)
     if args.confidence:
-        rows = run(confidence_jobs(backbone, args.confidence), args.out / "confidence.csv", args.fresh,
-                   lambda row: None)
-        print({key: round(float(np.mean([row[key] for row in rows])), 4)
-               for key in ("map", "text", "noise", "known", "beyond")})
-        return int(any(row["beyond"] for row in rows))
-    rows = run(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh,
-               lambda row: print(written(row), flush=True))
-    for row in speedups(rows):
-        print(" ".join(f"{name} {value if not isinstance(value, float) else f'{value:.1f}x'}"
-                       for name, value in row.items()))
+        jobs = confidence_jobs(backbone, args.confidence)
+        table = fill_table(jobs, args.out / "confidence.csv", args.fresh)
+        print(table[["map", "text", "noise", "known", "beyond"]].mean().round(4).to_dict())
+        return int(table["beyond"].any())
+    table = fill_table(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh)
+    if (table["mode"] == "fast").any():
+        print(speedups(table).round(1).to_string(index=False))
     return 0
 
 

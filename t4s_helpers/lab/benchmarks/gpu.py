@@ -3,25 +3,39 @@
 Memory and time depend on shapes and not on what the weights hold, so nothing is fetched::
 
     python -m t4s_helpers.lab.benchmarks.gpu train    # memory and samples a second of a QLoRA step
-    python -m t4s_helpers.lab.benchmarks.gpu decode   # passes and milliseconds of true answers, by decoding mode
+    python -m t4s_helpers.lab.benchmarks.gpu decode   # passes and milliseconds of true answers, by mode
 
 A table each is kept in ``results/gpu``, with the device's name and the versions; a run that was
-stopped goes on where it stopped. The random weights go through `t4s_helpers.model.backbones.load_backbone`
+stopped resumes. The random weights go through `t4s_helpers.model.backbones.load_backbone`
 like real ones; they take 14 GB (7B) and 27 GB (13B) of disk under ``--weights``. The tokenizer is the
 embedded model's; its answers are about as long as a large model's (notebook 02).
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import TrainerCallback
+import pandas as pd
+import torch
+from transformers import (
+    AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig,
+    LlavaForConditionalGeneration, LlavaProcessor, TrainerCallback,
+)
 
-from .decoding import run, time_decoding, timed_requests, written
+from ...codec.encodings import get_encoding
+from ...data.prompts import ask_and_answer
+from ...evaluation.provenance import cuda_device, versions
+from ...model.backbones import EMBEDDED, find, half, load_backbone
+from ...model.chat import pad_batch
+from ...model.training import fine_tune
+from ...workbook.results import results_root
+from .decoding import Job, fill_table, time_decoding, timed_requests
 
 SHAPES = {
     "llava-1.5-7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
@@ -60,11 +74,6 @@ def random_weights(name: str, place: Path | str, shrunk: bool = False, seed: int
     Returns:
         the folder, for ``load_backbone(name, source=folder)``.
     """
-    import torch
-    from transformers import LlavaForConditionalGeneration
-
-    from ...model.backbones import find, half
-
     folder = Path(place) / (f"{name}-shrunk" if shrunk else name)
     if (folder / "finished").is_file():
         return folder
@@ -82,10 +91,6 @@ def random_weights(name: str, place: Path | str, shrunk: bool = False, seed: int
 
 def _processor():
     """LLaVA-1.5's, with the embedded tokenizer."""
-    from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
-
-    from ...model.backbones import EMBEDDED
-
     tokenizer, side = AutoTokenizer.from_pretrained(EMBEDDED), VISION["image_size"]
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return LlavaProcessor(images, tokenizer, patch_size=VISION["patch_size"],
@@ -94,8 +99,6 @@ def _processor():
 
 
 def _config(name: str, tokenizer, shrunk: bool = False):
-    from transformers import CLIPVisionConfig, LlavaConfig, LlamaConfig
-
     toy = SHRUNK if shrunk else {}
     tower, language = {**VISION, **toy}, {**SHAPES[name], **toy}
     text = LlamaConfig(**language, vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5,
@@ -136,12 +139,6 @@ def training_cost(backbone, out: Path | str, batch: int = 4, tokens: int = 1024,
         ``peak_gb`` (allocated) and ``weights_gb`` in GB of 2**30 bytes, None without a GPU;
         ``ms`` a step (median) and ``samples_per_s``.
     """
-    from functools import partial
-
-    import torch
-
-    from ...model.training import fine_tune, pad_batch
-
     item, clock = long_item(backbone.encoder, tokens), StepClock()
     before = _gigabytes("memory_allocated")
     if torch.cuda.is_available():
@@ -156,10 +153,8 @@ def training_cost(backbone, out: Path | str, batch: int = 4, tokens: int = 1024,
 
 def long_item(encoder, tokens: int) -> dict:
     """A training item of exactly so many tokens: a true answer, its end repeated or cut off."""
-    from ...data.prompts import turn
-
     [sample] = timed_requests("photos", 1)
-    item = encoder([turn(sample, 32)], sample.pixels())
+    item = encoder([ask_and_answer(sample, get_encoding("rrle", 32))], sample.pixels())
     for name in ("input_ids", "labels"):
         ids = list(item[name])
         item[name] = (ids + ids[-32:] * tokens)[:tokens]
@@ -167,31 +162,23 @@ def long_item(encoder, tokens: int) -> dict:
 
 
 def _gigabytes(what: str) -> float | None:
-    import torch
-
     return getattr(torch.cuda, what)() / 2**30 if torch.cuda.is_available() else None
 
 
 def _free() -> None:
-    """Give the memory of models that nobody holds any more back to the device."""
-    import torch
-
+    """Return the memory of models that are no longer held to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _wait() -> None:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def training_jobs(args):
+def training_jobs(args: argparse.Namespace) -> Iterator[Job]:
     """A step of each shape."""
-    from ...model.backbones import load_backbone
-
     def measure(name: str, settings: dict) -> dict:
         _free()
         backbone = load_backbone(name, "nf4", source=random_weights(name, args.weights, args.shrunk))
@@ -201,13 +188,11 @@ def training_jobs(args):
 
     for name in args.shapes:
         settings = {**_about(name, args), "batch": args.batch, "tokens": args.tokens}
-        yield settings, lambda name=name, settings=settings: measure(name, settings)
+        yield settings, partial(measure, name, settings)
 
 
-def decoding_jobs(args):
-    """True answers about photos, by mode and grid, in the weights' 16 bits or in 4."""
-    from ...model.backbones import load_backbone
-
+def decoding_jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """True answers about photos, by mode and grid, with weights in 16 bits or in 4."""
     held: dict = {}
     some = timed_requests("photos", args.samples)
 
@@ -220,61 +205,45 @@ def decoding_jobs(args):
             _free()
         return held[name]
 
-    def measure(name: str, mode: str, size: int, about: dict) -> dict:
-        time_decoding(backbone(name), some[:1], mode, size, own=False, pictures="photos")  # warms up
-        return {**about, **time_decoding(backbone(name), some, mode, size, own=False,
-                                         pictures="photos"), **_versions()}
+    def measure(name: str, mode: str, grid: int, about: dict) -> dict:
+        timed = partial(time_decoding, backbone(name), encoding=get_encoding("rrle", grid), mode=mode,
+                        own=False, pictures="photos")
+        timed(some[:1])  # warms up
+        return {**about, **timed(some), **_versions()}
 
     for name in args.shapes:
         about = {**_about(name, args), "weights": args.quantize or "16 bits"}
-        for mode, size in DECODE:
-            settings = {**about, "mode": mode, "size": size, "n": len(some)}
-            yield settings, lambda name=name, mode=mode, size=size, about=about: measure(
-                name, mode, size, about)
+        for mode, grid in DECODE:
+            settings = {**about, "mode": mode, "grid": grid, "n": len(some)}
+            yield settings, partial(measure, name, mode, grid, about)
 
 
-def verdicts(rows: Sequence[dict]) -> list[dict]:
-    """Each shape's two questions: how much sooner drafts end, and what a fine grid costs with them.
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Each shape's two questions: how much faster drafts are, and what a fine grid costs with them.
 
     Returns:
-        rows ``shape, device, weights``, ``over_plain`` (plain against the better of ``fast`` and
-        ``trees`` at 16 x 16; target 8) and ``fine_over_plain`` (that at 32 x 32 against plain at
-        16 x 16; target at most 1).
+        ``shape, device, weights``, ``over_plain`` (plain against the better of ``fast`` and ``trees`` at
+        16 x 16; target 8) and ``fine_over_plain`` (that at 32 x 32 against plain at 16 x 16; target at
+        most 1). Only of shapes that were measured in full.
     """
-    found: dict[tuple, dict] = {}
-    for row in rows:
-        key = row["shape"], row["device"], row["weights"]
-        found.setdefault(key, {})[row["mode"], row["size"]] = row["ms"]
-
-    def best(ms: dict, size: int) -> float:
-        return min(ms["fast", size], ms["trees", size])
-
-    return [{**dict(zip(("shape", "device", "weights"), key)),
-             "over_plain": ms["plain", 16] / best(ms, 16), "fine_over_plain": best(ms, 32) / ms["plain", 16]}
-            for key, ms in found.items() if len(ms) == len(DECODE)]
+    ms = table.pivot(index=["shape", "device", "weights"], columns=["mode", "grid"], values="ms")
+    ms = ms.reindex(columns=pd.MultiIndex.from_tuples(DECODE, names=["mode", "grid"])).dropna()
+    drafts = {grid: ms[[("fast", grid), ("trees", grid)]].min(axis=1) for grid in (16, 32)}
+    plain = ms["plain", 16]
+    out = pd.DataFrame({"over_plain": plain / drafts[16], "fine_over_plain": drafts[32] / plain})
+    return out.reset_index()
 
 
-def _about(name: str, args) -> dict:
-    from ...evaluation.provenance import cuda_device
-
+def _about(name: str, args: argparse.Namespace) -> dict:
     return {"shape": f"{name}, shrunk" if args.shrunk else name, "device": cuda_device() or "CPU"}
 
 
 def _versions() -> dict:
-    from ...evaluation.provenance import versions
-
     known = versions()
-    return {name: known[name] for name in ("torch", "transformers", "peft", "bitsandbytes")
-            if name in known}
+    return {name: known[name] for name in ("torch", "transformers", "peft", "bitsandbytes") if name in known}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    import argparse
-
-    import torch
-
-    from ...workbook.results import results_root
-
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "decode"))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all to train, 7B to decode")
@@ -283,30 +252,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4, help="conversations in a training step")
     parser.add_argument("--tokens", type=int, default=1024, help="of a conversation, picture included")
     parser.add_argument("--steps", type=int, default=6, help="training steps; the first is not counted")
-    parser.add_argument("--samples", type=int, default=6, help="answers of each way to decode")
+    parser.add_argument("--samples", type=int, default=6, help="answers in each decoding mode")
     parser.add_argument("--quantize", choices=("", "nf4"), default="", help="weights for decoding")
     parser.add_argument("--shrunk", action="store_true", help="try the command on a toy; measures nothing")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the command line says, and print what the tables say of the targets."""
+    args = _parser().parse_args(arguments)
     if not (torch.cuda.is_available() or args.shrunk):
         raise GpuError("There is no CUDA GPU here to measure on; --shrunk tries the command on a toy.")
     args.shapes = args.shapes or (list(SHAPES) if args.what == "train" else ["llava-1.5-7b"])
     if args.what == "train":
-        run(training_jobs(args), args.out / "training.csv", args.fresh,
-            lambda row: print(_told(row), flush=True))
+        fill_table(training_jobs(args), args.out / "training.csv", args.fresh)
         return 0
-    rows = run(decoding_jobs(args), args.out / "decoding.csv", args.fresh,
-               lambda row: print(row["shape"], written(row), flush=True))
-    for row in verdicts(rows):
-        print(f"{row['shape']}: {row['over_plain']:.1f}x over plain at 16 x 16; 32 x 32 with drafts takes "
-              f"{row['fine_over_plain']:.2f} of plain 16 x 16")
+    table = fill_table(decoding_jobs(args), args.out / "decoding.csv", args.fresh)
+    if len(found := verdicts(table)):
+        print("over_plain: times faster than plain at 16 x 16; fine_over_plain: 32 x 32 with drafts, as a "
+              f"share of plain 16 x 16\n{found.round(2).to_string(index=False)}")
     return 0
-
-
-def _told(row: dict) -> str:
-    memory = "no GPU" if row["peak_gb"] is None else f"peak {row['peak_gb']:.1f} GB"
-    return (f"{row['shape']} on {row['device']}: {memory} (target {row['target_gb']}), "
-            f"{row['ms']:.0f} ms a step, {row['samples_per_s']:.2f} samples/s")
 
 
 if __name__ == "__main__":
