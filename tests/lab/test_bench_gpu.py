@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 import torch
 
 from t4s_helpers.lab.benchmarks import gpu as bench
-from t4s_helpers.workbook.tables import read_rows
+
+
+def read_rows(path):
+    return [row.dropna().to_dict() for _, row in pandas.read_csv(path).iterrows()]
 
 
 @pytest.fixture(scope="module")
