@@ -4,8 +4,7 @@ Prompt encoder and mask decoder are ``segment_anything``'s own. The image encode
 (5 M parameters) with a stride of 16 in place of 32, so that an image of 1024 x 1024 pixels gives the
 64 x 64 embedding that SAM's decoder expects, followed by SAM's neck.
 
-Sources: Zhang et al., "Faster Segment Anything" (2023), MobileSAM; Wu et al., "TinyViT" (2022);
-Kirillov et al., "Segment Anything" (2023).
+Sources: Zhang et al., "Faster Segment Anything" (2023); Wu et al., "TinyViT" (2022).
 """
 
 from __future__ import annotations
@@ -20,11 +19,8 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
-EMBED_DIM = 256
-"""Channels of SAM's image embedding and of its prompt embeddings."""
-
-STRIDE = 16
-"""Input pixels along one side of a cell of the image embedding."""
+EMBED_DIM = 256  # channels of SAM's image embedding and of its prompt embeddings
+STRIDE = 16  # input pixels along one side of a cell of the image embedding
 
 
 class TinyViTEncoder(nn.Module):
@@ -53,11 +49,7 @@ class TinyViTEncoder(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed float RGB ``(B, 3, img_size, img_size)``, normalised and padded by ``Sam.preprocess``.
-
-        Returns:
-            float ``(B, 256, img_size / 16, img_size / 16)``, rows before columns.
-        """
+        """Normalised RGB ``(B, 3, img_size, img_size)`` -> ``(B, 256, img_size / 16, img_size / 16)``."""
         return self.neck(self.backbone.forward_features(x))
 
 

@@ -8,6 +8,7 @@ that frame, not stretched over it. Images are ``(H, W)``, row 0 at the top; poin
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,11 +16,8 @@ import numpy as np
 
 from ..codec.grid import mask_to_box
 
-LOGIT_EPS = 1e-3
-"""Coverage is kept this far from 0 and 1, so that its inverse sigmoid stays within +-6.9."""
-
-RING = (1 / 32, 1 / 16)
-"""Distances of ring points from the mask, in shares of the image's longer side (cells of 16 x 16: ½, 1)."""
+LOGIT_EPS = 1e-3  # coverage is kept this far from 0 and 1, so that its inverse sigmoid stays within +-6.9
+RING = (1 / 32, 1 / 16)  # distances from the mask in longer sides of the image: ½ to 1 cell of 16 x 16
 
 _CHOICES = {
     "points": ("random", "spread", "interior", "ring", "none"), "mask": ("hard", "soft", "binary", "none"),
@@ -97,10 +95,9 @@ def sam_prompt(
     mask: np.ndarray, prompts: Prompts, seed: int = 0, confidence: np.ndarray | None = None,
     cells: tuple[int, int] = (256, 256), frame_size: tuple[int, int] = (1024, 1024),
 ) -> dict[str, np.ndarray]:
-    """Everything that SAM is told about one coarse mask, in the coordinates of SAM's frames.
+    """Everything that SAM is told about one coarse mask ``(H, W)``, in the coordinates of SAM's frames.
 
     Args:
-        mask: bool ``(H, W)``, not empty.
         seed: of random points, from 0.
         confidence: float ``(rows, cols)`` in [0, 1], for ``mask="soft"``.
         cells, frame_size: as in `mask_logits`.
@@ -219,10 +216,6 @@ def chosen_points(
         ring: take negative points where the distance to the mask lies between these shares of the
             image's longer side: beyond the coarse mask's uncertain edge, yet near enough to say where
             the object ends. Ignored where there is no such place.
-
-    >>> square = np.zeros((5, 7), bool); square[1:4, 2:5] = True
-    >>> chosen_points(square, 1, edge_counts=True)[0].tolist()
-    [[3.0, 2.0], [0.0, 0.0]]
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -255,7 +248,7 @@ def _farthest(depth: np.ndarray, n: int, edge_counts: bool) -> np.ndarray:
     return np.array(chosen, np.int64).reshape(-1, 2)
 
 
-POINTS = {
+POINTS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "random": sample_points,
     "spread": partial(chosen_points, edge_counts=False),
     "interior": partial(chosen_points, edge_counts=True),

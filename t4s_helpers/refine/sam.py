@@ -23,8 +23,7 @@ from segment_anything.modeling import Sam
 from .prompts import Prompts, RefineError, digest, filled_frame, sam_prompt
 from .refiners import Refiner
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-"""Of SAM's arithmetic; the 16-bit ones are meant for CUDA."""
+PRECISIONS = ("float32", "bfloat16", "float16")  # the 16-bit ones are meant for CUDA
 
 
 class SamRefiner(Refiner):

@@ -91,13 +91,10 @@ def test_an_unknown_refiner_lists_the_known_ones():
 
 def test_merging_goes_by_score_and_not_by_order():
     big, small = np.ones((3, 3), bool), np.eye(3, dtype=bool)
-    for masks in ([big, small], [small, big]):
-        def winner(of_big, of_small):
-            scores = [of_big if m is big else of_small for m in masks]
-            return masks[merge_masks(np.stack(masks), scores)[0, 0] - 1]
-
-        assert winner(0.5, 0.5) is small, "of equal scores the smaller mask wins"
-        assert winner(0.9, 0.1) is big and winner(0.0, np.nan) is big
+    for of_big, of_small, winner in ((0.5, 0.5, small), (0.9, 0.1, big), (0.0, np.nan, big)):
+        for masks in ([big, small], [small, big]):
+            scores = [of_big if mask is big else of_small for mask in masks]
+            assert masks[merge_masks(np.stack(masks), scores)[0, 0] - 1] is winner
     merged = merge_masks(np.stack([small, small]), [0.5, 0.5])
     assert merged.dtype == np.int32 and (merged == small).all(), "of equal masks the first"
 

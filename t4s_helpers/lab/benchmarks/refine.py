@@ -44,8 +44,7 @@ def time_stages(refiner, samples: Sequence, grid_size=16, seed: int = 0) -> dict
 
 
 def time_bare_call(refiner, sample, times: int = 9) -> float:
-    """Median milliseconds of ``segment_anything``'s own ``predict`` on a sample's picture, with twenty
-    points and an empty mask prompt: the measure of a machine."""
+    """Median milliseconds of ``segment_anything``'s own ``predict``, to judge a machine by."""
     predictor = refiner.set_image(sample.pixels()).predictor
     height, width = sample.size
     points = np.random.default_rng(0).random((20, 2)) * (width, height)
@@ -104,6 +103,7 @@ def coco_objects(folder: Path | str, n: int, per_photo: int = 4,
 
 
 def main() -> None:
+    """Time the photos, count on a COCO folder; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--refiner", default="mobile_sam")
     parser.add_argument("--precision", default="float32")
