@@ -1,13 +1,21 @@
-"""Confidence against the sum over every way to write a row, and what is made of it."""
+"""Confidence against the sum over every way to write a row; expected IoU against the sum over all truths."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
-from test_grammar import LABELS, PATTERNS, Toy
+from toy_tokenizer import LABELS, PATTERNS, ColumnRLE, Toy
 
-from t4s_helpers.decoding.confidence import ConfidenceError, cell_confidence, softmax
+from t4s_helpers.codec.encodings import FullLength, ImageRLE, RowRLE, get_encoding
+from t4s_helpers.data.registry import load
+from t4s_helpers.decoding.confidence import (
+    Confidence, ConfidenceError, answer_confidence, best_expected_iou, best_grid, best_mask, cell_confidence,
+    expected_ious, softmax,
+)
 from t4s_helpers.decoding.constrained import Choice
+from t4s_helpers.decoding.generate import DecodingError, answer_samples
 from t4s_helpers.decoding.grammar import START, Grammar
 
 
@@ -66,46 +74,126 @@ def exact(grammar: Grammar, model: Model, ids, cells, row: int, cols: int) -> np
     return out / out.sum(0)
 
 
-CASES = [("rrle", (3, 4), 1, "words"), ("rrle", (2, 4), 2, "numbers"), ("rrle", (1, 10), 1, "numbers"),
-         ("irle", (3, 3), 1, "words"), ("irle", (2, 3), 2, "numbers"), ("irle", (2, 4), 1, "words"),
-         ("full", (2, 4), 2, "words"), ("rrle", (2, 3), 3, "bytes")]
+CASES = [(RowRLE((3, 4)), 1, "words"), (RowRLE((2, 4)), 2, "numbers"), (RowRLE((1, 10)), 1, "numbers"),
+         (ImageRLE((3, 3)), 1, "words"), (ImageRLE((2, 3)), 2, "numbers"), (ImageRLE((2, 4)), 1, "words"),
+         (FullLength((2, 4)), 2, "words"), (RowRLE((2, 3)), 3, "bytes"), (ColumnRLE((3, 3)), 1, "words")]
 
 
-@pytest.mark.parametrize(("scheme", "size", "n", "cut"), CASES)
+@pytest.mark.parametrize(("encoding", "n", "cut"), CASES)
 @pytest.mark.parametrize("sharpness", [0.3, 3.0])
-def test_the_known_share_bounds_the_error(scheme, size, n, cut, sharpness):
-    toy = Toy(PATTERNS[cut])
-    grammar = Grammar(toy.ids, LABELS[:n], size, scheme)
+def test_the_known_share_bounds_the_error(encoding, n, cut, sharpness):
+    rows, cols = encoding.grid_size
+    grammar = Grammar(Toy(PATTERNS[cut]).ids, LABELS[:n], encoding)
     worst = []
     for seed in range(2):
         model = Model(sharpness, seed)
         ids, cells, choices = write(grammar, model)
-        found = cell_confidence(grammar, choices, cells.reshape(size))
-        assert found.probs.shape == (n + 1, *size) and found.probs.dtype == np.float32
+        found = cell_confidence(grammar, choices, encoding.restore(cells))
+        assert found.probs.shape == (n + 1, rows, cols) and found.probs.dtype == np.float32
         assert np.allclose(found.probs.sum(0), 1, atol=1e-5)
-        for row in range(size[0]):
-            truth = exact(grammar, model, ids, cells, row, size[1])
-            error = np.abs(found.probs[:, row] - truth).max(0)
-            assert (error <= 1 - found.known[row] + 1e-3).all(), (row, error, found.known[row])
+        probs = np.stack([encoding.arrange(one).reshape(rows, cols) for one in found.probs])
+        known = encoding.arrange(found.known).reshape(rows, cols)
+        for row in range(rows):
+            truth = exact(grammar, model, ids, cells, row, cols)
+            error = np.abs(probs[:, row] - truth).max(0)
+            assert (error <= 1 - known[row] + 1e-3).all(), (row, error, known[row])
             worst.append(error.max())
-            if scheme == "rrle" and cut == "words":
-                assert found.known[row, 0] == pytest.approx(1, abs=1e-3)
+            if encoding.breaks_rows and cut == "words":
+                assert known[row, 0] == pytest.approx(1, abs=1e-3)
     assert max(worst) > 0.001  # else nothing was unknown, and nothing was tested
 
 
 def test_a_sure_model_is_known_throughout():
-    toy = Toy()
-    grammar = Grammar(toy.ids, LABELS[:1], (4, 6))
-    ids, cells, choices = write(grammar, Model(200.0, 1))
+    grammar = Grammar(Toy().ids, LABELS[:1], get_encoding("rrle", (4, 6)))
+    _, cells, choices = write(grammar, Model(200.0, 1))
     found = cell_confidence(grammar, choices, cells.reshape(4, 6))
     assert found.known.min() > 0.99 and np.array_equal(found.grid, cells.reshape(4, 6))
     assert found[1].shape == (4, 6)
 
 
 def test_choices_of_another_answer_are_refused():
-    grammar = Grammar(Toy().ids, LABELS[:1], (3, 5))
+    grammar = Grammar(Toy().ids, LABELS[:1], get_encoding("rrle", (3, 5)))
     _, cells, choices = write(grammar, Model(1.0, 3))
     with pytest.raises(ConfidenceError, match="no run"):
         cell_confidence(grammar, choices, np.zeros((3, 5), int))
-    with pytest.raises(ConfidenceError, match="15 cells"):
+    with pytest.raises(ConfidenceError, match="3x5 cells"):
         cell_confidence(grammar, choices, cells.reshape(3, 5)[:2])
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"mode": "plain", "max_new_tokens": 20}, "mode='fast'"), ({"max_new_tokens": 20}, "raise max_new_tokens")])
+def test_confidence_needs_a_whole_answer_under_the_grammar(shipped, options, words):
+    samples = load("scenes", "test", n=1, start=90, task="res")
+    [one] = answer_samples(shipped, samples, get_encoding(), progress=False, **options)
+    with pytest.raises(DecodingError, match=words):
+        answer_confidence(*one)
+
+
+def by_hand(mask, maps, empty) -> float:
+    """Expected IoU over every truth, the empty one apart."""
+    mask = np.asarray(mask, bool)
+    if not mask.any():
+        return empty
+    total = 0.0
+    for truth in product((False, True), repeat=mask.size):
+        truth = np.array(truth)
+        chance = np.mean([np.prod(np.where(truth, one, 1 - one)) for one in maps])
+        total += chance * (mask & truth).sum() / (mask | truth).sum()
+    return (1 - empty) * total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_formula_is_the_sum_over_all_truths(seed):
+    rng = np.random.default_rng(seed)
+    probs, order = rng.random(7) ** 2, rng.permutation(7)
+    found = expected_ious(probs, order)
+    for k in range(1, 8):
+        mask = np.isin(np.arange(7), order[:k])
+        assert found[k - 1] == pytest.approx(by_hand(mask, [probs], 0.0))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_mask_is_better_than_the_best(seed):
+    rng = np.random.default_rng(seed)
+    probs, empty = rng.random((2, 3)) ** 1.5, float(rng.choice([0.0, 0.2, 0.4]))
+    mask, score = best_mask([probs], empty)
+    assert mask.shape == (2, 3)
+    assert score == pytest.approx(by_hand(mask.ravel(), [probs.ravel()], empty))
+    assert all(by_hand(other, [probs.ravel()], empty) <= score + 1e-9
+               for other in product((False, True), repeat=6))
+
+
+def test_a_mixture_is_averaged():
+    maps = np.random.default_rng(1).random((3, 2, 3))
+    mask, score = best_mask(maps, 0.1)
+    assert score == pytest.approx(by_hand(mask.ravel(), [one.ravel() for one in maps], 0.1))
+
+
+def test_what_greedy_decoding_gives_up_is_found():
+    """Every cell is likelier "others", and the best mask still is not empty."""
+    assert best_mask([np.full((1, 4), 0.45)], 0.0)[0].all()
+    assert not best_mask([np.full((1, 4), 0.45)], 0.9)[0].any()
+
+
+def test_several_labels_share_the_cells():
+    probs = np.zeros((3, 1, 3), np.float32)
+    probs[1] = [[0.9, 0.6, 0.0]]
+    probs[2] = [[0.0, 0.35, 0.9]]
+    probs[0] = 1 - probs.sum(0)
+    sure = Confidence(probs, np.ones((1, 3)))
+    grid = np.array([[1, 1, 2]])
+    assert best_grid([sure], [grid]).tolist() == [[1, 1, 2]]
+    assert best_grid([sure] * 3, [grid, 0 * grid, 0 * grid]).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(("draws", "temperature"), [(1, 0.0), (3, 1.0)])
+def test_the_best_grid_comes_as_an_answer(shipped, draws, temperature):
+    encoding = get_encoding("rrle", 4)
+    [sample] = load("scenes", "test", n=1, start=5, task="res")
+    drawn = answer_samples(shipped, [sample], encoding, draws=draws, temperature=temperature, progress=False)
+    answer, parsed = best_expected_iou(drawn, sample.size, encoding)
+    assert parsed.report.ok and parsed.grid.shape == (4, 4) and parsed.masks.shape == (1, *sample.size)
+    assert answer.finished and f"Best of {draws}:" in answer.text
+    assert answer.n_tokens == sum(one.n_tokens for one, _ in drawn)
+    grids = [one.grid for _, one in drawn]
+    assert np.array_equal(parsed.grid, best_grid([answer_confidence(*one) for one in drawn], grids))

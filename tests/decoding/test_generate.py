@@ -1,119 +1,131 @@
-"""Generation, batching, reading, scoring, with an untrained model and with the shipped one."""
+"""The road from conversations to answers: batches, sampling, history, limits, errors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import tiny_model
+import torch
 
-from t4s_helpers.model import backbones
-from t4s_helpers.decoding import generate as decoding
-from t4s_helpers.data.expressions import scene_samples
-from t4s_helpers.evaluation.evaluate import evaluate, oracle_scores, score_rows
-from t4s_helpers.data.prompts import turn
+from t4s_helpers.codec.encodings import SEG_CLOSE, get_encoding
+from t4s_helpers.codec.parsing import parse
+from t4s_helpers.data.prompts import Turn, ask, ask_and_answer
+from t4s_helpers.data.registry import load
+from t4s_helpers.decoding.generate import (
+    MODES, DecodingError, answer_samples, generate, parse_answer, prompt_inputs, token_budget,
+)
+from t4s_helpers.decoding.grammar import GrammarError
 
-SAMPLES = scene_samples("test", 6, "gres", start=50)
+SAMPLES = load("scenes", "test", n=6, start=50, task="gres")
+GRID = get_encoding("rrle", 16)
+SMALL = get_encoding("rrle", 4)
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return backbones.load_backbone("embedded", adapter="scenes")
+def texts(backbone, samples, encoding=SMALL, **options):
+    return [a.text for a, _ in answer_samples(backbone, samples, encoding, progress=False, **options)]
 
 
 def test_a_batch_says_what_each_request_would_alone(shipped):
     """Left padding and the attention mask must not leak; ties could differ, none is known here."""
-    images, asked = [s.pixels() for s in SAMPLES], [turn(s).question for s in SAMPLES]
-    together = decoding.generate(shipped, images, asked, batch=6, max_new_tokens=24)
-    alone = decoding.generate(shipped, images, asked, batch=1, max_new_tokens=24)
-    assert [a.text for a in together] == [a.text for a in alone]
+    options = {"mode": "plain", "max_new_tokens": 24}
+    assert texts(shipped, SAMPLES, batch=6, **options) == texts(shipped, SAMPLES, batch=1, **options)
 
 
 def test_pictures_come_in_the_models_own_type():
     """Not every family converts them itself: DeepSeek-VL 7B in bfloat16 would fail."""
     backbone = tiny_model.backbone()
     backbone.model.bfloat16()
-    made = decoding._inputs(backbone, backbone.encoder, [SAMPLES[0].pixels()], ["Where is it?"])
-    assert str(made["pixel_values"].dtype) == "torch.bfloat16"
-    assert str(made["input_ids"].dtype) == "torch.int64"
+    made = prompt_inputs(backbone, [SAMPLES[0].pixels()], [[Turn("Where is it?")]])
+    assert made["pixel_values"].dtype == torch.bfloat16 and made["input_ids"].dtype == torch.int64
 
 
-def test_sampling_is_repeated_by_its_seed(shipped):
-    def said(seed):
-        return [a.text for a in decoding.generate(
-            shipped, [SAMPLES[0].pixels()] * 2, ["Segment the star."] * 2, temperature=1.5,
-            seed=seed, max_new_tokens=16)]
-
-    assert said(1) == said(1) and said(1) != said(2)
-
-
-def test_an_answer_cut_by_the_limit_is_malformed_not_no_target(shipped):
-    rows, scores = evaluate(shipped, SAMPLES, max_new_tokens=12, progress=False)
-    assert all(row["malformed"] and not row["finished"] for row in rows)
-    assert scores["malformed_rate"] == 1.0 and scores["n_acc"] == 0.0
+def test_earlier_turns_are_the_history(shipped):
+    """They go back in as the training data has them, and change the answer; the picture stays first."""
+    before, last = Turn("Is there a star?", ("Yes, ", "two.")), ask(SAMPLES[0])
+    inputs = prompt_inputs(shipped, [SAMPLES[0].pixels()], [[before, last]])
+    prompt = shipped.encoder.tokenizer.decode(inputs["input_ids"][0])
+    places = [prompt.index(part) for part in ("<image>", before.question, "Yes, two.", last.question)]
+    assert places == sorted(places) and prompt.count("<image>") == shipped.spec.n_image_tokens
+    alone, after = (generate(shipped, [SAMPLES[0].pixels()], [turns], SMALL)[0].trace.choices[0].scores
+                    for turns in ([last], [before, last]))
+    assert not np.allclose(alone, after)
 
 
-def test_true_answers_score_what_the_grid_allows():
-    for sample in SAMPLES:
-        one = turn(sample, 16, style="box")
-        reading = decoding.read_answer(one.text, sample.labels, sample.size)
-        assert np.array_equal(reading.grid, sample.grid(16)) and reading.report.ok
-    scores = oracle_scores(SAMPLES)
-    both = union = 0
-    for sample in SAMPLES:  # brute force: scenes are 128 pixels, so a cell is 8 by 8
-        coarse = np.kron(sample.grid(16) > 0, np.ones((8, 8), bool)).astype(bool)
-        truth = sample.masks.any(0)
-        both, union = both + (coarse & truth).sum(), union + (coarse | truth).sum()
-    assert scores["ciou"] == pytest.approx(both / union)
-    assert scores["n_acc"] == 1.0
+@pytest.mark.parametrize("mode", ["plain", "constrained", "fast"])
+def test_sampling_follows_its_seed(shipped, mode):
+    options = {"mode": mode, "batch": 2, "temperature": 1.5, "max_new_tokens": 60}
+    one, again, other = (texts(shipped, SAMPLES[:2], seed=seed, **options) for seed in (1, 1, 2))
+    assert one == again != other
 
 
-def test_scores_come_again_from_rows_alone(shipped):
-    rows, scores = evaluate(shipped, SAMPLES[:3], max_new_tokens=200, progress=False)
-    assert score_rows(rows)["giou"] == scores["giou"]
-    questions = scene_samples("test", 4, "vqa")
-    rows, scores = evaluate(shipped, questions, max_new_tokens=12, progress=False)
-    assert score_rows(rows) == scores and 0 <= scores["accuracy"] <= 1
+def test_draws_share_the_reading_of_the_prompt(shipped):
+    """Several answers to each request, the same whatever the batch and whichever the mode."""
+    options = {"temperature": 1.0, "draws": 2, "seed": 3}
+    fast = texts(shipped, SAMPLES[:3], mode="fast", batch=6, **options)
+    assert len(fast) == 6 and fast == texts(shipped, SAMPLES[:3], mode="fast", batch=2, **options)
+    assert fast == texts(shipped, SAMPLES[:3], mode="constrained", batch=4, **options)
 
 
-def test_budget_covers_every_true_answer(shipped):
-    encoder = shipped.encoder
-    for sample in scene_samples("train", 60, "gres"):
-        pieces = turn(sample, 16, style="box").answer
-        n = sum(len(encoder.piece_ids(piece)) for piece in pieces)
-        assert n < decoding.token_budget(encoder, sample.labels, 16)
+def test_questions_are_answered_in_words_and_as_plain_decoding_does(shipped):
+    questions = load("scenes", "test", n=6, start=60, task="vqa")
+    answers = [texts(shipped, questions, mode=mode, batch=4, max_new_tokens=12) for mode in MODES]
+    assert answers[0] == answers[1] == answers[2]
+    assert answer_samples(shipped, questions[:1], SMALL, max_new_tokens=2)[0][1] is None
 
 
-def test_images_and_questions_must_match():
-    with pytest.raises(decoding.DecodingError, match="1 images came with 2 questions"):
-        decoding.generate(None, [1], ["a", "b"])
+def test_an_answer_that_breaks_off_is_malformed_not_no_target(shipped):
+    """Wherever it is cut, what came is read, and reported as broken."""
+    [(answer, _)] = answer_samples(shipped, SAMPLES[:1], GRID, progress=False)
+    for cut in range(len(answer.text.rsplit(SEG_CLOSE)[0])):
+        _, report = parse(answer.text[:cut], SAMPLES[0].labels, GRID)
+        assert report.malformed and not report.no_target, answer.text[:cut]
+    [(short, parsed)] = answer_samples(shipped, SAMPLES[:1], GRID, max_new_tokens=12, progress=False)
+    assert not short.finished and short.n_tokens == 12 and parsed.report.malformed
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: backbones.load_backbone("llava-2"), "llava-1.5-7b"),
-    (lambda: backbones.load_backbone("embedded", quantize="int3"), "int3"),
-    (lambda: backbones.load_backbone("embedded", source="/nowhere/at/all"), "/nowhere/at/all"),
-    (lambda: tiny_model.backbone(adapter="no-such-adapter"), "no-such-adapter"),
-])
-def test_what_cannot_be_loaded_is_named(call, words):
-    with pytest.raises(backbones.BackboneError, match=words):
-        call()
+def test_true_answers_are_read_back_and_fit_the_budget(shipped):
+    for sample in [*SAMPLES, *load("scenes", "train", n=30, task="gres")]:
+        turn = ask_and_answer(sample, GRID, style="box")
+        parsed = parse_answer(turn.text, sample.labels, sample.size, GRID)
+        assert parsed.report.ok and np.array_equal(parsed.grid, sample.grid(16))
+        coarse = np.kron(sample.grid(16), np.ones((8, 8), int))  # scenes are 128 pixels
+        assert np.array_equal(parsed.masks, [coarse == k + 1 for k in range(len(sample.labels))])
+        n = sum(len(shipped.encoder.piece_ids(piece)) for piece in turn.answer)
+        assert n < token_budget(shipped.encoder, sample.labels, GRID)
 
 
-def test_an_adapter_for_another_base_is_refused(tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(backbones.ADAPTERS / "scenes", tmp_path / "other")
-    tensors = load_file(tmp_path / "other" / "adapter_model.safetensors")
-    save_file({name: t[:, :-1].contiguous() for name, t in tensors.items()},
-              tmp_path / "other" / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(backbones.BackboneError, match="another base"):
-        tiny_model.backbone(adapter=tmp_path / "other")
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_that_are_no_numbers_are_named(mode):
+    backbone = tiny_model.backbone()
+    with torch.no_grad():
+        backbone.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(DecodingError, match="after 0 tokens are not numbers"):
+        answer_samples(backbone, SAMPLES[:1], SMALL, mode=mode)
 
 
-def test_the_shipped_model_is_small_enough():
-    sizes = {p: p.stat().st_size / 1e6 for p in backbones.ASSETS.rglob("*.safetensors")}
-    assert sizes and all(size <= 25 for size in sizes.values())
-    model = backbones.load_backbone("embedded").model
-    assert sum(p.numel() for p in model.parameters()) <= 12_000_000
+@pytest.mark.parametrize("mode", MODES)
+def test_a_request_beyond_the_context_is_refused(shipped, mode):
+    many = tuple(f"thing number {k}" for k in range(900))
+    with pytest.raises(DecodingError, match="900 labels.*fewer labels at a time"):
+        generate(shipped, [SAMPLES[0].pixels()], [[Turn(f"Segment {', '.join(many)}.", (), many)]], GRID,
+                 mode=mode)
+
+
+@pytest.mark.parametrize(("conversations", "options", "words"), [
+    ([[Turn("a")], [Turn("b")]], {}, "1 images came with 2 conversations"),
+    ([[]], {}, "Conversation 1 has no turn"), ([[Turn("a")]], {"draws": 0}, "0 answers"),
+    ([[Turn("a")]], {"mode": "quick"}, "Unknown decoding mode 'quick'")])
+def test_bad_requests_are_named(conversations, options, words):
+    with pytest.raises(DecodingError, match=words):
+        generate(None, [SAMPLES[0].pixels()], conversations, SMALL, **options)
+
+
+def test_labels_that_cannot_be_told_apart_name_their_request(shipped, monkeypatch):
+    from t4s_helpers.model.chat import ConversationEncoder
+
+    real = ConversationEncoder.piece_ids
+    monkeypatch.setattr(ConversationEncoder, "piece_ids",
+                        lambda self, piece: real(self, piece.replace("moon", "star")))
+    turn = Turn("Segment both.", (), ("a star", "a moon"))
+    with pytest.raises(GrammarError, match=r"Request 2 \('Segment both.'\): Label .*(moon|star)"):
+        generate(shipped, [SAMPLES[0].pixels()] * 2, [[Turn("a")], [turn]], SMALL, max_new_tokens=2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_grammar import LABELS, Toy
+from toy_tokenizer import LABELS, Toy
 
+from t4s_helpers.codec.encodings import SEG_CLOSE, get_encoding
 from t4s_helpers.decoding.grammar import Grammar, GrammarError
-from t4s_helpers.codec.encodings import SCHEMES, SEG_CLOSE, encode
 
 llguidance = pytest.importorskip("llguidance")
 
@@ -15,8 +15,11 @@ NAMES = (*LABELS, 'a "quoted" one', "back\\slash", "ünïcödé 狗")
 BYTES = llguidance.LLTokenizer("byte")
 
 
-def matcher(labels, size, scheme):
-    lark = Grammar(Toy().ids, labels, size, scheme).ebnf()
+every_name = pytest.mark.parametrize("name", ["full", "irle", "rrle"])
+
+
+def matcher(labels, encoding):
+    lark = Grammar(Toy().ids, labels, encoding).ebnf()
     found = llguidance.LLMatcher(BYTES, llguidance.LLMatcher.grammar_from_lark(lark))
     assert not found.is_error(), found.get_error()
     return found
@@ -30,17 +33,16 @@ def accepts(compiled, text: str) -> bool:
         ids) == len(ids) and compiled.is_accepting()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(("size", "n"), [((1, 1), 1), ((3, 5), 2), ((4, 4), 8), (16, 1)])
-def test_every_descriptor_of_ours_is_accepted(scheme, size, n):
-    if (size, scheme) == (16, "irle"):
-        size = (8, 8)  # counts up to 256 take a compiler minutes
-    rows, cols = (size, size) if isinstance(size, int) else size
-    compiled, rng = matcher(NAMES[:n], size, scheme), np.random.default_rng(n)
+@every_name
+@pytest.mark.parametrize(("shape", "n"), [((1, 1), 1), ((3, 5), 2), ((4, 4), 8), ((16, 16), 1)])
+def test_every_descriptor_of_ours_is_accepted(name, shape, n):
+    if (name, shape) == ("irle", (16, 16)):
+        shape = (8, 8)  # counts up to 256 take a compiler minutes
+    encoding, labels, rng = get_encoding(name, shape), NAMES[:n], np.random.default_rng(n)
+    compiled = matcher(labels, encoding)
     for top in (1, 2, n + 1):  # nothing, one label, all of them
         for _ in range(4):
-            grid = rng.integers(0, min(top, n + 1), (rows, cols))
-            text = encode(grid, NAMES[:n], scheme) + SEG_CLOSE
+            text = encoding.encode(rng.integers(0, min(top, n + 1), shape), labels) + SEG_CLOSE
             assert accepts(compiled, text), text
 
 
@@ -58,24 +60,24 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "broken"),
-                         [(scheme, text) for scheme, texts in BROKEN.items() for text in texts])
-def test_what_breaks_the_format_is_refused(scheme, broken):
+@pytest.mark.parametrize(("name", "broken"),
+                         [(name, text) for name, texts in BROKEN.items() for text in texts])
+def test_what_breaks_the_format_is_refused(name, broken):
     text = broken.format(SEG_CLOSE)
-    assert not accepts(matcher(["dog"], (2, 5), scheme), text), text
+    assert not accepts(matcher(["dog"], get_encoding(name, (2, 5))), text), text
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_one_changed_character_is_noticed(scheme):
+@every_name
+def test_one_changed_character_is_noticed(name):
     """Any single deletion leaves no descriptor: nothing in the text is redundant."""
-    grid = np.array([[0, 1, 1, 0], [2, 2, 0, 0]])
-    text = encode(grid, ["dog", "red kite"], scheme) + SEG_CLOSE
-    compiled = matcher(["dog", "red kite"], (2, 4), scheme)
+    encoding, labels = get_encoding(name, (2, 4)), ["dog", "red kite"]
+    text = encoding.encode(np.array([[0, 1, 1, 0], [2, 2, 0, 0]]), labels) + SEG_CLOSE
+    compiled = matcher(labels, encoding)
     assert accepts(compiled, text)
     assert not any(accepts(compiled, text[:k] + text[k + 1:]) for k in range(len(text)))
 
 
 def test_a_grammar_too_large_to_compile_is_refused():
-    with pytest.raises(GrammarError, match="Use scheme='rrle'"):
-        Grammar(Toy().ids, ["dog"], 64, "irle").ebnf()
-    assert len(Grammar(Toy().ids, NAMES, 64).ebnf()) < 4e6
+    with pytest.raises(GrammarError, match="an encoding that breaks rows"):
+        Grammar(Toy().ids, ["dog"], get_encoding("irle", 64)).ebnf()
+    assert len(Grammar(Toy().ids, NAMES, get_encoding("rrle", 64)).ebnf()) < 4e6
