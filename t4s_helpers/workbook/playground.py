@@ -32,19 +32,18 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..codec.encodings import Encoding, check_labels, fold, get_encoding
+from ..codec.grid import mask_iou, masks_to_grid
+from ..codec.parsing import ParseReport
 from ..data import prompts
 from ..data.expressions import GRES_KINDS, make_expression
 from ..data.meaning import MeaningError, meaning
 from ..data.photos import photo_samples
 from ..data.sample import SampleError, read_image
 from ..data.scenes import SPLITS, Scene, make_scene
-from ..decoding.generate import generate, read_answer
-from ..codec.grid import masks_to_grid
-from ..codec.grid import mask_iou
-from ..codec.parsing import ParseReport
-from .plotting import STYLE, _printable, draw_grid, outline, show_descriptor, show_image, show_mask
-from ..refine.refiners import load_refiner
-from ..codec.encodings import check_labels, fold
+from ..decoding.generate import generate, parse_answer
+from ..refine import load_refiner
+from .plotting import STYLE, draw_grid, outline, printable, show_descriptor, show_image, show_mask
 
 LONGEST_SIDE = 1024
 """Own pictures are made smaller than this many pixels, which is what a SAM model sees anyway."""
@@ -312,8 +311,8 @@ def check_expression(expression: str, tokenizer: Any = None) -> str:
 
 
 def ask_model(
-    backbone: Any, picture: Picture | np.ndarray, expression: str, size: Any = 16,
-    scheme: str = "rrle", **options: Any,
+    backbone: Any, picture: Picture | np.ndarray, expression: str,
+    encoding: Encoding | None = None, **options: Any,
 ) -> Outcome:
     """Ask a backbone for what an expression names.
 
@@ -321,7 +320,7 @@ def ask_model(
         backbone: a `t4s_helpers.model.backbones.Backbone`.
         picture: a `Picture`, or uint8 pixels ``(H, W, 3)``.
         expression: what to look for.
-        size, scheme: of the grid and its text.
+        encoding: of the text, as the adapter was trained; R-RLE of 16 x 16 cells by default.
         options: for `t4s_helpers.decoding.generate.generate`.
 
     Raises:
@@ -329,20 +328,21 @@ def ask_model(
     """
     picture = picture if isinstance(picture, Picture) else Picture("picture", picture)
     expression = check_expression(expression, backbone.encoder.tokenizer)
-    question = prompts.question("res", [expression])
+    encoding = encoding or get_encoding()
+    turn = prompts.Turn(prompts.question("res", [expression]), labels=(expression,))
     start = time.perf_counter()
-    said = generate(backbone, [picture.pixels], [question], [expression], size, **options)[0]
+    said = generate(backbone, [picture.pixels], [[turn]], encoding, **options)[0]
     seconds = time.perf_counter() - start
-    reading = read_answer(said.text, [expression], picture.pixels.shape[:2], size, scheme)
+    parsed = parse_answer(said.text, turn.labels, picture.pixels.shape[:2], encoding)
     return Outcome(
-        picture, expression, question, WRITERS[0], backbone.spec.name, said.text, said.n_tokens,
-        said.finished, seconds, reading.grid, reading.report, reading.masks[0],
+        picture, expression, turn.question, WRITERS[0], backbone.spec.name, said.text, said.n_tokens,
+        said.finished, seconds, parsed.grid, parsed.report, parsed.masks[0],
         picture.truth(expression),
     )
 
 
 def write_truth(
-    picture: Picture, expression: str, size: Any = 16, scheme: str = "rrle", style: str = "box",
+    picture: Picture, expression: str, encoding: Encoding | None = None, style: str = "box",
     encoder: Any = None,
 ) -> Outcome:
     """The answer that a perfect model would write, read back as any other answer.
@@ -350,7 +350,7 @@ def write_truth(
     Every object of the true mask keeps at least one cell (`masks_to_grid` with its rule ``area``).
 
     Args:
-        picture, expression, size, scheme: as in `ask_model`.
+        picture, expression, encoding: as in `ask_model`.
         style: of the answer's sentence, one of `t4s_helpers.data.prompts.SENTENCES`.
         encoder: the backbone's, to count tokens with; ``None`` counts none.
 
@@ -365,16 +365,17 @@ def write_truth(
     start = time.perf_counter()
     owners = np.zeros(len(truth.objects), int)
     # Without an object there is nothing to keep visible: one empty mask is the whole request.
-    grid = (masks_to_grid(truth.objects, size, "area", owners) if len(owners)
-            else masks_to_grid(truth.mask[None], size))
-    pieces = prompts.answer(grid, [expression], scheme, style, truth.mask)
+    encoding = encoding or get_encoding()
+    grid = (masks_to_grid(truth.objects, encoding.grid_size, "area", owners) if len(owners)
+            else masks_to_grid(truth.mask[None], encoding.grid_size))
+    pieces = prompts.answer(grid, [expression], encoding, style, truth.mask)
     text = "".join(pieces)
     seconds = time.perf_counter() - start
     tokens = 1 + sum(len(encoder.piece_ids(piece)) for piece in pieces) if encoder else 0
-    reading = read_answer(text, [expression], truth.mask.shape, size, scheme)
+    parsed = parse_answer(text, [expression], truth.mask.shape, encoding)
     return Outcome(
         picture, expression, prompts.question("res", [expression]), WRITERS[1], "", text, tokens,
-        True, seconds, reading.grid, reading.report, reading.masks[0], truth,
+        True, seconds, parsed.grid, parsed.report, parsed.masks[0], truth,
     )
 
 
@@ -383,7 +384,7 @@ def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
 
     Args:
         outcome: any.
-        refiner: from `t4s_helpers.refine.refiners.load_refiner`; ``none`` takes a refined mask away.
+        refiner: from `t4s_helpers.refine.load_refiner`; ``none`` takes a refined mask away.
         seed: of the points that a refiner draws.
     """
     if refiner.name == "none":
@@ -501,7 +502,7 @@ def _wrapped(sentences: Sequence[str], inches: float, points: float = 9) -> str:
     """Sentences on lines of their own, broken at about ``inches``."""
     columns = int(inches * 72 / (0.56 * points))
     return "\n".join(line for sentence in sentences
-                     for line in textwrap.wrap(_printable(sentence), columns))
+                     for line in textwrap.wrap(printable(sentence), columns))
 
 
 def _draw_picture(ax: Any, outcome: Outcome, true_outline: bool) -> None:
@@ -558,7 +559,7 @@ def sentence(error: BaseException) -> str:
         text = f"{text[:399]}…"
     elif text:
         text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
-    ours = type(error).__module__.partition(".")[0] == __package__
+    ours = type(error).__module__.startswith("t4s_helpers.")
     if text and (ours or isinstance(error, OSError)):
         return text
     return (f"Something unexpected went wrong ({type(error).__name__}"
@@ -581,7 +582,7 @@ class Playground:
     Args:
         backbone: a `t4s_helpers.model.backbones.Backbone`.
         refiners: names to choose from, the first one is chosen.
-        size, scheme, style: of the grid and the text, as the adapter was trained.
+        encoding, style: of the text, as the adapter was trained.
         seed: of suggestions and of the refiner's points.
         split: of the first scene.
         load: makes a refiner of its name, when it is first needed.
@@ -597,12 +598,12 @@ class Playground:
     """
 
     def __init__(
-        self, backbone: Any, refiners: Sequence[str] = ("mobile_sam", "none"), size: Any = 16,
-        scheme: str = "rrle", style: str = "box", seed: int = 0, split: str = "test",
+        self, backbone: Any, refiners: Sequence[str] = ("mobile_sam", "none"),
+        encoding: Encoding | None = None, style: str = "box", seed: int = 0, split: str = "test",
         load: Callable[[str], Any] = load_refiner,
     ) -> None:
         self.backbone, self.load, self.seed = backbone, load, seed
-        self.size, self.scheme, self.style = size, scheme, style
+        self.encoding, self.style = encoding or get_encoding(), style
         self.picture: Picture | None = None
         self.outcome: Outcome | None = None
         self.failure: BaseException | None = None
@@ -803,10 +804,8 @@ class Playground:
     def _write(self, picture: Picture, expression: str, writer: str) -> Outcome:
         self.written += 1
         if writer == WRITERS[0]:
-            return ask_model(self.backbone, picture, expression, self.size, self.scheme,
-                             progress=False)
-        return write_truth(picture, expression, self.size, self.scheme, self.style,
-                           self.backbone.encoder)
+            return ask_model(self.backbone, picture, expression, self.encoding, progress=False)
+        return write_truth(picture, expression, self.encoding, self.style, self.backbone.encoder)
 
     def _keep(self, key: tuple, make: Callable[[], Outcome]) -> Outcome:
         """The outcome under ``key``, made where there is none; the oldest ones are let go."""

@@ -247,7 +247,7 @@ def _glyphs(family: str) -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())
 
 
-def _printable(text: str, family: str = _SANS) -> str:
+def printable(text: str, family: str = _SANS) -> str:
     """The text in characters that the font has; others, and control characters, as a box."""
     known = _glyphs(family)
     text = unicodedata.normalize("NFC", text)
@@ -299,7 +299,7 @@ def set_title(ax: Axes, title: str | None, side: str = "center") -> Axes:
     """
     if title is None:
         return ax
-    title = "\n".join(_printable(line) for line in title.split("\n"))
+    title = "\n".join(printable(line) for line in title.split("\n"))
     artist = ax.set_title(title, loc=side, parse_math=False)
     shown = [title]
 
@@ -316,7 +316,7 @@ def set_title(ax: Axes, title: str | None, side: str = "center") -> Axes:
 
 def legend_below(ax: Axes, labels: Sequence[str], colours: Sequence[str]) -> Axes:
     """A legend of coloured squares under axes without tick labels there, in columns that fit."""
-    labels = [_printable(label) for label in labels]
+    labels = [printable(label) for label in labels]
     if not labels:
         return ax
     size = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points()
@@ -960,7 +960,7 @@ def _around_tags(text: str) -> tuple[list[str], str, list[str]]:
 
 
 def _plain_line(text: str) -> _Line:
-    words = _printable(text, _MONO).split(" ")
+    words = printable(text, _MONO).split(" ")
     return _Line("", [(_Span(word + " ", FAINT),) for word in words])
 
 
@@ -970,7 +970,7 @@ def _descriptor_lines(
     words = vocabulary(labels)
     if not body.strip():
         return [_plain_line("(no descriptors)")]
-    shown = [OTHERS, *short_labels([_printable(w, _MONO) for w in words.written[1:]], label_width)]
+    shown = [OTHERS, *short_labels([printable(w, _MONO) for w in words.written[1:]], label_width)]
     rows = body.split("\n")
     bar = (_Span("|", "#b8b8b8"),)
     lines = []
@@ -989,10 +989,10 @@ def _run_atom(run: str, words: Any, shown: Sequence[str], label_width: int) -> _
         name, star, digits = run.strip(), "", ""
     name = name.rstrip()
     k = words.index.get(name, words.folded.get(fold(name)))
-    count = f" *{_printable(digits.strip(), _MONO)}" if star else ""
+    count = f" *{printable(digits.strip(), _MONO)}" if star else ""
     blank = (_Span(" "),) if lead else ()
     if k is None:
-        unknown = _short_end(_printable(name, _MONO), label_width) or "?"
+        unknown = _short_end(printable(name, _MONO), label_width) or "?"
         return (*blank, _Span(unknown + count, "white", ALARM))
     if k == 0:
         return (*blank, _Span(shown[0] + count, FAINT))
@@ -1079,7 +1079,7 @@ def _visible(token: str) -> str:
     token = token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
     if not token.strip(" "):
         return "␣" * len(token) or "∅"
-    return _printable(token, _MONO)
+    return printable(token, _MONO)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1122,7 +1122,7 @@ def bars(
         colour = (colours or {}).get(name) or label_colour(s + 2 if len(series) > 1 else 2)
         x = np.arange(len(groups)) + (s - (len(series) - 1) / 2) * pitch
         heights = np.asarray(values, float)
-        ax.bar(x, np.nan_to_num(heights), 0.92 * pitch, color=colour, label=_printable(name))
+        ax.bar(x, np.nan_to_num(heights), 0.92 * pitch, color=colour, label=printable(name))
         bounds = np.array(errors[name], float) if name in errors else np.c_[heights, heights]
         if name in errors:
             away = np.maximum((bounds - heights[:, None]) * (-1, 1), 0).T
@@ -1133,11 +1133,11 @@ def bars(
             texts.append(_bar_text(ax, at, end, written, value < 0))
     ax.axhline(0, color=FAINT, linewidth=0.8)
     ax.set_xlim(-0.55, len(groups) - 0.45)
-    ax.set_xticks(range(len(groups)), [_printable(name) for name in groups])
+    ax.set_xticks(range(len(groups)), [printable(name) for name in groups])
     ax.tick_params(axis="x", length=0)
     ax.grid(False, axis="x")
     ax.set_ylabel(ylabel)
-    _fit(ax, "bars", _BarFit(ax, texts, [_printable(g) for g in groups], pitch))
+    _fit(ax, "bars", _BarFit(ax, texts, [printable(g) for g in groups], pitch))
     if len(series) > 1:
         legend_beside(ax)
     return set_title(ax, title)
@@ -1308,7 +1308,7 @@ def loss_curve(
     broken = ~np.isfinite(values)
     if smooth:
         ax.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    name = f"{_printable(label)} (last {line[-1]:.3g})"
+    name = f"{printable(label)} (last {line[-1]:.3g})"
     dot = "o" if np.count_nonzero(~broken) == 1 else None  # one point makes no line
     ax.plot(
         steps, np.where(broken, np.nan, line), color=colour, linewidth=1.8, marker=dot, label=name

@@ -15,7 +15,7 @@ from t4s_helpers.model.backbones import EMBEDDED, Backbone, find, load_backbone
 from t4s_helpers.data.sample import SampleError
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.refine import NoRefiner, Refined
-from t4s_helpers.codec.encodings import DescriptorError, encode, wrap
+from t4s_helpers.codec.encodings import DescriptorError, get_encoding, wrap
 from t4s_helpers.workbook.playground import (
     PANELS, Picture, Playground, PlaygroundError, ask_model, as_png, check_expression, describe,
     draw_outcome, file_picture, photo_picture, refine, scene_picture, sentence, suggestions,
@@ -68,6 +68,9 @@ class Model:
     def __init__(self, answers):
         self.answers, self.calls = list(answers), 0
 
+    def modules(self):
+        return []
+
     def generate(self, input_ids, max_new_tokens, **options):
         import torch
 
@@ -77,6 +80,18 @@ class Model:
             raise answer
         said = [*map(ord, answer), EOS][:max_new_tokens]
         return torch.cat([input_ids, torch.tensor([said])], dim=1)
+
+
+@pytest.fixture(autouse=True)
+def _stubs_answer_plainly(monkeypatch):
+    """No grammar holds what a stub is told to say; real models keep the default mode."""
+    asked = widgets.generate
+
+    def generate(backbone, *args, **options):
+        mode = {"mode": "plain"} if isinstance(backbone.model, Model) else {}
+        return asked(backbone, *args, **mode, **options)
+
+    monkeypatch.setattr(widgets, "generate", generate)
 
 
 def stub(*answers):
@@ -106,7 +121,7 @@ TEXTS = suggestions(SCENE)
 SINGLE, NOBODY = TEXTS[0], TEXTS[-1]
 RIGHT = write_truth(SCENE, SINGLE).text
 NOWHERE = write_truth(SCENE, NOBODY).text
-EVERYWHERE = wrap(encode(np.ones((16, 16), int), [SINGLE]), "Here:")
+EVERYWHERE = wrap(get_encoding().encode(np.ones((16, 16), int), [SINGLE]), "Here:")
 
 
 def playground(*answers, **options):
@@ -232,7 +247,7 @@ def test_expressions_that_cannot_be_asked(text, kind, words):
 @pytest.mark.parametrize("expression", TEXTS)
 @pytest.mark.parametrize("style", ["box", "plain"])
 def test_the_true_mask_comes_back_as_the_grid_of_its_objects(expression, style):
-    outcome = write_truth(SCENE, expression, 24, style=style, encoder=stub().encoder)
+    outcome = write_truth(SCENE, expression, get_encoding("rrle", 24), style=style, encoder=stub().encoder)
     objects = SCENE.truth(expression).objects
     if len(objects):
         assert np.array_equal(

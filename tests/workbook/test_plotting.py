@@ -21,7 +21,19 @@ from matplotlib.text import Text
 
 from t4s_helpers.workbook import plotting as p
 from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.codec.encodings import SCHEMES, encode, pieces, wrap
+from t4s_helpers.codec.encodings import get_encoding, wrap
+
+NAMES = ("full", "irle", "rrle")
+
+
+def encode(grid, labels, name="rrle", spaced=False):
+    return get_encoding(name, np.shape(grid), spaced).encode(grid, labels)
+
+
+def pieces(grid, labels):
+    return get_encoding("rrle", np.shape(grid)).pieces(grid, labels)
+
+
 
 LABELS = ("cup of coffee", "the small silver spoon that lies on the saucer beside the cup", "$5 *3")
 
@@ -274,12 +286,12 @@ def fills(ax):
     return [to_hex(colour) for colour in background.get_facecolor()]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("spaced", [False, True])
-def test_show_descriptor_shows_the_whole_text(grid, scheme, spaced):
+def test_show_descriptor_shows_the_whole_text(grid, name, spaced):
     _, ax = plt.subplots(figsize=(9, 8))
     labels = ["cup", "spoon", "$5"]
-    text = encode(grid, labels, scheme, spaced)
+    text = encode(grid, labels, name, spaced)
     assert p.show_descriptor(ax, text, labels, row_numbers=False) is ax
     shown = "".join(words(ax))
     assert shown.replace(" ", "") == text.replace("\n", "").replace(" ", "")
@@ -527,8 +539,8 @@ def everything(pixels, masks, grid, figsize):
     for ax in axes[0, :2]:
         p.show_mask(ax, pixels, masks, LABELS, LONG)
     p.draw_grid(axes[0, 2], pixels, grid, LABELS, LONG)
-    for ax, scheme in zip(axes[1], SCHEMES):
-        p.show_descriptor(ax, encode(grid, LABELS, scheme), LABELS, LONG)
+    for ax, name in zip(axes[1], NAMES):
+        p.show_descriptor(ax, encode(grid, LABELS, name), LABELS, LONG)
     tokens = [f" {word}" for word in (LONG * 3).split()]
     p.show_tokens(axes[2, 0], tokens, [k > 9 for k in range(len(tokens))], LONG)
     rng = np.random.default_rng(1)
