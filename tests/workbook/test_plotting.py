@@ -660,7 +660,7 @@ def test_a_confidence_map_is_tinted_by_probability(pixels):
 
 
 def test_a_reliability_diagram_shows_every_curve_and_its_error():
-    from t4s_helpers.decoding.calibration import calibration
+    from t4s_helpers.evaluation.calibration import calibration
 
     rng = np.random.default_rng(0)
     stated = rng.random(500)
