@@ -1,9 +1,38 @@
 """Refiners: from the coarse mask of a label grid to a sharp one at the image's size."""
 
+from __future__ import annotations
+
+import functools
+
 from .prompts import BEST_PROMPTS, PAPER_PROMPTS, Prompts, RefineError, mask_logits, sample_points
-from .refiners import MIN_IOU, REFINERS, NoRefiner, Refined, Refiner, load_refiner, merge_masks
+from .refiners import MIN_IOU, REFINERS, NoRefiner, Refined, Refiner, merge_masks
 
 __all__ = [
     "BEST_PROMPTS", "MIN_IOU", "PAPER_PROMPTS", "REFINERS", "NoRefiner", "Prompts", "RefineError", "Refined",
     "Refiner", "load_refiner", "mask_logits", "merge_masks", "sample_points",
 ]
+
+
+def load_refiner(name: str = "mobile_sam", device: str | None = None, precision: str = "float32") -> Refiner:
+    """A refiner by name; the same object each time for the same arguments.
+
+    Args:
+        name: ``none``, or a SAM model: ``mobile_sam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``. A
+            checkpoint is fetched where it is not in the cache (`t4s_helpers.model.weights`).
+        device: as PyTorch names it; by default ``"cuda"`` where there is one, else ``"cpu"``.
+        precision: see `t4s_helpers.refine.sam.SamRefiner`.
+
+    Raises:
+        RefineError: unknown name or precision, or float16 on the CPU.
+        t4s_helpers.model.weights.WeightsError: the checkpoint cannot be had.
+    """
+    if name not in REFINERS:
+        from . import sam  # noqa: F401  registers SAM's names; it imports PyTorch
+    if name not in REFINERS:
+        raise RefineError(f"There is no refiner named {name!r}; choose one of {', '.join(REFINERS)}.")
+    return _loaded(REFINERS[name], name, device, precision)
+
+
+@functools.cache
+def _loaded(kind: type[Refiner], name: str, device: str | None, precision: str) -> Refiner:
+    return kind.load(name, device, precision)
