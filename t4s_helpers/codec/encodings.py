@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class DescriptorError(ValueError):
     """Labels or text that cannot be written as, or read from, semantic descriptors."""
 
 
-class Vocabulary(NamedTuple):
+@dataclass(frozen=True)
+class Vocabulary:
     """A label set, ready for reading and writing; see `vocabulary`."""
 
     names: tuple[str, ...]  # the labels, trimmed
@@ -174,17 +175,17 @@ class Encoding:
     @property
     def rows(self) -> int:
         """Rows of the grid."""
-        return self.grid_size[0]
+        return parse_grid_size(self.grid_size)[0]
 
     @property
     def cols(self) -> int:
         """Columns of the grid."""
-        return self.grid_size[1]
+        return parse_grid_size(self.grid_size)[1]
 
     @property
     def lines(self) -> tuple[int, int]:
         """How many lines the text has, and how many cells a line describes."""
-        return self.grid_size if self.breaks_rows else (1, self.rows * self.cols)
+        return (self.rows, self.cols) if self.breaks_rows else (1, self.rows * self.cols)
 
     @property
     def separators(self) -> tuple[str, str]:
@@ -261,7 +262,9 @@ class Encoding:
 
     def _read_runs(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
         """Grid value of every cell, from lines of runs; refuses what `encode` does not write."""
-        values, counts, width = [], [], self.lines[1]
+        values: list[int] = []
+        counts: list[int] = []
+        width = self.lines[1]
         for line in lines:
             before, total, last = len(values), 0, -1
             for run in line:
@@ -283,17 +286,17 @@ class Encoding:
 
     def _read_cells(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
         """The same from lines of labels, one per cell."""
-        values, (rows, cols) = [], self.grid_size
+        values: list[int] = []
         for words in lines:
             for word in words:
                 if word not in index:
-                    row, col = divmod(len(values), cols)
+                    row, col = divmod(len(values), self.cols)
                     raise DescriptorError(
                         f"row {row + 1}, cell {col + 1} has the unknown label {word[:80]!r}")
                 values.append(index[word])
             if len(words) != self.lines[1]:
                 raise DescriptorError(f"{_row(lines, words)}the text has {len(words)} labels, "
-                                      f"the {rows}x{cols} grid needs {self.lines[1]}")
+                                      f"the {self.rows}x{self.cols} grid needs {self.lines[1]}")
         return np.array(values, np.int32)
 
 

@@ -525,7 +525,7 @@ def draw_confidence(
         ValueError: an array that is no map.
     """
     probs = np.asarray(probs, float)
-    if probs.ndim != 2 or not (0 <= probs.min() and probs.max() <= 1):
+    if probs.ndim != 2 or not (probs.min() >= 0 and probs.max() <= 1):
         raise ValueError(f"A map is (rows, cols) with values in [0, 1], but this array is "
                          f"{probs.shape} and reaches to {probs.max():g}.")
     show_image(ax, pixels, title)

@@ -197,7 +197,8 @@ def measure(folder: str, form: str, n_read: int, n_photos: int) -> dict[str, flo
     rate = read_samples(dataset, order[:n_read], False, "samples")
     grown_mb = process.memory_info().rss / 1e6 - warm_mb
     with_photo = read_samples(dataset, order[:n_photos], True, "with photos")
-    return {"samples": len(dataset), "seconds": seconds, "busy": busy, "start_mb": start_mb, "peak_mb": peak_mb,
+    return {"samples": len(dataset), "seconds": seconds, "busy": busy, "start_mb": start_mb,
+            "peak_mb": peak_mb,
             "opened_mb": opened_mb, "grown_mb": grown_mb, "rate": rate,
             "rate_with_photo": with_photo}
 
@@ -215,7 +216,7 @@ def _peak_mb() -> float:
 
 def _measured_apart(*arguments) -> dict[str, float]:
     """`measure` in a fresh process with one thread, so that peaks are its own."""
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", "t4s_helpers.lab.benchmarks.data", "--child", json.dumps(arguments)],
         env={**os.environ, **one}, stdout=subprocess.PIPE, text=True, check=True)
@@ -233,8 +234,7 @@ MEASURES = (
 
 def benchmark(sizes: Sequence[int], folder: Path | str, full: int = OUTLINES, n_read: int = 20_000,
               n_photos: int = 1000) -> pd.DataFrame:
-    """A row a measure and file: ``measure``, ``form``, ``outlines``, ``samples``, ``value``, ``unit``,
-    ``promised``."""
+    """One row a measure and file, with its ``value``, ``unit`` and what is ``promised``."""
     rows = []
     cases = [("pickle", full), ("json", full), *(("json", n) for n in sizes if n != full)]
     for form, outlines in cases:
@@ -252,6 +252,7 @@ def _bar(values, name: str):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from a shell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000],
                         help="outlines in the files that memory is measured on")
