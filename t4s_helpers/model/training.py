@@ -237,7 +237,7 @@ def resumable_trainer(**options):
 
     class ResumableTrainer(Trainer):
         def _get_train_sampler(self, train_dataset=None):
-            data = self.train_dataset if train_dataset is None else train_dataset
+            data: Any = self.train_dataset if train_dataset is None else train_dataset
             if self.args.train_sampling_strategy != "group_by_length":
                 return super()._get_train_sampler(data)
             # As many items as one step of all processes holds are sorted among themselves.
@@ -247,10 +247,11 @@ def resumable_trainer(**options):
 
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
             model = model or self.model
-            if not isinstance(model, PreTrainedModel):  # peft and plain modules keep their names
-                return super()._load_from_checkpoint(resume_from_checkpoint, model)
-            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-            model.load_state_dict(saved.state_dict())
+            if isinstance(model, PreTrainedModel):
+                saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+                model.load_state_dict(saved.state_dict())
+            else:  # peft and plain modules keep their names
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     return ResumableTrainer(**options)
 
@@ -500,12 +501,12 @@ def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "c
     from accelerate import PartialState
 
     loaded = load_backbone(backbone, quantize, source=source)
-    layout = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
+    layout: dict[str, Any] = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
     mixture = (SceneMixture(samples, mix=mix, n_requests=turns, **layout) if data == "scenes"
                else SampleMixture(load(data), samples, **layout))
     model = (continued_adapter(loaded, start) if start
              else add_adapter(loaded, rank, 2 * rank, dropout, seed))
-    changes = {} if lr is None else {"learning_rate": lr}
+    changes: dict[str, Any] = {} if lr is None else {"learning_rate": lr}
     fine_tune(loaded, *training_data(loaded, mixture), out, batch, accumulate, model=model, seed=seed,
               optim=optim, logging_steps=log_every, **changes)
     adapter = Path(out) / "adapter"

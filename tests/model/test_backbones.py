@@ -137,6 +137,7 @@ def test_missing_weights_say_where_they_were_looked_for(tmp_path):
         backbones.load_backbone("llava-1.5-7b", source=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_loading_an_adapter_warns_of_nothing_and_asks_the_hub_nothing():
     program = """if True:
         from t4s_helpers.model.backbones import load_backbone

@@ -95,7 +95,8 @@ def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
     import torch
 
     scene, turns = SCENES.conversation(3)
-    image, collate = scene.image if has_image else None, partial(collate_branched, processor=encoder.processor)
+    image = scene.image if has_image else None
+    collate = partial(collate_branched, processor=encoder.processor)
     item, first = (in_branches(encoder(some, has_image=has_image), encoder.tokenizer)
                    for some in (turns, turns[:1]))
     batch = collate([packed(item, image), packed(first, image)])

@@ -48,7 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "no_resume": (DATA if again else DATA[:100_000], len(DATA)),
         }.get(path, (None, None))
         if body is None:
-            return self.send_error(404)
+            self.send_error(404)
+            return
         self.send_response(206 if wanted and path == "breaks_once" else 200)
         self.send_header("Content-Length", str(announced or len(body)))
         self.end_headers()
