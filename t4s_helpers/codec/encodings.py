@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
 
@@ -160,6 +160,8 @@ class Encoding:
 
     grid_size: GridSize = 16
     spaced: bool = False
+    rows: int = field(init=False, repr=False, compare=False)  # of the grid
+    cols: int = field(init=False, repr=False, compare=False)
 
     name: ClassVar[str] = ""
     breaks_rows: ClassVar[bool] = False  # every row is a line of its own
@@ -170,17 +172,9 @@ class Encoding:
             ENCODINGS[cls.name] = cls
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid_size", parse_grid_size(self.grid_size))
-
-    @property
-    def rows(self) -> int:
-        """Rows of the grid."""
-        return parse_grid_size(self.grid_size)[0]
-
-    @property
-    def cols(self) -> int:
-        """Columns of the grid."""
-        return parse_grid_size(self.grid_size)[1]
+        rows, cols = parse_grid_size(self.grid_size)
+        for name, value in (("grid_size", (rows, cols)), ("rows", rows), ("cols", cols)):
+            object.__setattr__(self, name, value)
 
     @property
     def lines(self) -> tuple[int, int]:

@@ -262,13 +262,11 @@ def _read_run(run: str, words: Vocabulary, width: int, encoding: Encoding,
     if not run:
         report.bad_runs += 1
         return 0, 0
-    word, count = run, None
-    value = _look_up(run, words)
-    if value is None:
-        stem, count = _split_run(run)
-        value = _look_up(stem, words)
-        if value is not None or count is not None:
-            word = stem
+    stem, count = _split_run(run)
+    word = run if count is None else stem  # no written label ends with a star and digits
+    value = _look_up(word, words)
+    if value is None and count is None and (value := _look_up(stem, words)) is not None:
+        word = stem
     counted = count is not None and 1 <= count <= width
     report.bad_runs += not (counted if encoding.counts_runs else word == run)
     if value is None:
