@@ -25,8 +25,7 @@ VERSIONS = (
 
 def package_digest(folder: Path | None = None) -> str:
     """Return a hash of the package's files, so that ``--resume`` sees uncommitted changes too."""
-    folder = folder or PACKAGE
-    total = hashlib.sha256()
+    folder, total = folder or PACKAGE, hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if "__pycache__" not in path.parts and not path.name.startswith("."):
             total.update(path.relative_to(folder).as_posix().encode() + b"\0")
@@ -35,14 +34,10 @@ def package_digest(folder: Path | None = None) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=30, check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, timeout=30, check=True).stdout.strip()
+    return None
 
 
 def commit() -> tuple[str, bool | None]:
@@ -67,19 +62,13 @@ def cuda_device() -> str:
     torch is asked in a process of its own, and only where a driver can be seen: importing it costs
     seconds and memory that a run on the CPU need not pay.
     """
-    signs = shutil.which("nvidia-smi") or any(
-        os.path.exists(p) for p in ("/dev/nvidiactl", "/dev/dxg")
-    )
+    signs = shutil.which("nvidia-smi") or any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
     if not signs and sys.platform != "win32":
         return ""
-    question = (
-        "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
-    )
+    question = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            [sys.executable, "-c", question], capture_output=True, text=True, timeout=120
-        )
-        return answer.stdout.strip() if answer.returncode == 0 else ""
+        return subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=120,
+                              check=True).stdout.strip()
     return ""
 
 
@@ -96,11 +85,11 @@ def device() -> str:
 
 
 class PeakMemory:
-    """Watch the memory of the processes started while this block runs (the kernel and its own).
+    """Watch the memory of the processes started while this block runs (a notebook's kernel and its own).
 
-    ``megabytes`` is the largest sum of resident sizes seen, looked at ten times a second, or the
-    largest size that the system reports for one of them where that is more. A peak in a process's
-    last tenth of a second can be missed.
+    ``megabytes`` is the largest sum of resident sizes seen at ten looks a second, or the largest size that
+    the system reports for one process if that is more. A peak in a process's last tenth of a second can be
+    missed.
     """
 
     def __init__(self, interval: float = 0.1):

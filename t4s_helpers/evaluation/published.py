@@ -1,4 +1,4 @@
-"""Numbers from papers, each with its source, and what a run may be set beside them for.
+"""Numbers from papers, each with its source, and what a run may be compared with.
 
 The files are ``results/published/*.csv``, one number a row: ``method``, ``model``, ``group``,
 ``dataset``, ``split`` (empty where the source does not name it), ``metric`` (in the words of
@@ -7,10 +7,11 @@ The files are ``results/published/*.csv``, one number a row: ``method``, ``model
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..files import ROOT
 
@@ -23,7 +24,7 @@ STANDS_BESIDE = {
     "rec": ("refcoco", "val", ("acc50",)), "semantic": ("voc-20", "", ("miou",)),
     "vqa": ("gqa", "", ("accuracy",)),
 }
-"""Task -> the published data set, split and metrics that scenes are laid beside, for orientation only."""
+"""Task -> the published data set, split and metrics shown beside scores on scenes, for orientation only."""
 
 NEVER = "never comparable: drawn scenes and a tiny model, not photographs and a 7B model"
 FULL = {"refcoco": {"val": 10_834, "testA": 5_657, "testB": 5_095},
@@ -46,26 +47,24 @@ def read_published(folder: Path | str | None = None) -> list[dict[str, Any]]:
         PublishedError: no files, a missing column, a number without a source, or no number.
     """
     folder = Path(folder or FOLDER)
-    files = sorted(folder.glob("*.csv"))
-    if not files:
+    rows = [row for path in sorted(folder.glob("*.csv")) for row in _rows(path)]
+    if not rows:
         raise PublishedError(f"{folder} holds no published numbers: it comes with the repository.")
-    return [row for path in files for row in _rows(path)]
+    return rows
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise PublishedError(f"{path} must have the columns {', '.join(FIELDS)}.")
-        rows = list(reader)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(table) != FIELDS:
+        raise PublishedError(f"{path} must have the columns {', '.join(FIELDS)}.")
+    rows = table.assign(file=path.name).to_dict("records")
     for number, row in enumerate(rows, 2):
         if not all(row[key] for key in ("method", "dataset", "metric", "reported_by", "where", "url")):
             raise PublishedError(f"Line {number} of {path} does not say where its number is from.")
         try:
             row["value"] = float(row["value"])
-        except (TypeError, ValueError):
+        except ValueError:
             raise PublishedError(f"Line {number} of {path} holds no number: {row['value']!r}.") from None
-        row["file"] = path.name
     return rows
 
 
@@ -81,27 +80,25 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
 
     Returns:
         ``task``, ``metric``, ``run`` and ``published`` (both in percent), ``method``, ``group``,
-        ``source``, ``dataset``, and ``warning``: what stands against a comparison, empty where nothing is known to.
+        ``source``, ``dataset``, and ``warning``: what speaks against a comparison, empty where nothing is
+        known to.
     """
     published = read_published() if published is None else published
     known = record.get("data", {})
     dataset, split = known.get("name", ""), known.get("split", "")
     out = []
-    for line in lines:
-        if line["who"] != "model":
-            continue
+    for line in (line for line in lines if line["who"] == "model"):
         kind = task or line["task"]
         want = STANDS_BESIDE.get(kind) if dataset in ("", "scenes") else (dataset, split, None)
-        for number in published if want else ():
-            if number["unit"] == "%" and number["metric"] in line and _same(number, want):
-                out.append({
-                    "task": kind, "metric": number["metric"],
-                    "run": round(100 * line[number["metric"]], 2), "published": number["value"],
-                    "method": " ".join(filter(None, (number["method"], number["model"]))),
-                    "group": number["group"], "source": f"{number['where']}, {number['reported_by']}",
-                    "dataset": f"{number['dataset']} {number['split']}".strip(),
-                    "warning": warning(line, record, number),
-                })
+        out += [{
+            "task": kind, "metric": number["metric"],
+            "run": round(100 * line[number["metric"]], 2), "published": number["value"],
+            "method": " ".join(filter(None, (number["method"], number["model"]))),
+            "group": number["group"], "source": f"{number['where']}, {number['reported_by']}",
+            "dataset": f"{number['dataset']} {number['split']}".strip(),
+            "warning": warning(line, record, number),
+        } for number in published
+            if want and _same(number, want) and number["unit"] == "%" and number["metric"] in line]
     return out
 
 
@@ -112,7 +109,7 @@ def _same(number: Mapping, want: tuple) -> bool:
 
 
 def warning(line: Mapping, record: Mapping, number: Mapping) -> str:
-    """What stands against setting a score beside a published number, in words; empty if nothing.
+    """What speaks against comparing a score with a published number, in words; empty if nothing.
 
     Args:
         line: of a table; ``record``: of its run; ``number``: a published row.

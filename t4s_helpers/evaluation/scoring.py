@@ -1,7 +1,7 @@
 """From rows to tables, without a model: every number can be made again from the rows of a run.
 
-A row is what `t4s_helpers.evaluation.tasks.row_of` makes of a sample. Rows of excluded samples have a reason
-under ``excluded`` and no counts; they are counted apart and never scored.
+A row is what `t4s_helpers.evaluation.tasks.row_of` makes of a sample. Rows of excluded samples have a
+reason under ``excluded`` and no counts; they are counted separately and never scored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .tasks import words_metric
 
 SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
          "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
-"""Columns of a table, in order; those that a task does not have stay away."""
+"""Columns of a table, in order; a task has some of them."""
 
 
 class ScoringError(ValueError):
@@ -52,12 +52,14 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
             f"{len(kinds)} kinds ({', '.join(sorted(kinds)) or 'none'}): score one kind at a time.")
     kind = kinds.pop()
     if kind == "words":
-        scores = _words(scored) if not ceiling else {}
+        scores = {} if ceiling else _words(scored)
     elif kind == "map":
         scores = _maps(scored, background, absent, classes, ceiling)
     else:
         scores = _masks(scored, ceiling, malformed_is_rejection)
-    return scores if ceiling else {**scores, **_costs(scored)}
+    costs = {} if ceiling else {name: float(np.mean([row[name] for row in scored if name in row] or [np.nan]))
+                                for name in ("tokens", "seconds")}
+    return {**scores, **costs}
 
 
 def answer_kind(task: str) -> str:
@@ -78,7 +80,7 @@ def _words(rows) -> dict[str, float]:
 def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
     if background is None or absent is None:
         raise ScoringError(
-            "mIoU has no usual convention: say background= ('class', 'not_averaged' or 'ignored') and "
+            "mIoU has no usual convention: give background= ('class', 'not_averaged' or 'ignored') and "
             "absent= ('skip', 'skip_no_truth', 'zero' or 'one').")
     key = "ceiling_counts" if ceiling else "counts"
     seen = sorted({name for row in rows for name in row[key]} - {"others"})
@@ -118,13 +120,6 @@ def box_from_text(box: str | None) -> list[int] | None:
     return None if box is None else [int(side) for side in box.split()]
 
 
-def _costs(rows) -> dict[str, float]:
-    def mean(name):
-        return float(np.mean([row[name] for row in rows if name in row] or [np.nan]))
-
-    return {"tokens": mean("tokens"), "seconds": mean("seconds")}
-
-
 def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[dict]:
     """Scores of the rows that agree in one fact, a row of a table for each group.
 
@@ -143,14 +138,10 @@ def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[di
     [('small', 1, 0.33)]
     """
     found = {row[by] for row in rows if by in row}
-    names = [name for name in order if name in found]
-    out = []
-    for name in [*names, *sorted(found - set(names))]:
-        chosen = [row for row in rows if row.get(by) == name]
-        scores = score_rows(chosen)
-        out.append({"by": by, "group": name, "n": len(chosen),
-                    **{key: scores[key] for key in ("ciou", "giou")}})
-    return out
+    names = [*(name for name in order if name in found), *sorted(found - set(order))]
+    groups = [(name, [row for row in rows if row.get(by) == name]) for name in names]
+    return [{"by": by, "group": name, "n": len(chosen),
+             **{key: score_rows(chosen)[key] for key in ("ciou", "giou")}} for name, chosen in groups]
 
 
 def excluded_table(rows: Sequence[dict], excluded: Sequence[dict] = ()) -> list[dict]:
@@ -160,8 +151,8 @@ def excluded_table(rows: Sequence[dict], excluded: Sequence[dict] = ()) -> list[
         rows: those with ``excluded`` were left out while it ran.
         excluded: mappings with ``id`` and ``reason``, left out before.
     """
-    found = [(row["id"], row["excluded"]) for row in rows if row.get("excluded")]
-    found = [(one["id"], one["reason"]) for one in excluded] + found
+    found = [(one["id"], one["reason"]) for one in excluded]
+    found += [(row["id"], row["excluded"]) for row in rows if row.get("excluded")]
     first = {reason: name for name, reason in reversed(found)}
     return [{"reason": reason, "n": n, "first": first[reason]}
             for reason, n in Counter(reason for _, reason in found).most_common()]
@@ -169,44 +160,46 @@ def excluded_table(rows: Sequence[dict], excluded: Sequence[dict] = ()) -> list[
 
 def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
                **conventions) -> list[dict]:
-    """The lines of a run in a table: the model's scores and, for masks and maps, the grid's ceiling.
+    """A run as rows of a table: the model's scores and, for masks and maps, the grid's ceiling.
 
-    Turns of a conversation are lines of their own, one for each kind of answer.
+    Each turn of a conversation has rows of its own, for each kind of answer.
 
     Args:
         name: of the run.
         excluded: see `excluded_table`.
-        conventions: ``background`` and ``absent``, for maps.
+        conventions: ``background``, ``absent`` and ``classes``, for maps.
 
     Returns:
-        ``set``, ``who``, ``task``, ``n``, ``excluded``, conventions of mIoU where it is one, and the
-        scores among `SHOWN`.
+        ``set``, ``who`` (``model`` or ``ceiling``), ``task``, ``n``, ``excluded``, the conventions of mIoU
+        where it is one, and the scores among `SHOWN`.
     """
     left_out = sum(one["n"] for one in excluded_table(rows, excluded))
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if not row.get("excluded"):
+            groups.setdefault((row["task"], row.get("turn")), []).append(row)
     lines = []
-    kinds = dict.fromkeys((row["task"], row.get("turn")) for row in rows if not row.get("excluded"))
-    for task, turn in kinds:
-        chosen = [row for row in rows if (row["task"], row.get("turn")) == (task, turn)
-                  and not row.get("excluded")]
-        about = {"set": name if turn is None else f"{name}, turn {turn + 1}", "task": task}
-        given = {**conventions} if task == "semantic" else {}
-        for who in ("model", "ceiling")[:1 if task == "vqa" else 2]:
-            unscored = all(row.get("score", 0) is None for row in chosen)
+    for (task, turn), chosen in groups.items():
+        given = conventions if task == "semantic" else {}
+        unscored = all(row.get("score", 0) is None for row in chosen)
+        for who in ("model",) if task == "vqa" else ("model", "ceiling"):
             scores = {} if unscored else score_rows(chosen, **given, ceiling=who == "ceiling")
-            lines.append({**about, "who": who, "n": len(chosen), "excluded": left_out, **{
-                key: value for key, value in given.items() if isinstance(value, str)}, **{
-                key: scores[key] for key in SHOWN if np.isfinite(scores.get(key, np.nan))}})
+            lines.append({
+                "set": name if turn is None else f"{name}, turn {turn + 1}", "task": task, "who": who,
+                "n": len(chosen), "excluded": left_out,
+                **{key: value for key, value in given.items() if isinstance(value, str)},
+                **{key: scores[key] for key in SHOWN if np.isfinite(scores.get(key, np.nan))}})
     return lines
 
 
 def hardest(rows: Sequence[dict], n: int = 8) -> list[dict]:
-    """The ``n`` rows with masks that scored worst: lowest IoU, and of equals the largest error.
+    """The ``n`` rows with masks that scored worst: lowest IoU, and among equals the largest error first.
 
     A no-target request that was answered with a mask scores 0, as does a malformed answer to one.
     """
     def key(row):
-        right = not row["union"] and not row["malformed"]
-        iou = row["intersection"] / row["union"] if row["union"] else float(right)
+        rejected = not row["union"] and not row["malformed"]
+        iou = row["intersection"] / row["union"] if row["union"] else float(rejected)
         return iou, row["intersection"] - row["union"], row["id"]
 
     masks = [row for row in rows if not row.get("excluded") and answer_kind(row["task"]) == "mask"]

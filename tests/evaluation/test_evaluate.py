@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_model
+from PIL import Image
+from shared_data import shared_data
 
+from t4s_helpers.__main__ import main
+from t4s_helpers.codec.encodings import get_encoding
+from t4s_helpers.data.dataset import Excluded
 from t4s_helpers.data.expressions import scene_dialogue, scene_samples
-from t4s_helpers.evaluation.evaluate import (
-    evaluate, load_samples, main, plan_batches, read_run, run_tables, score_rows,
-)
-from t4s_helpers.evaluation.store import TIMES, LedgerError
-from t4s_helpers.evaluation.scoring import ScoringError, table_rows
+from t4s_helpers.data.registry import load
+from t4s_helpers.decoding import generate as decoding
+from t4s_helpers.decoding.generate import DecodingError
+from t4s_helpers.decoding.grammar import GrammarError
+from t4s_helpers.evaluation import evaluate as module
+from t4s_helpers.evaluation.evaluate import evaluate, plan_batches, run_tables
+from t4s_helpers.evaluation.scoring import ScoringError, score_rows, table_rows
+from t4s_helpers.evaluation.store import TIMES, StoreError, read_run
 from t4s_helpers.evaluation.tasks import TaskError, from_rle
 
 ROOT = Path(__file__).parents[2]
-FAST = {"mode": "fast", "progress": False}
+FOUR = get_encoding("rrle", 4)
+QUIET = {"progress": False}
+CONVENTIONS = {"background": "not_averaged", "absent": "skip"}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633")
 
 
-def command(out: Path, *more: str, launcher=(), n: int = 24):
-    return [sys.executable, *launcher, "-m", "t4s_helpers.evaluation.evaluate", "run", str(out), "--source",
-            str(tiny_model.folder()), "--task", "gres", "-n", str(n), "--size", "4", "--batch", "2",
-            *more]
+def arguments(out: Path, *more: str) -> list[str]:
+    return ["evaluate", "run", str(out), "--source", str(tiny_model.folder()), "--adapter", "none", "--task",
+            "gres", "-n", "24", "--grid-size", "4", "--batch", "2", *more]
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": str(ROOT)}
+def start(out: Path, *launcher: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                   "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *launcher, "-m", "t4s_helpers", *arguments(out)], text=True,
+                            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def shell(out: Path, *more: str, **options) -> str:
-    done = subprocess.run(command(out, *more, **options), capture_output=True, text=True, cwd=ROOT,
-                          env=environment(), timeout=800)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def shell(out: Path, *launcher: str) -> str:
+    process = start(out, *launcher)
+    printed, errors = process.communicate(timeout=800)
+    assert process.returncode == 0, errors[-2000:]
+    return printed
 
 
 def timeless(folder: Path) -> list[dict]:
@@ -51,9 +63,16 @@ def timeless(folder: Path) -> list[dict]:
             for row in read_run(folder)[0]]
 
 
-def scores(folder: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "seconds"}
-            for line in json.loads((folder / "scores.json").read_text())]
+def scores(folder: Path) -> str:
+    return pd.read_csv(folder / "scores.csv").drop(columns="seconds").to_csv()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model.backbone()
+
+
+# --- the command, kills and processes ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -63,64 +82,53 @@ def alone(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model.backbone()
-
-
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # three processes start, on a machine that may have other work
 def test_two_processes_give_the_digits_of_one(alone, tmp_path):
     out = tmp_path / "run"
-    shell(out, launcher=TORCHRUN)
-    assert timeless(out) == timeless(alone)
-    assert json.dumps(scores(out)) == json.dumps(scores(alone))
-    assert json.loads((out / "run.json").read_text())["processes"] == 2
+    shell(out, *TORCHRUN)
+    assert timeless(out) == timeless(alone) and scores(out) == scores(alone)
+    assert read_run(out)[1]["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_kill_in_the_middle_loses_and_doubles_nothing(alone, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out), cwd=ROOT, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(out)
     part, until = out / "rows.00000.jsonl", time.time() + 600
     while time.time() < until and process.poll() is None:
         if part.exists() and part.read_bytes().count(b"\n") >= 5:
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     before = part.read_bytes().count(b"\n")
     assert 5 <= before < 24, "the run was not in its middle"
     with part.open("ab") as file:
         file.write(b'{"id": "gres-test-0000')  # half a line, as a kill while writing leaves
-    printed = shell(out, launcher=TORCHRUN)  # gone on with by two
+    assert " 24 " in shell(out, *TORCHRUN)  # resumed by two
     assert timeless(out) == timeless(alone) and scores(out) == scores(alone)
-    assert "| 24 |" in printed
 
 
-@pytest.mark.timeout(1800)
-def test_other_settings_do_not_go_on_with_a_run(alone):
-    done = subprocess.run(command(alone, "--seed", "7"), capture_output=True, text=True, cwd=ROOT,
-                          env=environment(), timeout=800)
-    assert done.returncode and "seed: 0 there, 7 here" in done.stderr
-
-
-def test_tables_come_again_without_a_model(alone, capsys):
-    before = scores(alone)
-    began = time.perf_counter()
-    assert main(["tables", str(alone)]) == 0
-    assert time.perf_counter() - began < 5
-    assert scores(alone) == before and "| run |" in capsys.readouterr().out
-    rows = read_run(alone)[0]
-    model, ceiling = run_tables(alone)[0]
+def test_the_command_runs_refuses_other_settings_and_makes_tables_without_a_model(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert main(arguments(out)) == 0
+    before, rows = scores(out), read_run(out)[0]
+    assert main(arguments(out, "--seed", "7")) == 1
+    assert "seed: 0 there, 7 here" in capsys.readouterr().err
+    monkeypatch.setattr(module, "generate", None)
+    assert main(["evaluate", "tables", str(out)]) == 0
+    assert scores(out) == before and "run gres" in capsys.readouterr().out
+    model, ceiling = run_tables(out)[0]
     assert model["ciou"] == score_rows(rows)["ciou"] and ceiling["n_acc"] == 1.0
     for row in rows:  # the mask kept as RLE is the one that was counted
-        masks = [from_rle(rle) for rle in row["rle"].values()]
+        masks = [from_rle(rle) for rle in row["coco_rle"].values()]
         assert sum(int(mask.sum()) for mask in masks) == row["predicted"]
 
 
 def test_tables_of_no_run_say_so(tmp_path):
-    with pytest.raises(LedgerError, match="holds no run"):
+    with pytest.raises(StoreError, match="holds no run"):
         run_tables(tmp_path)
 
 
@@ -141,10 +149,7 @@ def test_pictures_stay_together_and_nothing_is_lost():
 
 
 def test_the_expressions_of_a_picture_share_its_features(tiny, monkeypatch):
-    from t4s_helpers.decoding import reuse
-
-    counts, real = [], reuse.shared_pictures
-    from contextlib import contextmanager
+    counts, real = [], decoding.shared_pictures
 
     @contextmanager
     def watched(model):
@@ -152,90 +157,109 @@ def test_the_expressions_of_a_picture_share_its_features(tiny, monkeypatch):
             yield count
         counts.append((count.given, count.read))
 
-    monkeypatch.setattr(reuse, "shared_pictures", watched)
+    monkeypatch.setattr(decoding, "shared_pictures", watched)
     base = scene_samples("test", 2)
     several = [replace(base[k % 2], id=f"s{k}", image=base[k % 2].image, masks=base[k % 2].masks)
                for k in range(6)]
-    rows, _ = evaluate(tiny, several, 4, batch=3, **FAST)
+    rows, _ = evaluate(tiny, several, FOUR, batch=3, **QUIET)
     assert counts == [(3, 1), (3, 1)]
     assert [row["id"] for row in rows] == [f"s{k}" for k in range(6)], "rows keep the samples' order"
 
 
-def test_an_id_that_comes_twice_is_refused_before_any_answer():
-    sample = scene_samples("test", 1)[0]
+def test_what_cannot_be_scored_is_refused_before_any_answer():
+    sample, maps = scene_samples("test", 1)[0], scene_samples("test", 4, "semantic")
     with pytest.raises(TaskError, match="'res-test-000000'"):
-        evaluate(None, [sample, sample])
+        evaluate(None, [sample, sample], FOUR)
     with pytest.raises(TaskError, match="no samples"):
-        evaluate(None, [])
+        evaluate(None, [], FOUR)
+    with pytest.raises(ScoringError, match="background= and absent="):
+        evaluate(None, maps, FOUR)
+    with pytest.raises(TaskError, match="not among the 1 classes"):
+        evaluate(None, maps, FOUR, classes=["star"], **CONVENTIONS)
 
 
 # --- tasks through the whole path ----------------------------------------------------------------
 
 
-def test_class_maps_need_conventions_and_a_list_that_fits(tiny):
+def test_class_maps_are_scored_under_the_conventions_that_were_said(tiny):
     samples = scene_samples("test", 4, "semantic")
-    with pytest.raises(ScoringError, match="background= and absent="):
-        evaluate(None, samples)
-    with pytest.raises(TaskError, match="not among the 1 classes"):
-        evaluate(None, samples, classes=["star"], background="class", absent="skip")
-    rows, scored = evaluate(tiny, samples, 4, background="not_averaged", absent="skip", **FAST)
+    rows, scored = evaluate(tiny, samples, FOUR, **CONVENTIONS, **QUIET)
     assert 0 <= scored["miou"] <= 1 and scored["n"] == 4
     listed = sorted({label for sample in samples for label in sample.labels})
     assert all(row["n_classes"] == len(listed) for row in rows)
-    table = table_rows("maps", rows, background="not_averaged", absent="skip", classes=listed)
+    table = table_rows("maps", rows, **CONVENTIONS, classes=listed)
     assert table[0]["miou"] == scored["miou"] and table[1]["who"] == "ceiling"
     assert table[0]["background"] == "not_averaged"
 
 
-def test_a_conversation_is_asked_turn_after_turn(tiny):
-    talks = [scene_dialogue("test", k) for k in range(3)]
-    rows, scored = evaluate(tiny, talks, 4, batch=2, max_new_tokens=80, **FAST)
+def asked(monkeypatch) -> list[tuple]:
+    """Fills as `generate` is called: ``(questions of a conversation, history's answers, options)``."""
+    calls = []
+
+    def generate(backbone, images, conversations, encoding, **options):
+        calls.extend(([turn.question for turn in turns], [turn.text for turn in turns[:-1]], options)
+                     for turns in conversations)
+        return decoding.generate(backbone, images, conversations, encoding, **options)
+
+    monkeypatch.setattr(module, "generate", generate)
+    return calls
+
+
+@pytest.mark.parametrize("expected_iou", [0, 2])
+def test_a_conversation_is_asked_turn_after_turn(tiny, monkeypatch, expected_iou):
+    calls = asked(monkeypatch)
+    rows, scored = evaluate(tiny, [scene_dialogue("test", k) for k in range(3)], FOUR, batch=2,
+                            max_new_tokens=200, expected_iou=expected_iou, **QUIET)
     assert [(row["turn"], row["task"]) for row in rows[:3]] == [(0, "vqa"), (1, "gres"), (2, "gres")]
     assert scored == {}, "answers of two kinds have no common score"
-    table = table_rows("talk", rows)
-    assert [(line["set"], line["n"]) for line in table if line["who"] == "model"] == [
+    assert [(line["set"], line["n"]) for line in table_rows("talk", rows) if line["who"] == "model"] == [
         ("talk, turn 1", 3), ("talk, turn 2", 3), ("talk, turn 3", 3)]
+    told = {tuple(history) for _, history, _ in calls}
+    for k in range(0, 9, 3):  # the model's own answers are the history
+        texts = [row["text"] for row in rows[k:k + 3]]
+        assert {(), tuple(texts[:1]), tuple(texts[:2])} <= told
+    assert all(("Best of 2" in row["text"]) == bool(expected_iou and row["task"] == "gres") for row in rows)
 
 
-def test_the_history_of_a_conversation_reaches_the_model(tiny):
-    from t4s_helpers.data.prompts import Turn
-    from t4s_helpers.decoding.talking import AskedAfter, talking
-
-    asked = AskedAfter("Segment it.", [Turn("Describe the picture.", ("a star",))])
-    text = talking(tiny).encoder.prompt_text([Turn(asked, ())])
-    alone = tiny.encoder.prompt_text([Turn("Segment it.", ())])
-    assert text.index("Describe the picture.") < text.index("a star") < text.index("Segment it.")
-    assert text.count("<image>") == 1 and "a star" not in alone
+def test_expected_iou_serves_class_lists_too(tiny):
+    rows, _ = evaluate(tiny, scene_samples("test", 1, "semantic"), FOUR, expected_iou=2, **CONVENTIONS, **QUIET)
+    assert "Best of 2" in rows[0]["text"] and not rows[0]["malformed"]
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_and_counted(tiny, tmp_path):
-    from PIL import Image
+@pytest.mark.parametrize("expected_iou", [0, 2])
+def test_a_suffix_is_asked_where_the_record_says_so(tiny, tmp_path, monkeypatch, expected_iou):
+    """Expected IoU once worded its questions itself, and left the suffix out."""
+    calls = asked(monkeypatch)
+    evaluate(tiny, scene_samples("test", 2, "vqa"), FOUR, folder=tmp_path, suffix=" In one word.",
+             max_new_tokens=8, expected_iou=expected_iou, **QUIET)
+    assert len(calls) == 2 and all(questions[0].endswith(" In one word.") for questions, *_ in calls)
+    assert "draws" not in calls[0][2], "words are answered once, greedily"
+    settings = read_run(tmp_path)[1]["settings"]
+    assert (settings["suffix"], settings["expected_iou"]) == (" In one word.", expected_iou)
+    assert (settings["encoding"], settings["grid_size"]) == ("rrle", [4, 4])
 
-    good = scene_samples("test", 3)
+
+def test_what_cannot_be_asked_is_left_out_and_counted(tiny, tmp_path, monkeypatch):
+    def grammar_of(encoder, labels, encoding):
+        if "twin" in labels:
+            raise GrammarError("Label 'twin' cannot be told from 'twin '.")
+
+    monkeypatch.setattr(module, "grammar_of", grammar_of)
+    good = scene_samples("test", 4)
     Image.fromarray(good[1].image[:64]).save(tmp_path / "half.png")
     bad = [good[0], replace(good[1], image=tmp_path / "half.png", masks=good[1].masks),
-           replace(good[2], image=tmp_path / "gone.png", masks=good[2].masks)]
-    rows, scored = evaluate(tiny, bad, 4, folder=tmp_path / "run", **FAST)
+           replace(good[2], image=tmp_path / "gone.png", masks=good[2].masks),
+           replace(good[3], labels=("twin",), masks=good[3].masks)]
+    rows, scored = evaluate(tiny, bad, FOUR, folder=tmp_path / "run", **QUIET)
     assert scored["n"] == 1
-    assert [row.get("excluded") for row in rows] == [None, *["unreadable image"] * 2]
+    assert [row.get("excluded") for row in rows] == [
+        None, *["unreadable image"] * 2, "labels that cannot be told apart"]
     assert "64" in rows[1]["detail"] and "gone.png" in rows[2]["detail"]
     lines, excluded = run_tables(tmp_path / "run")
-    assert lines[0]["n"] == 1 and lines[0]["excluded"] == 2
-    assert excluded == [{"set": "run", "reason": "unreadable image", "n": 2,
-                         "first": "res-test-000001"}]
-    again, _ = evaluate(tiny, bad, 4, folder=tmp_path / "run", **FAST)
+    assert lines[0]["n"] == 1 and lines[0]["excluded"] == 3
+    assert excluded[0] == {"set": "run", "reason": "unreadable image", "n": 2, "first": "res-test-000001"}
+    again, _ = evaluate(tiny, bad, FOUR, folder=tmp_path / "run", **QUIET)
     assert again == rows, "nothing was answered a second time"
-
-
-def test_samples_by_name():
-    assert [s.task for s in load_samples("scenes", n=2, task="rec", start=5)] == ["rec", "rec"]
-    assert len(load_samples("scenes", n=1, task="conversation")[0]) == 3
-    seen, unseen = (load_samples("scenes", n=1, task="semantic", palette=p)[0]
-                    for p in ("seen", "unseen"))
-    assert np.array_equal(seen.masks, unseen.masks) and seen.labels == unseen.labels
-    assert seen.id != unseen.id and not np.array_equal(seen.image, unseen.image)
-    with pytest.raises(ValueError, match="names colours"):
-        load_samples("scenes", n=1, task="res", palette="unseen")
 
 
 class Lazy:
@@ -266,29 +290,19 @@ class Lazy:
 
 
 def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, tmp_path, monkeypatch):
-    from typing import NamedTuple
-
-    from t4s_helpers.decoding import generate as decoding
-    from t4s_helpers.evaluation import evaluate as module
-    from t4s_helpers.codec.encodings import encode
-
-    class Excluded(NamedTuple):
-        id: str
-        reason: str
-        detail: str
-
     found = [s for s in scene_samples("test", 60, "semantic") if set(s.labels) <= {"cloud", "star"}][:2]
     found += [replace(s, id=s.id + "b", masks=s.masks) for s in found]
-
-    def generate(backbone, pictures, questions, labels, *more, **options):  # one class, everywhere
-        said = decoding.generate(backbone, pictures, questions, labels, *more, **options)
-        return [replace(one, text=f"<seg>{encode(np.full((4, 4), 1 + asked.index(known)), asked)}</seg>")
-                for one, asked in zip(said, labels)]
-
     known = found[0].labels[0]
+
+    def generate(backbone, images, conversations, encoding, **options):  # one class, everywhere
+        said = decoding.generate(backbone, images, conversations, encoding, **options)
+        labels = [turns[-1].labels for turns in conversations]
+        return [replace(one, text=f"<seg>{encoding.encode(np.full((4, 4), 1 + some.index(known)), some)}</seg>")
+                for one, some in zip(said, labels)]
+
     monkeypatch.setattr(module, "generate", generate)
     lazy = Lazy(found, [Excluded("gone", "missing image", "gone.jpg does not exist")])
-    rows, scored = evaluate(tiny, lazy, 4, folder=tmp_path / "run", batch=2, absent="skip", **FAST)
+    rows, scored = evaluate(tiny, lazy, FOUR, folder=tmp_path / "run", batch=2, absent="skip", **QUIET)
     assert sorted(lazy.made) == list(range(len(found))), "each sample is made once"
     assert [row["id"] for row in rows] == [s.id for s in found]
     assert all(row["n_classes"] == 3 for row in rows)
@@ -304,24 +318,14 @@ def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, 
     assert (lines[0]["background"], lines[0]["absent"]) == ("ignored", "skip")
 
 
-def test_the_mode_that_weighs_grids_answers_single_requests_only(tiny):
-    with pytest.raises(TaskError, match="expected_iou"):
-        evaluate(tiny, scene_samples("test", 1, "semantic"), 4, mode="expected_iou", progress=False,
-                 background="class", absent="skip")
-
-
 def test_decoding_that_cannot_go_on_names_the_samples(tiny):
-    from t4s_helpers.decoding.generate import DecodingError
-
     with pytest.raises(DecodingError, match="(?s)dreaming.*res-test-000000"):
-        evaluate(tiny, scene_samples("test", 1), 4, mode="dreaming", progress=False)
+        evaluate(tiny, scene_samples("test", 1), FOUR, mode="dreaming", progress=False)
 
 
 def test_a_real_data_set_goes_through_by_its_name(tiny, tmp_path):
-    from shared_data import shared_data
-
-    found = load_samples("refcoco", root=shared_data("refcoco_mini"), n=5, counts="off")
-    rows, scored = evaluate(tiny, found, 4, folder=tmp_path / "run", batch=4, **FAST)
+    found = load("refcoco", root=shared_data("refcoco_mini"), n=5, counts="off")
+    rows, scored = evaluate(tiny, found, FOUR, folder=tmp_path / "run", batch=4, **QUIET)
     assert [row["id"] for row in rows] == [found.id(k) for k in range(5)]
     assert scored["n"] == scored["n_target"] == 5
     record = read_run(tmp_path / "run")[1]

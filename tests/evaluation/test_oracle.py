@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.sample import Sample
-from t4s_helpers.evaluation.evaluate import distinct_targets, oracle_summary, oracle_table, through_text
-from t4s_helpers.refine.refiners import PAPER, Prompts, load_refiner
+from t4s_helpers.evaluation import oracle
+from t4s_helpers.evaluation.oracle import distinct_targets, oracle_summary, oracle_table, through_text
+from t4s_helpers.refine import PAPER_PROMPTS, Prompts, load_refiner
 
 H, W = 24, 32
 RNG = np.random.default_rng(5)
@@ -62,10 +64,11 @@ def count(mask, truth):
 
 
 @pytest.mark.parametrize("refiner", [None, load_refiner("none")], ids=["no refiner", "none"])
-@pytest.mark.parametrize("scheme", ["rrle", "irle", "full"])
-def test_the_numbers_by_brute_force(refiner, scheme):
+@pytest.mark.parametrize("encoding", ["rrle", "irle", "full"])
+def test_the_numbers_by_brute_force(refiner, encoding):
     sizes = (4, (8, 16))
-    rows, table = oracle_table(SAMPLES, sizes, refiner=refiner, scheme=scheme, progress=False)
+    rows, table = oracle_table(SAMPLES, sizes, refiner=refiner, encoding=get_encoding(encoding),
+                               progress=False)
     assert len(rows) == len(sizes) * 2 * 5  # rules, labels
     assert [(t["grid"], t["rule"], t["refiner"]) for t in table] == [
         ("4", "area", "none"), ("4", "nearest", "none"),
@@ -90,14 +93,10 @@ def test_the_numbers_by_brute_force(refiner, scheme):
 
 
 def test_the_masks_went_through_the_text(monkeypatch):
-    from t4s_helpers.codec import parsing
-
     seen = []
     monkeypatch.setattr(
-        parsing, "parse", lambda text, *rest, keep=parsing.parse: seen.append(text) or keep(
-            text, *rest)
-    )
-    assert through_text(SAMPLES[2], 8).any()
+        oracle, "parse", lambda text, *rest, keep=oracle.parse: seen.append(text) or keep(text, *rest))
+    assert through_text(SAMPLES[2], get_encoding("rrle", 8)).any()
     assert len(seen) == 1 and "<seg>" in seen[0] and "odd" in seen[0]
 
 
@@ -113,7 +112,7 @@ class Recorder:
         self.images.append(pixels)
         return self
 
-    def refine(self, masks, seed=0, prompts=PAPER):
+    def refine(self, masks, seed=0, prompts=PAPER_PROMPTS):
         self.asked.append((len(masks), seed, prompts))
         fallback = np.arange(len(masks)) == 0
         return SimpleNamespace(masks=np.ones_like(masks), fallback=fallback)
@@ -126,7 +125,7 @@ def test_one_embedding_an_image_and_other_prompts_at_the_first_size():
     )
     assert len(refiner.images) == 2
     assert all(found is wanted for found, wanted in zip(refiner.images, PHOTOS, strict=True))
-    a, b = (2, 7, PAPER), (3, 7, PAPER)
+    a, b = (2, 7, PAPER_PROMPTS), (3, 7, PAPER_PROMPTS)
     assert refiner.asked == [a, (2, 7, other), a, b, (3, 7, other), b]
     found = {(t["grid"], t["refiner"]): t for t in table}
     assert set(found) == {

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from t4s_helpers.evaluation.store import (
-    RUN_FILE, Ledger, LedgerError, Processes, fingerprint, read_lines, read_run,
+    RUN_FILE, RunStore, StoreError, Processes, fingerprint, read_lines, read_run,
 )
 
 SETTINGS = {"size": 16, "mode": "fast", "samples": "abc"}
@@ -17,7 +17,7 @@ ORDER = ["a", "b", "c", "d", "e"]
 
 
 def opened(folder, settings=SETTINGS, **options):
-    return Ledger(folder, settings, BATCHES, order=ORDER, **options)
+    return RunStore(folder, settings, BATCHES, order=ORDER, **options)
 
 
 def rows(batch: int, seconds: float = 1.0):
@@ -25,18 +25,18 @@ def rows(batch: int, seconds: float = 1.0):
 
 
 def written(folder, batches):
-    ledger = opened(folder)
+    store = opened(folder)
     for k in batches:
-        ledger.write(k, rows(k))
-    ledger.close()
+        store.write(k, rows(k))
+    store.close()
     return folder / "rows.00000.jsonl"
 
 
 def finished(folder, seconds: float = 2.0):
-    ledger = opened(folder)
-    for k in ledger.todo():
-        ledger.write(k, rows(k, seconds))
-    return ledger.finish()
+    store = opened(folder)
+    for k in store.todo():
+        store.write(k, rows(k, seconds))
+    return store.finish()
 
 
 def test_rows_come_back_in_the_order_of_the_samples(tmp_path):
@@ -53,9 +53,9 @@ def test_a_kill_at_any_byte_loses_and_doubles_nothing(tmp_path):
     for cut in range(0, len(whole), 7):
         folder = tmp_path / str(cut)
         written(folder, [0, 1]).write_bytes(whole[:cut])
-        ledger = opened(folder)
-        assert ledger.todo() == ([0, 1, 2] if cut < first else [1, 2])
-        ledger.close()
+        store = opened(folder)
+        assert store.todo() == ([0, 1, 2] if cut < first else [1, 2])
+        store.close()
         made = finished(folder)
         assert [row["id"] for row in made] == ORDER
         # what was whole before the kill was not made again
@@ -74,20 +74,20 @@ def test_a_reader_of_an_unfinished_run_names_the_torn_line(tmp_path):
 def test_other_settings_are_refused_and_named(tmp_path):
     path = written(tmp_path, [0])
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="size: 16 there, 24 here"):
+    with pytest.raises(StoreError, match="size: 16 there, 24 here"):
         opened(tmp_path, {**SETTINGS, "size": 24})
-    with pytest.raises(LedgerError, match='mode: null there, "fast" here') as caught:
-        Ledger(written(tmp_path / "b", []).parent, SETTINGS, BATCHES).close()
-        Ledger(tmp_path / "c", {"size": 16, "samples": "abc"}, BATCHES).close()
+    with pytest.raises(StoreError, match='mode: null there, "fast" here') as caught:
+        RunStore(written(tmp_path / "b", []).parent, SETTINGS, BATCHES).close()
+        RunStore(tmp_path / "c", {"size": 16, "samples": "abc"}, BATCHES).close()
         opened(tmp_path / "c")
     assert "restart" in str(caught.value) and path.read_bytes() == before
 
 
 def test_restart_forgets(tmp_path):
     written(tmp_path, [0, 1])
-    ledger = opened(tmp_path, {**SETTINGS, "size": 24}, restart=True)
-    assert ledger.todo() == [0, 1, 2] and not list(tmp_path.glob("rows*"))
-    ledger.close()
+    store = opened(tmp_path, {**SETTINGS, "size": 24}, restart=True)
+    assert store.todo() == [0, 1, 2] and not list(tmp_path.glob("rows*"))
+    store.close()
 
 
 def test_a_changed_package_is_said_aloud(tmp_path):
@@ -98,7 +98,7 @@ def test_a_changed_package_is_said_aloud(tmp_path):
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     first = opened(tmp_path)
-    with pytest.raises(LedgerError, match="Another process is writing"):
+    with pytest.raises(StoreError, match="Another process is writing"):
         opened(tmp_path)
     first.close()
     opened(tmp_path).close()
@@ -108,10 +108,10 @@ def test_a_damaged_or_doubled_line_is_named(tmp_path):
     path = written(tmp_path, [0, 1])
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "{half\n" + "".join(lines[2:]))
-    with pytest.raises(LedgerError, match="Line 2 of .*rows.00000.jsonl is no row"):
+    with pytest.raises(StoreError, match="Line 2 of .*rows.00000.jsonl is no row"):
         opened(tmp_path)
     path.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(LedgerError, match="Lines 1 and 5 of .* sample 'a'"):
+    with pytest.raises(StoreError, match="Lines 1 and 5 of .* sample 'a'"):
         read_lines(path)
 
 
@@ -123,59 +123,59 @@ def test_a_row_in_two_files_counts_once_and_only_if_they_agree(tmp_path):
     assert [row["id"] for row in read_run(tmp_path)[0]] == ORDER
     assert len(finished(tmp_path)) == len(made)
     (tmp_path / "rows.00001.jsonl").write_bytes(joined.replace(b"answer c", b"answer z"))
-    with pytest.raises(LedgerError, match="sample 'c' in two ways"):
+    with pytest.raises(StoreError, match="sample 'c' in two ways"):
         read_run(tmp_path)
 
 
 def test_rows_of_another_run_are_refused(tmp_path):
     path = written(tmp_path, [0])
     path.write_text(path.read_text().replace(fingerprint(SETTINGS), "0" * 16))
-    with pytest.raises(LedgerError, match="under other settings"):
+    with pytest.raises(StoreError, match="under other settings"):
         opened(tmp_path)
 
 
 def test_samples_that_are_not_of_the_run_are_refused(tmp_path):
     path = written(tmp_path, [0])
     path.write_text(path.read_text().replace('"id": "b"', '"id": "z"'))
-    with pytest.raises(LedgerError, match="'z', which is none"):
+    with pytest.raises(StoreError, match="'z', which is none"):
         opened(tmp_path)
 
 
 def test_a_batch_must_have_its_rows(tmp_path):
-    ledger = opened(tmp_path)
-    with pytest.raises(LedgerError, match="Batch 1 must have"):
-        ledger.write(1, rows(0))
-    with pytest.raises(LedgerError, match="5 samples have no row"):
-        ledger.finish()
-    ledger.close()
+    store = opened(tmp_path)
+    with pytest.raises(StoreError, match="Batch 1 must have"):
+        store.write(1, rows(0))
+    with pytest.raises(StoreError, match="5 samples have no row"):
+        store.finish()
+    store.close()
 
 
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
     import errno
 
-    ledger = opened(tmp_path)
-    ledger.write(0, rows(0))
+    store = opened(tmp_path)
+    store.write(0, rows(0))
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("t4s_helpers.evaluation.store.os.fsync", full)
-    with pytest.raises(LedgerError, match="disk is full"):
-        ledger.write(1, rows(1))
+    with pytest.raises(StoreError, match="disk is full"):
+        store.write(1, rows(1))
     monkeypatch.undo()
-    ledger.close()
+    store.close()
     assert [row["id"] for row in finished(tmp_path)] == ORDER
 
 
 def test_rows_without_a_record_are_not_guessed_at(tmp_path):
     written(tmp_path, [0])
     (tmp_path / RUN_FILE).unlink()
-    with pytest.raises(LedgerError, match="rows without run.json"):
+    with pytest.raises(StoreError, match="rows without run.json"):
         opened(tmp_path)
-    with pytest.raises(LedgerError, match="holds no run.json"):
+    with pytest.raises(StoreError, match="holds no run.json"):
         read_run(tmp_path)
     (tmp_path / RUN_FILE).write_text(json.dumps({"settings": {}})[:-3])
-    with pytest.raises(LedgerError, match="not the record"):
+    with pytest.raises(StoreError, match="not the record"):
         read_run(tmp_path)
 
 
@@ -206,14 +206,14 @@ def machines(tmp_path, count: int = 2, batches=None):
             return joined
 
     def work(number):
-        ledger = Ledger(tmp_path / str(number), SETTINGS, BATCHES, order=ORDER,
+        store = RunStore(tmp_path / str(number), SETTINGS, BATCHES, order=ORDER,
                         processes=Machine(number))
-        mine = [k for k in ledger.todo() if batches is None or k in batches]
+        mine = [k for k in store.todo() if batches is None or k in batches]
         for k in mine:
-            ledger.write(k, rows(k))
+            store.write(k, rows(k))
         if batches is None:
-            out[number] = mine, ledger.finish()
-        ledger.close()
+            out[number] = mine, store.finish()
+        store.close()
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(count)]
     for thread in threads:

@@ -8,18 +8,27 @@ import math
 import numpy as np
 import pytest
 
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.expressions import scene_samples
-from t4s_helpers.data.sample import Sample
-from t4s_helpers.decoding.generate import Answer, read_answer
 from t4s_helpers.data.prompts import answer
-from t4s_helpers.refine import NoRefiner, Refined
-from t4s_helpers.evaluation.scoring import (
-    ScoringError, excluded_table, hardest, score_rows, table_rows,
-)
+from t4s_helpers.data.sample import Sample
+from t4s_helpers.decoding.generate import Answer, parse_answer
+from t4s_helpers.evaluation.oracle import oracle_scores
+from t4s_helpers.evaluation.scoring import ScoringError, excluded_table, hardest, score_rows, table_rows
 from t4s_helpers.evaluation.tasks import (
-    UNSCORED, Dialogue, Items, Protocol, TaskError, from_rle, question_of, row_masks, row_of, to_rle,
+    UNSCORED,
+    Items,
+    Protocol,
+    TaskError,
+    from_rle,
+    row_masks,
+    row_of,
+    to_rle,
+    turn_of,
 )
+from t4s_helpers.refine import NoRefiner, Refined
 
+FOUR = get_encoding("rrle", 4)
 CLASSES = ("cat", "dog", "sky")
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 
@@ -32,19 +41,19 @@ def sample(labels=("cat",), task="semantic", masks=None, **more):
     return Sample(more.pop("id", "s"), PICTURE, labels, masks, task=task, **more)
 
 
-def said(text: str) -> Answer:
-    return Answer(text, 9, True, 0.5)
-
-
-def row(one, text: str, protocol=Protocol(4, classes=CLASSES), **options) -> dict:
-    labels = question_of(one, protocol).labels
-    reading = read_answer(text, labels, one.size, protocol.size) if labels else None
-    made = row_of(one, said(text), reading, protocol, **options)
+def row(one, text: str, protocol=Protocol(FOUR, classes=CLASSES), **options) -> dict:
+    labels = turn_of(one, protocol).labels
+    parsed = parse_answer(text, labels, one.size, protocol.encoding) if labels else None
+    made = row_of(one, Answer(text, 9, True, 0.5), parsed, protocol, **options)
     return json.loads(json.dumps(made, allow_nan=False))  # what a file keeps
 
 
-def written(grid, labels) -> str:
-    return "".join(answer(np.array(grid), labels))
+def written(grid, labels, encoding=FOUR) -> str:
+    return "".join(answer(np.array(grid), labels, encoding))
+
+
+def question(**more):
+    return sample((), "vqa", np.zeros((0, 8, 8), bool), **{"question": "?", **more})
 
 
 # --- questions -----------------------------------------------------------------------------------
@@ -52,26 +61,25 @@ def written(grid, labels) -> str:
 
 def test_every_list_of_classes_is_asked_in_one_wording():
     one = sample(("dog", "cat"))
-    conditioned = question_of(one, Protocol(4, classes=CLASSES))
-    assert conditioned.text == "The classes are cat, dog, sky. Segment the picture with them."
+    conditioned = turn_of(one, Protocol(FOUR, classes=CLASSES))
+    assert conditioned.question == "The classes are cat, dog, sky. Segment the picture with them."
     assert conditioned.labels == CLASSES
-    wide = question_of(one, Protocol(4, classes=CLASSES, semantic="open"))
-    assert "cat" not in wide.text and wide.labels == CLASSES
-    part = question_of(one, Protocol(4, classes=CLASSES, semantic="partial"))
-    assert part.labels == ("dog", "cat") and "sky" not in part.text
-    asked = {question_of(one, Protocol(4, classes=CLASSES)).text for _ in range(5)}
+    wide = turn_of(one, Protocol(FOUR, classes=CLASSES, semantic="open"))
+    assert "cat" not in wide.question and wide.labels == CLASSES
+    part = turn_of(one, Protocol(FOUR, classes=CLASSES, semantic="partial"))
+    assert part.labels == ("dog", "cat") and "sky" not in part.question
+    asked = {turn_of(one, Protocol(FOUR, classes=CLASSES)).question for _ in range(5)}
     assert len(asked) == 1, "evaluation draws nothing"
 
 
 def test_a_question_gets_its_suffix_and_wants_no_descriptor():
-    one = sample((), "vqa", np.zeros((0, 8, 8), bool), question="What is it?", answer="a cat")
-    asked = question_of(one, Protocol(suffix="\nAnswer in one word."))
-    assert asked.text == "What is it?\nAnswer in one word." and asked.labels == ()
+    turn = turn_of(question(question="What is it?", answer="a cat"), Protocol(suffix="\nAnswer in one word."))
+    assert turn.question == "What is it?\nAnswer in one word." and turn.labels == ()
 
 
 def test_a_label_outside_the_list_is_refused():
     with pytest.raises(TaskError, match="'s' shows 'bird', which is not among the 3 classes"):
-        question_of(sample(("bird",)), Protocol(classes=CLASSES))
+        turn_of(sample(("bird",)), Protocol(classes=CLASSES))
 
 
 @pytest.mark.parametrize("options", [{"semantic": "all"}, {"vqa": "bleu"}])
@@ -81,12 +89,12 @@ def test_an_unknown_protocol_is_refused(options):
 
 
 def test_turns_are_about_one_picture_and_ids_come_once():
+    other = Sample("t", np.zeros((4, 4, 3), np.uint8), ("cat",), np.zeros((1, 4, 4), bool))
     with pytest.raises(TaskError, match="one picture"):
-        other = Sample("t", np.zeros((4, 4, 3), np.uint8), ("cat",), np.zeros((1, 4, 4), bool))
-        Dialogue((sample(), other))
+        Items([(sample(), other)])
     with pytest.raises(TaskError, match="'s' for one"):
         Items([sample(), (sample(id="a"), sample())])
-    assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids(1) == ("a", "b")
+    assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids([1]) == ["a", "b"]
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -94,7 +102,7 @@ def test_turns_are_about_one_picture_and_ids_come_once():
 
 def test_the_counts_of_a_mask_are_those_of_its_pixels():
     rng = np.random.default_rng(3)
-    for k in range(20):
+    for _ in range(20):
         truth = rng.random((1, 8, 8)) < 0.4
         grid = (rng.random((4, 4)) < 0.4).astype(int)
         one = sample(("cat",), "res", truth)
@@ -108,7 +116,7 @@ def test_the_counts_of_a_mask_are_those_of_its_pixels():
         ys, xs = np.nonzero(pred)
         box = f"{xs.min()} {ys.min()} {xs.max() + 1} {ys.max() + 1}" if len(xs) else None
         assert made["box"] == box
-    assert row_masks({"rle": {}}, (8, 8)).shape == (0, 8, 8)
+    assert row_masks({"coco_rle": {}}, (8, 8)).shape == (0, 8, 8)
 
 
 def test_pixels_that_are_not_scored_count_for_nothing():
@@ -153,14 +161,14 @@ def confusion(pairs, ignored=UNSCORED):
 
 def test_the_counts_of_a_class_map_are_those_of_its_pixels():
     rng = np.random.default_rng(5)
-    for k in range(20):
+    for _ in range(20):
         grid, truth = rng.integers(0, 4, (4, 4)), rng.integers(0, 4, (8, 8))
         shown = [c for c in (1, 2, 3) if (truth == c).any()]
         one = sample([CLASSES[c - 1] for c in shown], masks=np.stack([truth == c for c in shown]))
         made = row(one, written(grid, CLASSES))
         pred = np.kron(grid, np.ones((2, 2), int))
         assert made["counts"] == confusion(zip(pred.flat, truth.flat))
-        assert made["rle"].keys() == {CLASSES[c - 1] for c in np.unique(pred) if c}
+        assert made["coco_rle"].keys() == {CLASSES[c - 1] for c in np.unique(pred) if c}
 
 
 def test_void_pixels_of_a_stored_map_are_left_out():
@@ -192,8 +200,6 @@ def test_a_class_that_no_one_shows_follows_the_convention():
 
 def test_of_refined_masks_that_overlap_the_surest_counts():
     class Sam(NoRefiner):
-        name = "sam"
-
         def refine(self, masks, seed=0, **options):
             scores = np.array([0.9, 0.2, 0.5], np.float32)[:len(masks)]
             nothing = np.zeros(len(masks), bool)
@@ -201,30 +207,25 @@ def test_of_refined_masks_that_overlap_the_surest_counts():
 
     one = sample(("cat", "dog"))
     grid = [[1, 1, 2, 2]] * 4
-    made = row(one, written(grid, CLASSES), refiner=Sam())
-    assert list(made["rle"]) == ["cat"] and made["counts"]["cat"][1] == 64
+    made = row(one, written(grid, CLASSES), refiner=Sam("sam"))
+    assert list(made["coco_rle"]) == ["cat"] and made["counts"]["cat"][1] == 64
 
 
 # --- words ---------------------------------------------------------------------------------------
 
 
 def test_words_are_scored_by_the_rule_of_the_sample():
-    def asked(**meta):
-        return sample((), "vqa", np.zeros((0, 8, 8), bool), question="?", answer="2", meta=meta)
-
-    assert row(asked(), "Two.")["score"] == 1
-    many = row(asked(answers=["2"] * 2 + ["3"] * 8, rule="vqav2"), "two")
+    assert row(question(answer="2"), "Two.")["score"] == 1
+    many = row(question(meta={"answers": ["2"] * 2 + ["3"] * 8, "rule": "vqav2"}), "two")
     assert many["score"] == 0.6 and score_rows([many])["accuracy"] == 0.6
-    yes = sample((), "vqa", np.zeros((0, 8, 8), bool), question="?", answer="yes")
-    made = row(yes, "Yes, it is.", Protocol(vqa="yes-no"))
+    made = row(question(answer="yes"), "Yes, it is.", Protocol(vqa="yes-no"))
     assert score_rows([made])["f1"] == 1 and made["rule"] == "yes-no"
     with pytest.raises(ScoringError, match="no common score"):
         score_rows([made, many])
 
 
 def test_an_answer_that_is_not_public_is_kept_and_not_scored():
-    secret = sample((), "vqa", np.zeros((0, 8, 8), bool), question="?")
-    made = row(secret, "two")
+    made = row(question(), "two")
     assert made["score"] is None and made["text"] == "two"
     with pytest.raises(ScoringError, match="0 of 1 rows"):
         score_rows([made])
@@ -265,11 +266,8 @@ def test_the_hardest_are_the_lowest_and_then_the_largest():
 
 
 def test_the_ceiling_of_scenes_is_that_of_the_oracle():
-    from t4s_helpers.evaluation.evaluate import oracle_scores
-
-    samples = scene_samples("test", 8, "gres")
-    protocol = Protocol(8)
-    rows = [row(one, written(np.zeros((8, 8), int), one.labels), protocol) for one in samples]
+    samples, eight = scene_samples("test", 8, "gres"), get_encoding("rrle", 8)
+    rows = [row(one, written(np.zeros((8, 8), int), one.labels, eight), Protocol(eight)) for one in samples]
     ceiling, oracle = score_rows(rows, ceiling=True), oracle_scores(samples, 8)
     for key in ("ciou", "giou", "n_acc", "acc50"):
         assert ceiling[key] == oracle[key]
