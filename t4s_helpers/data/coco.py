@@ -249,7 +249,7 @@ def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     height, width = size
     x0, x1 = min(min(p[0::2]) for p in polygons), max(max(p[0::2]) for p in polygons)
     y0, y1 = min(min(p[1::2]) for p in polygons), max(max(p[1::2]) for p in polygons)
-    if min(height, width) > 8 and 0 <= min(x0, y0) and max(x1, y1) <= 1:
+    if min(height, width) > 8 and min(x0, y0) >= 0 and max(x1, y1) <= 1:
         raise ValueError("has coordinates between 0 and 1 only; multiply them by width and height: "
                          "COCO counts in pixels.")
     slack = 0.05 * max(height, width) + 2

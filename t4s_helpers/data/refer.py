@@ -251,7 +251,7 @@ def _target_ids(ref: Record, path: Path) -> list[Any]:
     named = [number if isinstance(number, (int, str)) else repr(number) for number in given]
     numbers = [number for number in dict.fromkeys(named) if number != _NO_TARGET]
     said = ref.get("no_target")
-    if said is not None and bool(said) != (not numbers) or (numbers and _NO_TARGET in given):
+    if (said is not None and bool(said) != (not numbers)) or (numbers and _NO_TARGET in given):
         raise BadRow(
             "contradiction about targets",
             f"Reference {ref['ref_id']!r} of {path} has no_target {said!r} but the annotations "

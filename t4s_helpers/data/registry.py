@@ -117,7 +117,7 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
     if name == "scenes":
         return _scenes(split or "test", 500 if n is None else n, start, **options)
     end = None if n is None else start + n
-    if name == "photos" or name not in ENTRIES and Path(name).expanduser().exists():
+    if name == "photos" or (name not in ENTRIES and Path(name).expanduser().exists()):
         return _own(name, split or "train")[start:end]
     entry = find(name)
     split = split or entry.default_split
@@ -177,7 +177,8 @@ def table() -> list[dict[str, str]]:
 
 
 def _counted(splits: Mapping[str, Any]) -> str:
-    """
+    """The splits with their published numbers.
+
     >>> _counted({"train": 1200, "val": None, "test": [5, 6]})
     'train 1,200, val, test 5 or 6'
     """

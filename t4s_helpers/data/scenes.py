@@ -12,7 +12,7 @@ splits are disjoint because each has its own random stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, cache
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +218,7 @@ def _finish(layer: _Layer, visible: np.ndarray) -> SceneObject:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _master(category: str):
     """Master drawing of a pictogram: silhouette with small holes filled, and those holes."""
     from PIL import Image, ImageDraw, ImageFont

@@ -64,8 +64,7 @@ def _class_map(source: ClassMap) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _lookup(meaning: tuple[tuple[int, int], ...], many: bool) -> np.ndarray:
-    """Pixel value -> class map value, -1 for none; a file of 459 labels has many that are not asked
-    for."""
+    """Pixel value -> class map value, -1 for none."""
     table = np.full(65_536, -1, np.int16)
     if many:
         table[:460] = 0
@@ -148,7 +147,8 @@ class SemanticDataset(Dataset):
         self._meaning, self._pairs = tuple(sorted(meaning.items())), []
         pairs, inspection = list(pairs), Inspection(**checks)
         inspection.count(len(pairs), f"{split!r} of {name}")
-        for pair in progress(pairs, f"{name} {split}", "images", 200 if inspection.verify else len(pairs) + 1):
+        shown_from = 200 if inspection.verify else len(pairs) + 1
+        for pair in progress(pairs, f"{name} {split}", "images", shown_from):
             with inspection.row(self._name(pair)):
                 inspection.unique(self._name(pair))
                 self._check(pair, inspection)

@@ -2,7 +2,8 @@
 
 The files are ``results/published/*.csv``, one number a row: ``method``, ``model``, ``group``,
 ``dataset``, ``split`` (empty where the source does not name it), ``metric`` (in the words of
-`t4s_helpers.evaluation.metrics`), ``value``, ``unit`` (% or s), ``reported_by``, ``where``, ``url``, ``note``.
+`t4s_helpers.evaluation.metrics`), ``value``, ``unit`` (% or s), ``reported_by``, ``where``, ``url``,
+``note``.
 """
 
 from __future__ import annotations

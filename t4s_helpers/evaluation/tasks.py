@@ -3,7 +3,7 @@
 | task | asked | answer read as | scored by |
 |---|---|---|---|
 | ``res`` | one expression | mask | cIoU, gIoU, precision, box accuracy |
-| ``gres`` | an expression for none, one or many | mask; all "others" is a rejection | as ``res``, and N-acc, T-acc |
+| ``gres`` | an expression for none, one or many | mask; all "others": rejected | as ``res``, N-acc, T-acc |
 | ``rec`` | as ``res`` | the box of the mask | box accuracy |
 | ``semantic`` | with a list of classes, without one, or for some | class map | mIoU, pixel accuracy |
 | ``vqa`` | a question | words | exact match, VQAv2's rule, or yes and no |
@@ -35,7 +35,7 @@ VQA_RULES = ("exact", "vqav2", "vqav2-official", "yes-no")
 """How words are scored; ``vqav2-official`` is `VQAAccuracy` with ``normalise="official"``."""
 
 COUNTS = ("intersection", "pred_area", "target_area", "over_background")
-"""The numbers of a class in a row's ``counts``, in order; see `t4s_helpers.evaluation.metrics.class_counts`."""
+"""The numbers of a class in a row's ``counts``, in order; see `.metrics.class_counts`."""
 
 UNSCORED = 65535
 """Index of pixels of a true class map that are not scored."""
@@ -68,7 +68,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.semantic not in SEMANTIC_MODES:
-            raise TaskError(f"Unknown semantic mode {self.semantic!r}: choose one of {', '.join(SEMANTIC_MODES)}.")
+            raise TaskError(f"Unknown semantic mode {self.semantic!r}: choose one of "
+                            f"{', '.join(SEMANTIC_MODES)}.")
         if self.vqa not in ("", *VQA_RULES):
             raise TaskError(f"Unknown rule for answers {self.vqa!r}: choose one of {', '.join(VQA_RULES)}.")
 
@@ -263,8 +264,10 @@ def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) ->
 
 
 def _class_map(sample, parsed, refiner: Refiner, seed: int) -> np.ndarray:
-    """The predicted class map over the asked labels, int32 ``(H, W)``; where refined masks overlap, the
-    better score counts, see `t4s_helpers.refine.merge_masks`."""
+    """The predicted class map over the asked labels, int32 ``(H, W)``.
+
+    Where refined masks overlap, the better score counts, see `t4s_helpers.refine.merge_masks`.
+    """
     shown = [int(k) for k in np.unique(parsed.grid) if k]
     if not shown:
         return np.zeros(sample.size, np.int32)

@@ -121,7 +121,8 @@ def test_choices_of_another_answer_are_refused():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"mode": "plain", "max_new_tokens": 20}, "mode='fast'"), ({"max_new_tokens": 20}, "raise max_new_tokens")])
+    ({"mode": "plain", "max_new_tokens": 20}, "mode='fast'"),
+    ({"max_new_tokens": 20}, "raise max_new_tokens")])
 def test_confidence_needs_a_whole_answer_under_the_grammar(shipped, options, words):
     samples = load("scenes", "test", n=1, start=90, task="res")
     [one] = answer_samples(shipped, samples, get_encoding(), progress=False, **options)

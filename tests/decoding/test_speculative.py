@@ -42,7 +42,7 @@ FAR = 1e9
 
 
 def replay(grammar: Grammar, ids, scheduler: DraftScheduler, ahead: int = 99) -> tuple[int, np.ndarray]:
-    """Passes in which a model that wants to write ``ids`` does so, the prompt's not counted; and the cells."""
+    """Passes in which a model that wants to write ``ids`` does so, and the cells."""
     state, n, passes = START, 0, 0
     cells = np.zeros(grammar.n_lines * grammar.width, int)
 
@@ -131,7 +131,7 @@ def choices(*parts, depth: int = 3) -> list[Guess]:
 
 def test_a_tree_holds_the_likeliest_drafts_and_shares_their_beginnings():
     likely, other = Part((1, 2), 0.6), Part((1, 3), 0.3)
-    assert DraftScheduler(1e6).plan(choices(likely, other)).tokens == [1, 2] * 3  # no tree: the likeliest alone
+    assert DraftScheduler(1e6).plan(choices(likely, other)).tokens == [1, 2] * 3  # no tree
     tree = DraftScheduler(1e6, 100).plan(choices(likely, other))
     assert len(tree.tokens) == 3 * (1 + 2 + 4) and not tree.is_chain
     assert tree.child(-1, 1) == 0 and tree.tokens[tree.child(0, 3)] == 3

@@ -111,7 +111,7 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(alone, tmp_path):
     assert timeless(out) == timeless(alone) and scores(out) == scores(alone)
 
 
-def test_the_command_runs_refuses_other_settings_and_makes_tables_without_a_model(tmp_path, capsys, monkeypatch):
+def test_the_command_refuses_other_settings_and_makes_tables_alone(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert main(arguments(out)) == 0
     before, rows = scores(out), read_run(out)[0]
@@ -222,7 +222,8 @@ def test_a_conversation_is_asked_turn_after_turn(tiny, monkeypatch, expected_iou
 
 
 def test_expected_iou_serves_class_lists_too(tiny):
-    rows, _ = evaluate(tiny, scene_samples("test", 1, "semantic"), FOUR, expected_iou=2, **CONVENTIONS, **QUIET)
+    rows, _ = evaluate(tiny, scene_samples("test", 1, "semantic"), FOUR, expected_iou=2, **CONVENTIONS,
+                       **QUIET)
     assert "Best of 2" in rows[0]["text"] and not rows[0]["malformed"]
 
 
@@ -297,8 +298,9 @@ def test_a_data_set_is_made_batch_by_batch_and_brings_its_own_conventions(tiny, 
     def generate(backbone, images, conversations, encoding, **options):  # one class, everywhere
         said = decoding.generate(backbone, images, conversations, encoding, **options)
         labels = [turns[-1].labels for turns in conversations]
-        return [replace(one, text=f"<seg>{encoding.encode(np.full((4, 4), 1 + some.index(known)), some)}</seg>")
-                for one, some in zip(said, labels)]
+        grids = [np.full((4, 4), 1 + some.index(known)) for some in labels]
+        return [replace(one, text=f"<seg>{encoding.encode(grid, some)}</seg>")
+                for one, grid, some in zip(said, grids, labels)]
 
     monkeypatch.setattr(module, "generate", generate)
     lazy = Lazy(found, [Excluded("gone", "missing image", "gone.jpg does not exist")])
