@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pandas
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from t4s_helpers.lab.benchmarks import gpu as bench
 
 
-def read_rows(path):
-    return [row.dropna().to_dict() for _, row in pandas.read_csv(path).iterrows()]
 
 
 @pytest.fixture(scope="module")
@@ -48,39 +47,44 @@ def test_shapes_are_those_of_seven_and_thirteen_billions():
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the toy is for machines without a GPU")
 def test_training_is_measured_and_kept(tmp_path, weights, capsys):
     command = ["train", "--shrunk", "--shapes", "llava-1.5-7b", "--weights", str(weights), "--out",
                str(tmp_path), "--batch", "1", "--tokens", "640", "--steps", "2"]
     assert bench.main(command) == 0
-    [row] = read_rows(tmp_path / "training.csv")
+    [row] = pd.read_csv(tmp_path / "training.csv").to_dict("records")
     assert (row["shape"], row["device"], row["batch"], row["tokens"]) == (
         "llava-1.5-7b, shrunk", "CPU", 1, 640)
-    assert row["samples_per_s"] == pytest.approx(1000 / row["ms"], rel=0.01) and "peak_gb" not in row
+    assert row["samples_per_s"] == pytest.approx(1000 / row["ms"], rel=0.02)
     assert row["torch"] == torch.__version__.split("+")[0]
-    assert "no GPU (target 14)" in capsys.readouterr().out
+    assert np.isnan(row["peak_gb"]) and row["target_gb"] == 14  # no GPU, no peak
+    assert "target_gb 14" in capsys.readouterr().out
     before = (tmp_path / "training.csv").read_bytes()
     assert bench.main(command) == 0 and (tmp_path / "training.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the toy is for machines without a GPU")
 def test_decoding_is_measured_and_judged(tmp_path, weights, monkeypatch, capsys):
     monkeypatch.setattr(bench, "DECODE", [("plain", 16), ("fast", 16), ("trees", 16), ("fast", 32),
                                           ("trees", 32)])
     assert bench.main(["decode", "--shrunk", "--weights", str(weights), "--out", str(tmp_path),
                        "--samples", "1"]) == 0
-    rows = {(row["mode"], row["size"]): row for row in read_rows(tmp_path / "decoding.csv")}
-    assert rows["plain", 16]["passes"] == rows["plain", 16]["tokens"]
-    assert rows["trees", 16]["passes"] <= rows["fast", 16]["passes"] < rows["plain", 16]["passes"] / 8
-    assert "x over plain at 16 x 16" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "decoding.csv").set_index(["mode", "grid"])
+    assert rows.loc[("plain", 16), "passes"] == rows.loc[("plain", 16), "tokens"]
+    passes = rows["passes"]
+    assert passes["trees", 16] <= passes["fast", 16] < passes["plain", 16] / 8
+    assert "times faster than plain at 16 x 16" in capsys.readouterr().out
 
 
 def test_verdicts_take_the_better_draft_and_only_whole_tables():
-    def row(mode, size, ms, shape="a"):
-        return {"shape": shape, "device": "G", "weights": "nf4", "mode": mode, "size": size, "ms": ms}
+    def row(mode, grid, ms, shape="a"):
+        return {"shape": shape, "device": "G", "weights": "nf4", "mode": mode, "grid": grid, "ms": ms}
 
     ms = {("plain", 16): 800.0, ("constrained", 16): 810.0, ("fast", 16): 120.0, ("trees", 16): 100.0,
           ("plain", 32): 2000.0, ("fast", 32): 200.0, ("trees", 32): 400.0}
     whole = [row(*key, value) for key, value in ms.items()]
-    assert bench.verdicts([*whole, row("plain", 16, 1.0, "b")]) == [
+    found = bench.verdicts(pd.DataFrame([*whole, row("plain", 16, 1.0, "b")]))
+    assert found.to_dict("records") == [
         {"shape": "a", "device": "G", "weights": "nf4", "over_plain": 8.0, "fine_over_plain": 0.25}]

@@ -37,7 +37,7 @@ from ...decoding.constrained import ConstrainedSequence, DescriptorProcessor, Fi
 from ...decoding.generate import MODES, Answer, answer_samples, generate, prompt_inputs
 from ...decoding.speculative import DraftingDecoder
 from ...evaluation.oracle import distinct_targets
-from ...files import ROOT
+from ...files import ROOT, atomic_write
 from ...model.backbones import load_backbone
 from ...workbook.results import results_root
 
@@ -296,7 +296,9 @@ def fill_table(jobs: Iterable[Job], path: Path, fresh: bool = False) -> pd.DataF
         the rows of the jobs.
     """
     jobs = list(jobs)
-    rows = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.is_file() and not fresh else []
+    rows = []
+    if path.is_file() and not fresh:  # left to itself, pandas takes the word "true" for a truth value
+        rows = pd.read_csv(path, keep_default_na=False, dtype={"answers": str}).to_dict("records")
     wanted = []
     for settings, measure in tqdm(jobs, desc=path.stem, unit="setting"):
         found = [row for row in rows if all(row.get(key) == value for key, value in settings.items())]
@@ -304,8 +306,7 @@ def fill_table(jobs: Iterable[Job], path: Path, fresh: bool = False) -> pd.DataF
             found = [{name: round(value, 3) if isinstance(value, float) else value
                       for name, value in measure().items()}]
             rows += found
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame(rows).to_csv(path, index=False)
+            atomic_write({path: pd.DataFrame(rows).to_csv(index=False).encode()})
             tqdm.write(", ".join(f"{name} {value}" for name, value in found[0].items()))
         wanted += found
     return pd.DataFrame(wanted)
