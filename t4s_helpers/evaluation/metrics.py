@@ -98,8 +98,7 @@ class SegmentationMetric(_Metric):
     - ``ciou`` = sum of intersections / sum of unions over the dataset (large objects weigh more);
     - ``giou`` = mean over samples of their IoU (each sample weighs the same);
     - ``p@0.5`` … ``p@0.9`` = share of the samples *with* target whose IoU reaches (>=) that value;
-    - ``n_acc`` = share of the no-target samples that were predicted empty (rejected);
-    - ``t_acc`` = share of the target samples that were predicted non-empty;
+    - ``n_acc`` = share of no-target samples predicted empty; ``t_acc`` = of the others, predicted non-empty;
     - ``n``, ``n_target``, ``n_no_target``, ``n_malformed``, ``malformed_rate``.
 
     | truth | prediction | IoU of the sample | adds to sum I | adds to sum U |

@@ -65,7 +65,7 @@ class Refiner:
     ...     names = ("opposite",)
     ...     def redraw(self, masks, seed, prompts, confidence):
     ...         return ~masks, np.full(len(masks), 0.5)
-    >>> refiner = load_refiner("opposite").set_image(np.zeros((1, 2, 3), np.uint8))
+    >>> refiner = REFINERS["opposite"]().set_image(np.zeros((1, 2, 3), np.uint8))
     >>> refiner.refine(np.array([[[True, False]]]), min_iou=0).masks.tolist()
     [[[False, True]]]
     >>> del REFINERS["opposite"]
