@@ -114,6 +114,7 @@ def really_trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_path):
     from safetensors.torch import load_file
 
@@ -264,6 +265,7 @@ def test_measuring_what_is_not_trained_gives_no_rows():
     assert rows.empty and times.empty
 
 
+@pytest.mark.slow
 def test_a_trained_adapter_is_measured(really_trained, monkeypatch):
     import tiny_model
 
