@@ -113,9 +113,9 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(alone, tmp_path):
 
 def test_the_command_refuses_other_settings_and_makes_tables_alone(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
-    assert main(arguments(out, "-n", "6")) == 0
+    assert main(arguments(out)) == 0
     before, rows = scores(out), read_run(out)[0]
-    assert main(arguments(out, "-n", "6", "--seed", "7")) == 1
+    assert main(arguments(out, "--seed", "7")) == 1
     assert "seed: 0 there, 7 here" in capsys.readouterr().err
     monkeypatch.setattr(module, "generate", None)
     assert main(["evaluate", "tables", str(out)]) == 0
@@ -208,14 +208,14 @@ def asked(monkeypatch) -> list[tuple]:
 @pytest.mark.parametrize("expected_iou", [0, 2])
 def test_a_conversation_is_asked_turn_after_turn(tiny, monkeypatch, expected_iou):
     calls = asked(monkeypatch)
-    rows, scored = evaluate(tiny, [scene_dialogue("test", k) for k in range(2)], FOUR, batch=2,
-                            max_new_tokens=120, expected_iou=expected_iou, **QUIET)
+    rows, scored = evaluate(tiny, [scene_dialogue("test", k) for k in range(3)], FOUR, batch=2,
+                            max_new_tokens=200, expected_iou=expected_iou, **QUIET)
     assert [(row["turn"], row["task"]) for row in rows[:3]] == [(0, "vqa"), (1, "gres"), (2, "gres")]
     assert scored == {}, "answers of two kinds have no common score"
     assert [(line["set"], line["n"]) for line in table_rows("talk", rows) if line["who"] == "model"] == [
-        ("talk, turn 1", 2), ("talk, turn 2", 2), ("talk, turn 3", 2)]
+        ("talk, turn 1", 3), ("talk, turn 2", 3), ("talk, turn 3", 3)]
     told = {tuple(history) for _, history, _ in calls}
-    for k in (0, 3):  # the model's own answers are the history
+    for k in range(0, 9, 3):  # the model's own answers are the history
         texts = [row["text"] for row in rows[k:k + 3]]
         assert {(), tuple(texts[:1]), tuple(texts[:2])} <= told
     assert all(("Best of 2" in row["text"]) == bool(expected_iou and row["task"] == "gres") for row in rows)
