@@ -68,23 +68,32 @@ class Description:
         return f"{self}s"
 
     def fits(self, thing: SceneObject) -> bool:
-        return all(
-            want is None or want == getattr(thing, name)
-            for name, want in (
-                ("size", self.size), ("color", self.color), ("category", self.category)
-            )
-        )
+        wanted = (self.size, self.color, self.category)
+        return all(word in (None, seen) for word, seen in zip(wanted, thing.words))
 
     def of(self, scene: Scene) -> tuple[int, ...]:
         return tuple(k for k, thing in enumerate(scene.objects) if self.fits(thing))
 
 
-def _describe(thing: SceneObject, use: tuple[bool, bool, bool]) -> Description:
-    words = (thing.size, thing.color, thing.category)
-    return Description(*(word if keep else None for word, keep in zip(words, use)))
+def _describe(thing: SceneObject, use: tuple[bool, ...]) -> Description:
+    return Description(*(word if keep else None for word, keep in zip(thing.words, use)))
 
 
 _USES = [use for use in product((False, True), repeat=3) if any(use)]
+"""Which of size, colour and category a description says."""
+
+
+def _one_of(rng, values):
+    return values[int(rng.integers(len(values)))]
+
+
+def _two_of(rng, scene: Scene) -> tuple[int, int]:
+    k, other = rng.choice(len(scene.objects), 2, replace=False)
+    return int(k), int(other)
+
+
+def _some_description(rng, scene: Scene) -> Description:
+    return _describe(_one_of(rng, scene.objects), _one_of(rng, _USES))
 
 
 def _unique(rng, scene: Scene, k: int) -> Description | None:
@@ -124,10 +133,8 @@ def _attribute(rng, scene: Scene) -> Expression | None:
 
 def _position(rng, scene: Scene) -> Expression | None:
     word = str(rng.choice(list(SUPERLATIVES)))
-    thing = scene.objects[int(rng.integers(len(scene.objects)))]
-    description = Description() if rng.random() < 0.15 else _describe(
-        thing, _USES[int(rng.integers(len(_USES)))]
-    )
+    thing = _one_of(rng, scene.objects)
+    description = Description() if rng.random() < 0.15 else _describe(thing, _one_of(rng, _USES))
     k = extreme(scene, description.of(scene), word)
     return None if k is None else Expression(f"the {word} {description}", "position", (k,))
 
@@ -135,20 +142,17 @@ def _position(rng, scene: Scene) -> Expression | None:
 def _relation(rng, scene: Scene) -> Expression | None:
     if len(scene.objects) < 2:
         return None
-    k, other = (int(i) for i in rng.choice(len(scene.objects), 2, replace=False))
+    k, other = _two_of(rng, scene)
     landmark = _unique(rng, scene, other)
     relation = str(rng.choice(list(RELATIONS)))
-    use = _USES[int(rng.integers(len(_USES)))]
-    description = _describe(scene.objects[k], use)
-    if landmark is None:
-        return None
-    found = _related(scene, description, relation, other)
-    if found != (k,):
+    description = _describe(scene.objects[k], _one_of(rng, _USES))
+    if landmark is None or related(scene, description, relation, other) != (k,):
         return None
     return Expression(f"the {description} {relation} the {landmark}", "relation", (k,))
 
 
-def _related(scene: Scene, description: Description, relation: str, other: int):
+def related(scene: Scene, description: Description, relation: str,
+            other: int) -> tuple[int, ...] | None:
     """Objects that fit and stand in the relation to ``other``; ``None`` when in doubt."""
     truth = {
         k: holds(scene.objects[k], relation, scene.objects[other])
@@ -158,11 +162,7 @@ def _related(scene: Scene, description: Description, relation: str, other: int):
 
 
 def _all(rng, scene: Scene) -> Expression | None:
-    if rng.random() < 0.1:
-        description = Description()
-    else:
-        thing = scene.objects[int(rng.integers(len(scene.objects)))]
-        description = _describe(thing, _USES[int(rng.integers(len(_USES)))])
+    description = Description() if rng.random() < 0.1 else _some_description(rng, scene)
     targets = description.of(scene)
     return Expression(f"all {description.plural()}", "all", targets) if len(targets) > 1 else None
 
@@ -170,7 +170,7 @@ def _all(rng, scene: Scene) -> Expression | None:
 def _pair(rng, scene: Scene) -> Expression | None:
     if len(scene.objects) < 2:
         return None
-    pair = [int(i) for i in rng.choice(len(scene.objects), 2, replace=False)]
+    pair = _two_of(rng, scene)
     words = [_unique(rng, scene, k) for k in pair]
     if None in words:
         return None
@@ -181,26 +181,23 @@ def _none(rng, scene: Scene) -> Expression | None:
     """Mostly a near miss: an object's description with one word changed."""
     if rng.random() < 0.25:
         return _none_relation(rng, scene)
-    thing = scene.objects[int(rng.integers(len(scene.objects)))]
-    use = _USES[int(rng.integers(len(_USES)))]
-    words = [word if keep else None for word, keep in zip(
-        (thing.size, thing.color, thing.category), use)]
-    slot = int(rng.choice([i for i, keep in enumerate(use) if keep]))
+    thing, use = _one_of(rng, scene.objects), _one_of(rng, _USES)
+    words = [word if keep else None for word, keep in zip(thing.words, use)]
+    slot = int(rng.choice(np.flatnonzero(use)))
     words[slot] = str(rng.choice((list(SIZES), list(COLORS), CATEGORIES)[slot]))
     description = Description(*words)
     if description.of(scene):
         return None
-    if rng.random() < 0.25:
-        return Expression(f"all {description.plural()}", "none", ())
-    return Expression(f"the {description}", "none", ())
+    text = f"all {description.plural()}" if rng.random() < 0.25 else f"the {description}"
+    return Expression(text, "none", ())
 
 
 def _none_relation(rng, scene: Scene) -> Expression | None:
     k, other = (int(i) for i in rng.integers(len(scene.objects), size=2))
     landmark = _unique(rng, scene, other)
     relation = str(rng.choice(list(RELATIONS)))
-    description = _describe(scene.objects[k], _USES[int(rng.integers(len(_USES)))])
-    if k == other or landmark is None or _related(scene, description, relation, other) != ():
+    description = _describe(scene.objects[k], _one_of(rng, _USES))
+    if k == other or landmark is None or related(scene, description, relation, other) != ():
         return None
     return Expression(f"the {description} {relation} the {landmark}", "none", ())
 
@@ -242,15 +239,12 @@ def _last_resort(scene: Scene, kinds) -> Expression:
         absent = next(d for c, k in product(COLORS, CATEGORIES)
                       if not (d := Description(None, c, k)).of(scene))
         return Expression(f"the {absent}", "none", ())
-    for k, thing in enumerate(scene.objects):
-        full = _describe(thing, (True, True, True))
-        if full.of(scene) == (k,):
-            return Expression(f"the {full}", "attribute", (k,))
-    k = max(range(len(scene.objects)), key=lambda i: scene.objects[i].mask.sum())
-    same = _describe(scene.objects[k], (True, True, True)).of(scene)
-    return Expression(
-        f"all {_describe(scene.objects[k], (True, True, True)).plural()}", "all", same
-    )
+    full = [Description(*thing.words) for thing in scene.objects]
+    for k, description in enumerate(full):
+        if description.of(scene) == (k,):
+            return Expression(f"the {description}", "attribute", (k,))
+    k = max(range(len(full)), key=lambda i: scene.objects[i].mask.sum())
+    return Expression(f"all {full[k].plural()}", "all", full[k].of(scene))
 
 
 def union_mask(scene: Scene, targets) -> np.ndarray:
@@ -277,24 +271,19 @@ def make_question(rng, scene: Scene) -> tuple[str, str, str]:
     """
     builders = (_ask_count, _ask_exist, _ask_color, _ask_category, _ask_side)
     while True:
-        found = builders[int(rng.integers(len(builders)))](rng, scene)
+        found = _one_of(rng, builders)(rng, scene)
         if found is not None:
             return found
 
 
-def _some_description(rng, scene: Scene) -> Description:
-    thing = scene.objects[int(rng.integers(len(scene.objects)))]
-    return _describe(thing, _USES[int(rng.integers(len(_USES)))])
-
-
-def _ask_count(rng, scene):
+def _ask_count(rng, scene: Scene) -> tuple[str, str, str]:
     description = Description() if rng.random() < 0.2 else _some_description(rng, scene)
     if rng.random() < 0.15:
         description = Description(None, None, str(rng.choice(CATEGORIES)))
     return "count", f"How many {description.plural()} are there?", str(len(description.of(scene)))
 
 
-def _ask_exist(rng, scene):
+def _ask_exist(rng, scene: Scene) -> tuple[str, str, str] | None:
     if rng.random() < 0.5:
         return "exist", f"Is there {_a(_some_description(rng, scene))}?", "yes"
     absent = make_expression(rng, scene, ("none",)).text
@@ -308,28 +297,28 @@ def _a(noun) -> str:
     return f"{'an' if str(noun)[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _ask_color(rng, scene):
-    k = int(rng.integers(len(scene.objects)))
-    use = ((False, False, True), (True, False, True), (True, False, False))[int(rng.integers(3))]
-    description = _describe(scene.objects[k], use)
-    if description.of(scene) != (k,):
-        return None
-    return "color", f"What color is the {description}?", scene.objects[k].color
+def _ask_color(rng, scene: Scene) -> tuple[str, str, str] | None:
+    uses = ((False, False, True), (True, False, True), (True, False, False))
+    return _ask_word(rng, scene, "color", "What color is the {}?", uses)
 
 
-def _ask_category(rng, scene):
+def _ask_category(rng, scene: Scene) -> tuple[str, str, str] | None:
+    uses = ((False, True, False), (True, True, False), (True, False, False))
+    return _ask_word(rng, scene, "category", "What is the {}?", uses)
+
+
+def _ask_word(rng, scene: Scene, kind: str, wording: str, uses) -> tuple[str, str, str] | None:
     k = int(rng.integers(len(scene.objects)))
-    use = ((False, True, False), (True, True, False), (True, False, False))[int(rng.integers(3))]
-    description = _describe(scene.objects[k], use)
+    description = _describe(scene.objects[k], _one_of(rng, uses))
     if description.of(scene) != (k,):
         return None
-    return "category", f"What is the {description}?", scene.objects[k].category
+    return kind, wording.format(description), getattr(scene.objects[k], kind)
 
 
 def _ask_side(rng, scene):
     if len(scene.objects) < 2:
         return None
-    a, b = (int(i) for i in rng.choice(len(scene.objects), 2, replace=False))
+    a, b = _two_of(rng, scene)
     words = [_unique(rng, scene, k) for k in (a, b)]
     relation = str(rng.choice(list(RELATIONS)))
     truth = holds(scene.objects[a], relation, scene.objects[b])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .expressions import RELATIONS, SUPERLATIVES, Description, Expression, extreme, holds
+from .expressions import RELATIONS, SUPERLATIVES, Description, Expression, extreme, related
 from .scenes import CATEGORIES, COLORS, SIZES, Scene
 
 _ARTICLES = ("the", "a", "an")
@@ -159,11 +159,8 @@ def _related(
     marks = _choose(scene, landmark, landmark.description.of(scene))
     if not marks:
         return ()  # nothing can be left of what is not there
-    near = {
-        k: holds(scene.objects[k], relation, scene.objects[marks[0]])
-        for k in phrase.description.of(scene) if k != marks[0]
-    }
-    if None in near.values():
+    near = related(scene, phrase.description, relation, marks[0])
+    if near is None:
         raise MeaningError(f"Whether the {phrase.description} is {relation} the {landmark} is too "
                            "close to call: choose another relation.")
-    return tuple(k for k, yes in near.items() if yes)
+    return near

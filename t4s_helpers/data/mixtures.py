@@ -296,7 +296,7 @@ class RandomCrops:
         if isinstance(sample.image, np.ndarray):
             return Sample(image=sample.image[y0:y1, x0:x1], masks=masks[list(keep), y0:y1, x0:x1],
                           **given)
-        source = sample.__dict__["_masks"]
+        source = sample.mask_source
         cropped = (CroppedMasks(source, keep, box) if is_source(source)
                    else masks[list(keep), y0:y1, x0:x1])
         return CroppedSample(image=sample.image, masks=cropped, **given)

@@ -6,7 +6,8 @@ the top and column 0 at the left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,14 +32,14 @@ class MaskSource(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(L, H, W)`` of what :meth:`decode` returns, known without decoding."""
+        """``(L, H, W)`` of what `decode` returns, known without decoding."""
 
     def decode(self) -> np.ndarray:
-        """bool ``(L, H, W)``."""
+        """bool ``(L, H, W)``"""
 
 
 def is_source(masks: Any) -> bool:
-    """Whether masks are a :class:`MaskSource`; fifty times as fast as ``isinstance`` with it."""
+    """Whether masks are a `MaskSource`; fifty times as fast as ``isinstance`` with it."""
     kind = type(masks)
     return hasattr(kind, "decode") and (hasattr(kind, "shape") or hasattr(masks, "shape"))
 
@@ -49,20 +50,19 @@ class _MaskField:
     def __get__(self, sample: Sample | None, owner: type) -> np.ndarray:
         if sample is None:  # lets dataclass() see a field without a default
             raise AttributeError("masks")
-        stored = sample.__dict__["_masks"]
-        return _decoded(stored, sample) if is_source(stored) else stored
+        return _decoded(sample.__dict__["_masks"], sample)
 
     def __set__(self, sample: Sample, value: Any) -> None:
         sample.__dict__["_masks"] = value
 
 
-def _decoded(source: MaskSource, sample: Sample) -> np.ndarray:
-    masks = source.decode()
-    if masks.dtype != bool or masks.shape != tuple(source.shape):
-        raise SampleError(
-            f"The masks of sample '{sample.id}' decode to {masks.dtype} {masks.shape}, "
-            f"but bool {tuple(source.shape)} was announced; check its annotations."
-        )
+def _decoded(stored: Any, sample: Sample) -> np.ndarray:
+    if not is_source(stored):
+        return stored
+    masks = stored.decode()
+    if masks.dtype != bool or masks.shape != tuple(stored.shape):
+        raise SampleError(f"The masks of sample '{sample.id}' decode to {masks.dtype} {masks.shape}, "
+                          f"but bool {tuple(stored.shape)} was announced; check its annotations.")
     return masks
 
 
@@ -70,38 +70,27 @@ def _decoded(source: MaskSource, sample: Sample) -> np.ndarray:
 class Sample:
     """One image, the labels asked for, and one mask per label.
 
-    Parameters
-    ----------
-    id:
-        Non-empty text, unique within a data set; messages name it.
-    image:
-        uint8 RGB array ``(H, W, 3)`` with values 0..255, or the path of an image file, which is
-        read only by :meth:`pixels`.
-    labels:
-        ``L`` referring expressions or class names, in the order of ``masks``. They follow the
-        rules of :func:`t4s_helpers.codec.encodings.check_labels` and are stored trimmed. Only ``vqa`` samples
-        may have none.
-    masks:
-        bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a
-        :class:`MaskSource`. A mask without a pixel is a no-target request. A source is decoded
-        at every access and nothing is kept, so that large data sets stay small in memory: bind
-        ``masks = sample.masks`` once where it is used often.
-    task:
-        One of :data:`TASKS`.
-    split:
-        Name of the part of the data set.
-    question, answer:
-        Used instead of a template where they are given.
-    meta:
-        Anything a reader wants to hand on. Two keys mean something here: ``instance_masks``, bool
-        ``(N, H, W)`` or a :class:`MaskSource`, and ``instance_owners``, ``N`` integers, say which
-        single objects make up the mask of which label (an owner indexes ``labels``), so that a
-        grid keeps each of them visible.
+    Attributes:
+        id: non-empty text, unique within a data set; messages name it.
+        image: uint8 RGB array ``(H, W, 3)`` with values 0..255, or the path of an image file, which is
+            read only by `pixels`.
+        labels: ``L`` referring expressions or class names, in the order of ``masks``. They follow the
+            rules of `t4s_helpers.codec.encodings.check_labels` and are stored trimmed. Only ``vqa``
+            samples may have none.
+        masks: bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a `MaskSource`. A
+            mask without a pixel is a no-target request. A source is decoded at every access and nothing
+            is kept, so that large data sets stay small in memory: bind ``masks = sample.masks`` once
+            where it is used often.
+        task: one of `TASKS`.
+        split: name of the part of the data set.
+        question, answer: used instead of a template where they are given.
+        meta: anything a reader wants to hand on. Two keys mean something here: ``instance_masks``, bool
+            ``(N, H, W)`` or a `MaskSource`, and ``instance_owners``, ``N`` integers, say which single
+            objects make up the mask of which label (an owner indexes ``labels``), so that a grid keeps
+            each of them visible.
 
-    Raises
-    ------
-    SampleError
-        When any of these does not hold; the message names the sample.
+    Raises:
+        SampleError: any of these does not hold; the message names the sample.
 
     >>> pixels = np.zeros((2, 4, 3), np.uint8)
     >>> left = np.array([[[True, True, False, False]] * 2])
@@ -128,12 +117,10 @@ class Sample:
         self.__dict__["_masks"] = self._checked_masks(self.__dict__["_masks"])
         if isinstance(self.image, np.ndarray):
             self._check_pixels(self.image, "its image array")
-        elif not isinstance(self.image, (str, Path)):
-            raise self._error(
-                f"has an image of type {type(self.image).__name__}; "
-                "give a uint8 array (H, W, 3) or the path of an image file"
-            )
-        self._check_instances()
+        else:
+            self._check_type("image", (str, Path), "a uint8 array (H, W, 3) or the path of an image file")
+        if {"instance_masks", "instance_owners"} & self.meta.keys():
+            self._check_instances()
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -142,11 +129,9 @@ class Sample:
     def pixels(self) -> np.ndarray:
         """The image, uint8 RGB ``(H, W, 3)``; a path is read anew at each call.
 
-        Raises
-        ------
-        SampleError
-            When the file is missing, truncated or no RGB image, or when its size is not that of
-            the masks.
+        Raises:
+            SampleError: the file is missing, truncated or no RGB image, or its size is not that of the
+                masks.
         """
         if isinstance(self.image, np.ndarray):
             return self.image
@@ -155,9 +140,14 @@ class Sample:
         return pixels
 
     @property
+    def mask_source(self) -> Any:
+        """The masks as they are stored: an array, or a `MaskSource` that is not decoded."""
+        return self.__dict__["_masks"]
+
+    @property
     def size(self) -> tuple[int, int]:
         """``(H, W)`` of the masks, known without reading an image file."""
-        height, width = self.__dict__["_masks"].shape[1:]
+        height, width = self.mask_source.shape[1:]
         return int(height), int(width)
 
     @property
@@ -168,22 +158,20 @@ class Sample:
     def instances(self) -> tuple[np.ndarray, np.ndarray]:
         """The single objects behind the labels.
 
-        Returns
-        -------
-        bool ``(N, H, W)`` masks and int64 ``(N,)`` indices into ``labels``; one object per label
-        where the sample does not say more.
+        Returns:
+            bool ``(N, H, W)`` masks and int64 ``(N,)`` indices into ``labels``; one object per label
+            where the sample does not say more.
         """
         if "instance_masks" not in self.meta:
             masks = self.masks
             return masks, np.arange(len(masks))
-        found = self.meta["instance_masks"]
-        masks = _decoded(found, self) if is_source(found) else np.asarray(found)
+        masks = np.asarray(_decoded(self.meta["instance_masks"], self))
         return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64).reshape(-1)
 
     def grid(self, grid_size: GridSize = 16, rule: str = "area") -> np.ndarray:
         """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.
 
-        ``grid_size`` and ``rule`` are those of :func:`t4s_helpers.codec.grid.masks_to_grid`.
+        ``grid_size`` and ``rule`` are those of `t4s_helpers.codec.grid.masks_to_grid`.
         """
         masks, owners = self.instances()
         return masks_to_grid(masks, grid_size, rule, owners)
@@ -191,28 +179,27 @@ class Sample:
     def _error(self, what: str) -> SampleError:
         return SampleError(f"Sample '{self.id}' {what}.")
 
+    def _check_type(self, name: str, kinds: Any, wanted: str) -> None:
+        if not isinstance(getattr(self, name), kinds):
+            raise self._error(f"has {name} of type {type(getattr(self, name)).__name__}; give {wanted}")
+
     def _check_texts(self) -> None:
         if self.task not in TASKS:
             raise self._error(f"has the task {self.task!r}; choose one of {', '.join(TASKS)}")
         if not isinstance(self.split, str) or not self.split:
             raise self._error(f"has the split {self.split!r}; give a name such as 'train'")
         for name in ("question", "answer"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise self._error(f"has a {name} that is not text; give a str or None")
-        if not isinstance(self.meta, dict):
-            raise self._error(f"has meta of type {type(self.meta).__name__}; give a dict")
+            self._check_type(name, (str, type(None)), "text or None")
+        self._check_type("meta", dict, "a dict")
 
     def _checked_labels(self) -> tuple[str, ...]:
-        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+        whole = isinstance(self.labels, Sequence) and not isinstance(self.labels, str)
+        if not whole or not all(isinstance(label, str) for label in self.labels):
             raise self._error(f"has labels {self.labels!r}; give a tuple of texts")
-        if not all(isinstance(label, str) for label in self.labels):
-            raise self._error(f"has labels {self.labels!r}; each of them must be text")
-        if not self.labels:
-            if self.task != "vqa":
-                raise self._error("has no labels; give at least one")
-            return ()
+        if not self.labels and self.task != "vqa":
+            raise self._error("has no labels; give at least one")
         try:
-            return check_labels(self.labels)
+            return check_labels(self.labels) if self.labels else ()
         except ValueError as error:
             raise SampleError(f"Sample '{self.id}': {error}") from error
 
@@ -225,37 +212,26 @@ class Sample:
         if len(shape) != 3 or shape[0] != len(self.labels) or 0 in shape[1:]:
             raise self._error(
                 f"has {len(self.labels)} labels but masks of shape {shape}; "
-                f"give one mask (H, W) per label, stacked to ({len(self.labels)}, H, W)"
-            )
+                f"give one mask (H, W) per label, stacked to ({len(self.labels)}, H, W)")
         return masks
 
     def _as_bool(self, masks: np.ndarray) -> np.ndarray:
-        if masks.dtype == bool:
-            return masks
-        if masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all():
-            raise self._error(
-                f"has masks of type {masks.dtype} with values other than 0 and 1; "
-                "give booleans, one mask (H, W) of one size per label"
-            )
-        return masks.astype(bool)
+        if masks.dtype != bool and (masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all()):
+            raise self._error(f"has masks of type {masks.dtype} with values other than 0 and 1; "
+                              "give booleans, one mask (H, W) of one size per label")
+        return masks.astype(bool, copy=False)
 
     def _check_pixels(self, pixels: np.ndarray, origin: str) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise self._error(
-                f"has an image of type {pixels.dtype} and shape {pixels.shape}; "
-                "give uint8 RGB of shape (H, W, 3) with values 0 to 255"
-            )
+            raise self._error(f"has an image of type {pixels.dtype} and shape {pixels.shape}; "
+                              "give uint8 RGB of shape (H, W, 3) with values 0 to 255")
         if pixels.shape[:2] != self.size:
-            raise self._error(
-                f"has masks of {size_text(self.size)}, but {origin} is "
-                f"{size_text(pixels.shape[:2])}; use the masks that were drawn on this image"
-            )
+            raise self._error(f"has masks of {size_text(self.size)}, but {origin} is "
+                              f"{size_text(pixels.shape[:2])}; use the masks that were drawn on this image")
 
     def _check_instances(self) -> None:
-        if ("instance_masks" in self.meta) != ("instance_owners" in self.meta):
+        if not {"instance_masks", "instance_owners"} <= self.meta.keys():
             raise self._error("needs both or none of instance_masks and instance_owners in meta")
-        if "instance_masks" not in self.meta:
-            return
         found, owners = self.meta["instance_masks"], np.asarray(self.meta["instance_owners"])
         if not is_source(found) and getattr(found, "dtype", None) != bool:
             raise self._error("has instance_masks in meta that are not a boolean array")
@@ -263,15 +239,11 @@ class Sample:
         if len(shape) != 3 or shape[1:] != self.size or owners.shape != shape[:1]:
             raise self._error(
                 f"has instance_masks of shape {shape} and {owners.size} instance_owners in meta; "
-                f"give masks (N, {self.size[0]}, {self.size[1]}) and N owners"
-            )
-        if owners.size and (
-            owners.dtype.kind not in "iu" or owners.min() < 0 or owners.max() >= len(self.labels)
-        ):
-            raise self._error(
-                f"has instance_owners {owners.tolist()} in meta, but an owner is an index into "
-                f"its {len(self.labels)} labels"
-            )
+                f"give masks (N, {self.size[0]}, {self.size[1]}) and N owners")
+        whole = owners.size == 0 or owners.dtype.kind in "iu"
+        if not whole or not np.isin(owners, range(len(self.labels))).all():
+            raise self._error(f"has instance_owners {owners.tolist()} in meta, but an owner is an index "
+                              f"into its {len(self.labels)} labels")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -280,60 +252,52 @@ def read_image(path: str | Path) -> np.ndarray:
     The orientation that a camera stored (EXIF) is applied, transparent pixels are laid on white,
     grey and palette images become RGB, and of an animation the first frame is taken.
 
-    Returns
-    -------
-    uint8 RGB ``(H, W, 3)``, values 0..255.
+    Returns:
+        uint8 RGB ``(H, W, 3)``, values 0..255.
 
-    Raises
-    ------
-    SampleError
-        When the file is missing, unreadable, truncated, not an image, or of a kind that 8-bit
-        RGB cannot hold (16-bit or floating point); the message names the file.
+    Raises:
+        SampleError: the file is missing, unreadable, truncated, not an image, or of a kind that 8-bit
+            RGB cannot hold (16-bit or floating point); the message names the file.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    path = Path(path)
-    if not path.is_file():
-        raise SampleError(f"Image file {path} does not exist; check the path or the image folder.")
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError(
-            f"Image file {path} cannot be read ({_one_line(error)}); it may be cut short or be no "
-            "image: fetch or export it again."
-        ) from error
-    return _to_rgb(image, path)
+    with _opened(path) as opened:
+        opened.load()
+        return _to_rgb(ImageOps.exif_transpose(opened), Path(path))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """``(H, W)`` of what :func:`read_image` returns, from the file's header alone.
+    """``(H, W)`` of what `read_image` returns, from the file's header alone.
 
-    Raises
-    ------
-    SampleError
-        When the file is missing or is no image; the message names it.
+    Raises:
+        SampleError: the file is missing or is no image; the message names it.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if not Path(path).is_file():
-            raise SampleError(
-                f"Image file {path} does not exist; check the path or the image folder."
-            ) from error
-        raise SampleError(
-            f"Image file {path} cannot be read ({_one_line(error)}); it may be cut short or be no "
-            "image: fetch or export it again."
-        ) from error
+    with _opened(path) as opened:
+        width, height = opened.size
+        turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 _ORIENTATION = 0x0112  # of EXIF; from 5 on, rows and columns change places
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """An image file, whose faults are told in one sentence."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            yield opened
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, SampleError):
+            raise
+        if not Path(path).is_file():
+            raise SampleError(f"Image file {path} does not exist; check the path or the image "
+                              "folder.") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise SampleError(f"Image file {path} cannot be read ({said}); it may be cut short or be no "
+                          "image: fetch or export it again.") from error
 
 
 @dataclass(frozen=True)
@@ -365,10 +329,6 @@ def _to_rgb(image: Any, path: Path) -> np.ndarray:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def size_text(size: tuple[int, int]) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..codec.grid import mask_to_box
+
 SCENE_SIZE = 128
 """Height and width of a scene in pixels."""
 
@@ -83,6 +85,11 @@ class SceneObject:
     center: tuple[float, float]
     mask: np.ndarray
     box: tuple[int, int, int, int]
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Size, colour and category."""
+        return self.size, self.color, self.category
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +217,7 @@ def _apart(a: _Layer, b: _Layer) -> bool:
 
 def _finish(layer: _Layer, visible: np.ndarray) -> SceneObject:
     h, w = layer.silhouette.shape
-    rows, cols = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
-    box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
-    return SceneObject(*layer.kind, (layer.x + w / 2, layer.y + h / 2), visible, box)
+    return SceneObject(*layer.kind, (layer.x + w / 2, layer.y + h / 2), visible, mask_to_box(visible))
 
 
 # --- drawing ------------------------------------------------------------------------------------

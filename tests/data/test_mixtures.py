@@ -151,7 +151,7 @@ def test_crops_show_the_same_part_of_picture_and_masks(tmp_path):
         for label, mask in zip(crop.labels, crop.masks, strict=True):
             assert np.array_equal(mask, white if label == "building" else ~white)
             assert mask.any()
-        assert isinstance(crop.__dict__["_masks"], CroppedMasks)
+        assert isinstance(crop.mask_source, CroppedMasks)
         assert np.array_equal(crops[n].masks, crop.masks), "the same part at every access"
     assert len({crops[n].meta["box"] for n in range(20)}) > 10
     assert DataMixture([crops]).turns(0)[0].labels

@@ -110,7 +110,7 @@ def test_masks_and_pixels(root):
 
 def test_sentences_of_one_reference_share_their_outline(root):
     first, second, _ = load_refer(root())
-    groups = [one.__dict__["_masks"].groups[0][0] for one in (first, second)]
+    groups = [one.mask_source.groups[0][0] for one in (first, second)]
     assert groups[0] is groups[1]
 
 
