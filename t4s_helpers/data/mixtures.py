@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..codec.encodings import Encoding, get_encoding
+from .dataset import choose
 from .expressions import request
 from .prompts import Turn, ask_and_answer
+from .registry import find, load
 from .sample import MaskSource, Sample, SampleError, is_source, read_image
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
@@ -27,6 +29,15 @@ MIXES = {
     "all": {"res": 0.35, "gres": 0.4, "semantic": 0.1, "vqa": 0.15},
 }
 """Share of each task among the requests about a scene."""
+
+PAPER_MIXES = {
+    "res": {"refclef": 2, "refcoco": 2, "refcoco+": 2, "refcocog": 2},
+    "gres": {"grefcoco": 1},
+    "open": {"cocostuff": 10},
+}
+"""Passes over the data sets in one epoch of the paper's trainings (section 4.1, appendix B): referring
+expressions (800k samples), the generalised ones that continue from it, and open vocabulary, where each
+pass cuts every photo to another random part."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +162,7 @@ class Conversation:
 
 
 class DataMixture:
-    """Data sets gone through together, as the paper mixes them::
-
-        sets = [load(name, "train") for name in ("refclef", "refcoco", "refcoco+", "refcocog")]
-        DataMixture(sets, weights=[2] * 4)   # 800k samples
+    """Data sets gone through together; `paper_mixture` has the paper's by name.
 
     Args:
         datasets: of samples or of conversations; each is gone through as often as its weight says.
@@ -203,6 +211,27 @@ class DataMixture:
         if self.distractors is None or self.distractors >= len(absent):
             return absent
         return [absent[k] for k in rng.choice(len(absent), self.distractors, replace=False)]
+
+
+def paper_mixture(name: str, root: str | Path | None = None, counts: str = "strict",
+                  **options: Any) -> DataMixture:
+    """A training mixture of the paper by name.
+
+    Args:
+        name: a key of `PAPER_MIXES`.
+        root, counts: see `t4s_helpers.data.load`; by default each data set's place below ``T4S_DATA``.
+        options: for `DataMixture`.
+
+    Raises:
+        SampleError: an unknown name, or whatever opening a data set finds.
+    """
+    choose("name", name, tuple(PAPER_MIXES))
+    passes = PAPER_MIXES[name]
+    datasets = [load(one, next(iter(find(one).splits)), root, counts=counts) for one in passes]
+    if name == "open":
+        return DataMixture([RandomCrops(data, times) for data, times in zip(datasets, passes.values())],
+                           **options)
+    return DataMixture(datasets, weights=list(passes.values()), **options)
 
 
 def mix_plan(lengths: Sequence[int], n: int | None = None, weights: Sequence[float] | None = None,

@@ -6,19 +6,21 @@ import pickle
 
 import numpy as np
 import pytest
-from miniatures import MAKERS, ade, halves
+from miniatures import MAKERS, ade, cocostuff, halves
 from PIL import Image
 
 from t4s_helpers.codec.encodings import get_encoding
-from t4s_helpers.data import Sample, SampleError, load
+from t4s_helpers.data import ENTRIES, Sample, SampleError, load
 from t4s_helpers.data.mixtures import (
     MIXES,
+    PAPER_MIXES,
     CroppedMasks,
     DataMixture,
     RandomCrops,
     SampleMixture,
     SceneMixture,
     mix_plan,
+    paper_mixture,
 )
 
 
@@ -131,6 +133,17 @@ def test_the_plan_goes_through_a_data_set_before_it_repeats():
 def test_mixes_that_make_no_sense(lengths, weights):
     with pytest.raises(SampleError):
         mix_plan(lengths, weights=weights)
+
+
+def test_the_papers_mixtures_by_name(tmp_path, monkeypatch):
+    assert {name for passes in PAPER_MIXES.values() for name in passes} <= ENTRIES.keys()
+    monkeypatch.setenv("T4S_DATA", str(tmp_path))
+    cocostuff(tmp_path / "cocostuff", halves(0, 181), "train2017")
+    mixture = paper_mixture("open", counts="off", distractors=2)
+    assert len(mixture) == 10 and len({mixture.source(n).size for n in range(10)}) > 1
+    assert {label for n in range(10) for label in mixture.source(n).labels} == {"person", "wood"}
+    with pytest.raises(SampleError, match="'mine' is not known; choose one of res, gres, open"):
+        paper_mixture("mine")
 
 
 # random crops

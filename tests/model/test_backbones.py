@@ -11,10 +11,12 @@ from dataclasses import replace
 import families
 import numpy as np
 import pytest
+from miniatures import MAKERS, ade, halves
 
+from t4s_helpers import data
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.parsing import parse
-from t4s_helpers.data.mixtures import SampleMixture
+from t4s_helpers.data.mixtures import DataMixture, SampleMixture
 from t4s_helpers.data.photos import load_photos
 from t4s_helpers.data.prompts import ask_and_answer
 from t4s_helpers.model import backbones, training
@@ -80,13 +82,13 @@ def test_one_family_from_sample_to_answer(name, samples, tmp_path):
     backbone = load(name, quantize="nf4")
     assert any("4bit" in type(m).__name__ for m in backbone.model.modules())
     model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
-    data, collate = training.training_data(backbone, SampleMixture(samples, 12, encoding=GRID4))
-    model = training.fine_tune(backbone, data, collate, tmp_path, batch=2, accumulate=1, model=model,
+    dataset, collate = training.training_data(backbone, SampleMixture(samples, 12, encoding=GRID4))
+    model = training.fine_tune(backbone, dataset, collate, tmp_path, batch=2, accumulate=1, model=model,
                                learning_rate=1e-2, logging_steps=1)
     losses = [row["loss"] for row in training.read_log(tmp_path / "log.csv")]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
     model.eval()
-    batch = collate([data[0], data[1]])
+    batch = collate([dataset[0], dataset[1]])
     fresh = load(name, quantize="nf4", adapter=tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, fresh.model(**batch).logits)
@@ -96,6 +98,24 @@ def test_one_family_from_sample_to_answer(name, samples, tmp_path):
     text = fresh.encoder.tokenizer.decode(said[0, inputs["input_ids"].shape[1]:])
     grid, report = parse(text, samples[0].labels, GRID4)
     assert grid.shape == (4, 4) and report is not None
+
+
+@pytest.mark.slow
+def test_a_model_trains_on_a_mixture_of_everything(tmp_path):
+    """Masks, words, several turns and no picture at all, through a real processor and trainer."""
+    names = ("gqa", "pope-random", "llava-665k")
+    for name in names:
+        MAKERS[name](tmp_path / name)
+    ade(tmp_path / "ade20k-150", halves(1, 2))
+    sources = [data.load(name, root=tmp_path / name, counts="off") for name in (*names, "ade20k-150")]
+    mixture = DataMixture(sources, n=24, encoding=GRID4, distractors=2)
+    assert {mixture.image(n) is None for n in range(24)} == {True, False}
+    backbone = load("llava-1.5-7b")
+    training.fine_tune(backbone, *training.training_data(backbone, mixture), tmp_path / "out", batch=4,
+                       accumulate=1, model=training.add_adapter(backbone, rank=4, alpha=8, dropout=0.0),
+                       learning_rate=1e-2, logging_steps=1)
+    losses = [row["loss"] for row in training.read_log(tmp_path / "out" / "log.csv")]
+    assert len(losses) == 6 and min(losses[3:]) < losses[0]
 
 
 def test_pictures_are_squeezed_where_they_would_be_cropped():
