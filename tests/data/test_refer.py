@@ -89,6 +89,9 @@ def test_one_sample_per_sentence(root):
         ("man in red",), ("left guy",), ("the kite | upper corner",)
     ]
     assert [s.split for s in samples] == ["val", "val", "testA"]
+    assert [s.id for s in load_refer(root(), split="testA")] == [samples[2].id]
+    with pytest.raises(SampleError, match=r"refs\(unc\)\.p has no split 'test'; .*testA, val"):
+        load_refer(root(), split="test")
     assert len({s.id for s in samples}) == 3
     assert {s.task for s in samples} == {"res"}
     assert samples[1].meta == {
@@ -112,12 +115,6 @@ def test_sentences_of_one_reference_share_their_outline(root):
     first, second, _ = load_refer(root())
     groups = [one.mask_source.groups[0][0] for one in (first, second)]
     assert groups[0] is groups[1]
-
-
-def test_one_split(root):
-    assert [s.labels[0] for s in load_refer(root(), split="testA")] == ["the kite | upper corner"]
-    with pytest.raises(SampleError, match=r"refs\(unc\)\.p has no split 'test'; .*testA, val"):
-        load_refer(root(), split="test")
 
 
 @pytest.mark.parametrize(
@@ -229,23 +226,9 @@ def test_names_the_reference(root, refs, words):
     assert "\n" not in str(caught.value)
 
 
-def test_names_an_outline_of_another_size(root):
-    code = {"size": [W, H], "counts": [0, H * W]}
-    instances = changed(INSTANCES, code, "annotations", 1, "segmentation")
-    with pytest.raises(SampleError, match=r"Annotation 501 .*instances\.json.*\[32, 24\]"):
-        load_refer(root(instances=instances))
-
-
 def test_outlines_nobody_refers_to_may_be_broken(root):
     instances = changed(INSTANCES, [], "annotations", 1, "segmentation")
     assert len(load_refer(root(instances=instances), split="val")) == 2
-
-
-def test_names_a_missing_photo_and_its_id(root):
-    where = root()
-    (where / DATASETS["refcoco"].photos / PHOTO).unlink()
-    with pytest.raises(SampleError, match=f"{PHOTO} of image 42 .* does not exist"):
-        load_refer(where)
 
 
 def test_names_a_photo_of_another_size(root):
@@ -321,22 +304,17 @@ def test_any_number_of_targets(root):
     assert both.meta["category"] == "person, kite" and none.meta["category"] == ""
 
 
-def test_gref_as_a_pickle(root):
-    where = root(GREFS, dataset="grefcoco")
-    path = where / "grefcoco" / "grefs(unc).json"
-    expected = [s.id for s in opened(where)]
-    path.with_suffix(".p").write_bytes(pickle.dumps(GREFS))
+@pytest.mark.parametrize(("dataset", "refs"), [("grefcoco", GREFS), ("refcoco", REFS)])
+def test_expressions_may_be_either_kind_of_file(root, dataset, refs):
+    where = root(refs, dataset=dataset)
+    (path,) = (where / dataset).glob("*refs(unc).*")
+    expected = [(s.id, s.labels, s.meta.get("ann_ids")) for s in opened(where, dataset)]
     path.unlink()
-    assert [s.id for s in opened(where)] == expected
-
-
-def test_refs_as_json(root):
-    where = root()
-    path = where / "refcoco" / "refs(unc).p"
-    expected = [(s.id, s.labels, s.meta) for s in load_refer(where)]
-    path.with_suffix(".json").write_text(json.dumps(REFS))
-    path.unlink()
-    assert [(s.id, s.labels, s.meta) for s in load_refer(where)] == expected
+    if path.suffix == ".json":
+        path.with_suffix(".p").write_bytes(pickle.dumps(refs))
+    else:
+        path.with_suffix(".json").write_text(json.dumps(refs))
+    assert [(s.id, s.labels, s.meta.get("ann_ids")) for s in opened(where, dataset)] == expected
 
 
 @pytest.mark.parametrize(("ann_id", "no_target"), [([-1], False), ([], False), ([500], True),
@@ -450,46 +428,14 @@ def test_parts_and_order(root):
     for wrong in (3, -4):
         with pytest.raises(IndexError):
             data[wrong]
+    again = pickle.loads(pickle.dumps(data.shuffled(3)))  # as it travels to other processes
+    assert list(again.ids()) == list(data.shuffled(3).ids())
+    assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
     with pytest.raises(SampleError, match="'toss'"):
         opened(root(), "refcoco", bad="toss")
     with pytest.raises(SampleError, match="'lax'"):
         opened(root(), "refcoco", counts="lax")
 
-
-def test_data_sets_travel_to_other_processes(root):
-    data = opened(root(GREFS, dataset="grefcoco"))
-    data[0]
-    again = pickle.loads(pickle.dumps(data.shuffled(3)))
-    assert [s.id for s in again] == [s.id for s in data.shuffled(3)]
-    assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
-
-
-# outlines
-
-
-def test_crowds_and_compressed_codes(root):
-    mask = np.zeros((H, W), np.uint8, order="F")
-    mask[3:9, 4:20] = 1
-    packed = {"size": [H, W], "counts": coco_mask.encode(mask)["counts"].decode()}
-    for code in (packed, {"size": [H, W], "counts": coco_runs(mask)}):
-        instances = changed(INSTANCES, code, "annotations", 1, "segmentation")
-        kite = opened(root(instances=instances), "refcoco")[2]
-        assert np.array_equal(kite.masks[0], mask.astype(bool))
-
-
-def coco_runs(mask):
-    """Uncompressed run lengths down the columns, background first."""
-    flat = mask.T.ravel()
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
-    return runs if not flat[0] else [0, *runs]
-
-
-def test_many_overlapping_polygons_never_wrap(root):
-    """256 equal outlines would add up to nothing in eight bits."""
-    instances = changed(INSTANCES, [box(2, 2, 12, 12)] * 256, "annotations", 0, "segmentation")
-    man = opened(root(instances=instances), "refcoco")[0]
-    assert man.masks[0, 2:12, 2:12].all() and man.masks.sum() == 100
 
 
 # real data
