@@ -1,12 +1,13 @@
 """The playground: ask for something in a picture and see every stage of the answer.
 
-What happens is done by plain functions on plain values, which notebooks and tests call as well::
+``playground(backbone)`` shows it in any notebook. What happens is done by plain functions on plain
+values, which notebooks and tests call as well::
 
     picture = scene_picture("test", 3)
     outcome = refine(ask_model(backbone, picture, "the red star"), load_refiner())
     draw_outcome(outcome)
 
-:class:`Playground` only connects them with ipywidgets. It keeps what it has computed, so that
+:class:`Playground` only connects them with ipywidgets. It remembers what it has computed, so that
 another view, or a request made before, costs a drawing and nothing else; and whatever a reader
 types ends in an answer or in one sentence.
 """
@@ -14,36 +15,36 @@ types ends in an answer or in one sentence.
 from __future__ import annotations
 
 import functools
-import hashlib
 import html
 import io
 import tempfile
 import textwrap
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..codec.encodings import Encoding, check_labels, fold, get_encoding
 from ..codec.grid import mask_iou, masks_to_grid
-from ..codec.parsing import ParseReport
 from ..data import prompts
 from ..data.expressions import GRES_KINDS, make_expression
 from ..data.meaning import MeaningError, meaning
 from ..data.photos import photo_samples
 from ..data.sample import SampleError, read_image
 from ..data.scenes import SPLITS, Scene, make_scene
-from ..decoding.generate import generate, parse_answer
-from ..refine import load_refiner
-from .plotting import STYLE, draw_grid, outline, printable, show_descriptor, show_image, show_mask
+from ..decoding.generate import Answer, ParsedAnswer, generate, parse_answer
+from ..refine import NoRefiner, load_refiner
+from .plotting import (
+    STYLE, descriptor_html, draw_grid, outline, printable, show_descriptor, show_image, show_mask,
+)
 
 LONGEST_SIDE = 1024
 """Own pictures are made smaller than this many pixels, which is what a SAM model sees anyway."""
@@ -71,8 +72,7 @@ class PlaygroundError(ValueError):
 # --- pictures -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
+class Truth(NamedTuple):
     """What is known about the answer to an expression.
 
     Attributes:
@@ -100,7 +100,7 @@ class Picture:
     """Something to ask about.
 
     Attributes:
-        name: shown, and part of the key under which answers are kept.
+        name: shown.
         pixels: uint8 RGB ``(H, W, 3)``.
         scene: where it is a rendered one; its grammar then knows the true masks.
         answers: expression -> bool ``(N, H, W)``, of pictures with outlines.
@@ -112,12 +112,6 @@ class Picture:
     scene: Scene | None = None
     answers: Mapping[str, np.ndarray] = field(default_factory=dict)
     note: str = ""
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Name and content; pictures that differ in either never share an answer."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=12)
-        return f"{self.name} {self.pixels.shape} {digest.hexdigest()}"
 
     def truth(self, expression: str) -> Truth:
         """The true masks of an expression, or why they are not known."""
@@ -137,32 +131,22 @@ class Picture:
         return Truth(None, "Nobody has drawn outlines on this picture.")
 
 
+@functools.lru_cache(maxsize=32)
 def scene_picture(split: str, index: int) -> Picture:
     """Scene ``index`` of ``split``; arguments and errors as in `make_scene`."""
     scene = make_scene(split, index)
     return Picture(f"scene {split} {index}", scene.image, scene)
 
 
-def photo_names() -> list[str]:
-    """Names of the photos that are bundled with scikit-image and have outlines."""
-    return list(_photos())
-
-
-def photo_picture(name: str) -> Picture:
-    """A bundled photo with its outlines.
+@functools.lru_cache(maxsize=1)
+def photo_pictures() -> Mapping[str, Picture]:
+    """The photos that are bundled with scikit-image and have outlines, by name.
 
     Raises:
-        PlaygroundError: no such photo.
         SampleError: the photos cannot be read.
     """
-    if name not in _photos():
-        raise PlaygroundError(f"No photo is called {name!r}: choose {', '.join(_photos())}.")
-    return _photos()[name]
-
-
-@functools.lru_cache(maxsize=1)
-def _photos() -> dict[str, Picture]:
-    pixels, answers = {}, {}
+    pixels: dict[str, np.ndarray] = {}
+    answers: dict[str, dict[str, np.ndarray]] = {}
     for sample in photo_samples():
         name = sample.meta["photo"]
         pixels.setdefault(name, sample.pixels())
@@ -180,17 +164,11 @@ def file_picture(path: str | Path) -> Picture:
     if not str(path).strip():
         raise PlaygroundError("Give the path of an image file, or upload one.")
     path = Path(str(path).strip()).expanduser()
-    pixels = read_image(path)
-    height, width = pixels.shape[:2]
-    if max(height, width) <= LONGEST_SIDE:
-        return Picture(path.name, pixels)
-    from PIL import Image
-
-    scale = LONGEST_SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    smaller = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-    note = f"The picture was made smaller, from {width} x {height} to {size[0]} x {size[1]} pixels."
-    return Picture(path.name, smaller, note=note)
+    image = Image.fromarray(read_image(path))
+    width, height = image.size
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    note = "The picture was made smaller, from {} x {} to {} x {} pixels.".format(width, height, *image.size)
+    return Picture(path.name, np.asarray(image), note=note if image.size != (width, height) else "")
 
 
 def uploaded_picture(name: str, content: bytes) -> Picture:
@@ -225,17 +203,11 @@ class Outcome:
 
     Attributes:
         picture: what was asked about.
-        expression: as asked, trimmed.
-        question: as it was worded for the model.
+        turn: what was asked, worded for the model; its one label is the expression, trimmed.
         writer: one of `WRITERS`.
         model: name of the backbone, empty where it wrote nothing.
-        text: the answer.
-        tokens: length of the answer, the end mark included; 0 where nobody counted.
-        finished: whether the writer ended the answer itself.
-        seconds: spent on writing the text.
-        grid: int32 ``(rows, cols)`` as parsed, 0 others, 1 the expression.
-        report: what the parser had to repair.
-        coarse: bool ``(H, W)``, the grid at the picture's size.
+        answer: what was written; 0 tokens where nobody counted.
+        parsed: its grid, coarse masks, and what the parser had to repair.
         truth: what is known about the answer.
         refiner: name of the refiner, ``none`` before or without one.
         refined: bool ``(H, W)``, or ``None`` without a refiner.
@@ -244,22 +216,21 @@ class Outcome:
     """
 
     picture: Picture
-    expression: str
-    question: str
+    turn: prompts.Turn
     writer: str
     model: str
-    text: str
-    tokens: int
-    finished: bool
-    seconds: float
-    grid: np.ndarray
-    report: ParseReport
-    coarse: np.ndarray
+    answer: Answer
+    parsed: ParsedAnswer
     truth: Truth
     refiner: str = "none"
     refined: np.ndarray | None = None
     fallback: bool = False
     refine_seconds: float = 0.0
+
+    expression = property(lambda self: self.turn.labels[0])
+    grid = property(lambda self: self.parsed.grid, doc="int32 ``(rows, cols)``, 1 the expression.")
+    coarse = property(lambda self: self.parsed.masks[0], doc="bool ``(H, W)``, the grid's cells.")
+    report = property(lambda self: self.parsed.report)
 
     @property
     def mask(self) -> np.ndarray:
@@ -269,8 +240,8 @@ class Outcome:
     def iou(self, mask: np.ndarray) -> float | None:
         """IoU of a mask with the truth, ``None`` where that is not known.
 
-        As in `t4s_helpers.evaluation.metrics.SegmentationMetric`, an answer that could not be read is no
-        rejection: without a target it earns nothing.
+        As in `t4s_helpers.evaluation.metrics.SegmentationMetric`, an answer that could not be read
+        is no rejection: without a target it earns nothing.
         """
         if not self.truth.known:
             return None
@@ -312,7 +283,7 @@ def check_expression(expression: str, tokenizer: Any = None) -> str:
 
 def ask_model(
     backbone: Any, picture: Picture | np.ndarray, expression: str,
-    encoding: Encoding | None = None, **options: Any,
+    encoding: Encoding | None = None, history: Sequence[prompts.Turn] = (), **options: Any,
 ) -> Outcome:
     """Ask a backbone for what an expression names.
 
@@ -321,6 +292,7 @@ def ask_model(
         picture: a `Picture`, or uint8 pixels ``(H, W, 3)``.
         expression: what to look for.
         encoding: of the text, as the adapter was trained; R-RLE of 16 x 16 cells by default.
+        history: answered turns about the same picture that come before the question.
         options: for `t4s_helpers.decoding.generate.generate`.
 
     Raises:
@@ -330,15 +302,10 @@ def ask_model(
     expression = check_expression(expression, backbone.encoder.tokenizer)
     encoding = encoding or get_encoding()
     turn = prompts.Turn(prompts.question("res", [expression]), labels=(expression,))
-    start = time.perf_counter()
-    said = generate(backbone, [picture.pixels], [[turn]], encoding, **options)[0]
-    seconds = time.perf_counter() - start
-    parsed = parse_answer(said.text, turn.labels, picture.pixels.shape[:2], encoding)
-    return Outcome(
-        picture, expression, turn.question, WRITERS[0], backbone.spec.name, said.text, said.n_tokens,
-        said.finished, seconds, parsed.grid, parsed.report, parsed.masks[0],
-        picture.truth(expression),
-    )
+    answer = generate(backbone, [picture.pixels], [[*history, turn]], encoding, **options)[0]
+    parsed = parse_answer(answer.text, turn.labels, picture.pixels.shape[:2], encoding)
+    return Outcome(picture, turn, WRITERS[0], backbone.spec.name, answer, parsed,
+                   picture.truth(expression))
 
 
 def write_truth(
@@ -363,20 +330,17 @@ def write_truth(
     if not truth.known:
         raise PlaygroundError(f"The true mask of {expression!r} is not known: {_mid(truth.why)}")
     start = time.perf_counter()
-    owners = np.zeros(len(truth.objects), int)
-    # Without an object there is nothing to keep visible: one empty mask is the whole request.
     encoding = encoding or get_encoding()
-    grid = (masks_to_grid(truth.objects, encoding.grid_size, "area", owners) if len(owners)
-            else masks_to_grid(truth.mask[None], encoding.grid_size))
+    # Without an object there is nothing to keep visible: one empty mask is the whole request.
+    objects = truth.objects if len(truth.objects) else truth.mask[None]
+    grid = masks_to_grid(objects, encoding.grid_size, "area", np.zeros(len(objects), int))
     pieces = prompts.answer(grid, [expression], encoding, style, truth.mask)
-    text = "".join(pieces)
     seconds = time.perf_counter() - start
     tokens = 1 + sum(len(encoder.piece_ids(piece)) for piece in pieces) if encoder else 0
-    parsed = parse_answer(text, [expression], truth.mask.shape, encoding)
-    return Outcome(
-        picture, expression, prompts.question("res", [expression]), WRITERS[1], "", text, tokens,
-        True, seconds, parsed.grid, parsed.report, parsed.masks[0], truth,
-    )
+    turn = prompts.Turn(prompts.question("res", [expression]), pieces, (expression,))
+    answer = Answer(turn.text, tokens, True, seconds)
+    parsed = parse_answer(turn.text, turn.labels, truth.mask.shape, encoding)
+    return Outcome(picture, turn, WRITERS[1], "", answer, parsed, truth)
 
 
 def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
@@ -387,17 +351,14 @@ def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
         refiner: from `t4s_helpers.refine.load_refiner`; ``none`` takes a refined mask away.
         seed: of the points that a refiner draws.
     """
-    if refiner.name == "none":
-        return replace(outcome, refiner="none", refined=None, fallback=False, refine_seconds=0.0)
+    if isinstance(refiner, NoRefiner):
+        return replace(outcome, refiner=refiner.name, refined=None, fallback=False, refine_seconds=0.0)
+    if not outcome.coarse.any():  # nothing to refine, and no reason to look at the picture for it
+        return replace(outcome, refiner=refiner.name, refined=outcome.coarse.copy(), fallback=False)
     start = time.perf_counter()
-    if outcome.coarse.any():
-        done = refiner.set_image(outcome.picture.pixels).refine(outcome.coarse[None], seed=seed)
-        refined, fallback = done.masks[0], bool(done.fallback[0])
-    else:  # nothing to refine, and no reason to look at the picture for it
-        refined, fallback = outcome.coarse.copy(), False
-    seconds = time.perf_counter() - start
-    return replace(outcome, refiner=refiner.name, refined=refined, fallback=fallback,
-                   refine_seconds=seconds)
+    done = refiner.set_image(outcome.picture.pixels).refine(outcome.coarse[None], seed=seed)
+    return replace(outcome, refiner=refiner.name, refined=done.masks[0], fallback=bool(done.fallback[0]),
+                   refine_seconds=time.perf_counter() - start)
 
 
 # --- saying and showing -------------------------------------------------------------------------
@@ -424,13 +385,13 @@ def _mid(text: str) -> str:
 
 
 def _cost(outcome: Outcome) -> str:
-    tokens = f", {outcome.tokens} tokens" if outcome.tokens else ""
+    tokens = f", {outcome.answer.n_tokens} tokens" if outcome.answer.n_tokens else ""
     if outcome.writer == WRITERS[1]:
         said = f"This text was written from the true mask{tokens}; no model was asked"
     else:
-        said = (f"The {outcome.model} model wrote {outcome.tokens} tokens in "
-                f"{outcome.seconds:.1f} s")
-        said += "" if outcome.finished else " and was stopped at the limit"
+        said = (f"The {outcome.model} model wrote {outcome.answer.n_tokens} tokens in "
+                f"{outcome.answer.seconds:.1f} s")
+        said += "" if outcome.answer.finished else " and was stopped at the limit"
     if outcome.refined is not None and outcome.coarse.any():
         said += f"; {outcome.refiner} took {outcome.refine_seconds:.1f} s"
     return f"{said}."
@@ -469,64 +430,51 @@ def draw_outcome(
     Raises:
         PlaygroundError: an unknown view.
     """
+    from matplotlib import pyplot
+
     if view not in PANELS:
         raise PlaygroundError(f"There is no view {view!r}: choose {', '.join(PANELS)}.")
     panels = [p for p in PANELS[view] if p != "refined" or outcome.refined is not None]
     with matplotlib.rc_context(STYLE):
-        figure = figure or _pyplot_figure()
-        told = _wrapped(describe(outcome), 3.2 * len(panels)) if notes else ""
-        figure.set_size_inches(3.2 * len(panels), _height(outcome) + 0.17 * len(told.split("\n")))
+        figure = figure or pyplot.figure()
+        width = 3.2 * len(panels)
+        told = _wrapped(describe(outcome), width, 9) if notes else ""
+        asked = _wrapped([f"{outcome.picture.name}: {outcome.turn.question}"], width, 11)
+        height, across = outcome.picture.pixels.shape[:2]
+        figure.set_size_inches(width, 1.3 + 3.0 * min(max(height / across, 0.75), 1.5)
+                               + 0.17 * len(told.splitlines()))
         figure.set_layout_engine("constrained")
-        for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-            _DRAW[panel](ax, outcome, true_outline)
+        figure.suptitle(asked, x=0.01, ha="left", fontsize=11, parse_math=False)
         if told:
-            figure.supxlabel(told, x=0.01, ha="left", fontsize=9).set_parse_math(False)
-        asked = _wrapped([f"{outcome.picture.name}: {outcome.question}"], 3.2 * len(panels), 11)
-        figure.suptitle(asked, x=0.01, ha="left", fontsize=11).set_parse_math(False)
+            figure.supxlabel(told, x=0.01, ha="left", fontsize=9, parse_math=False)
+        for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            _draw_panel(ax, panel, outcome, true_outline)
     return figure
 
 
-def _pyplot_figure() -> Figure:
-    from matplotlib import pyplot
-
-    return pyplot.figure()
-
-
-def _height(outcome: Outcome) -> float:
-    """Inches: that of the picture in its panel, with room for titles and a legend."""
-    height, width = outcome.picture.pixels.shape[:2]
-    return 1.3 + 3.0 * min(max(height / width, 0.75), 1.5)
-
-
-def _wrapped(sentences: Sequence[str], inches: float, points: float = 9) -> str:
+def _wrapped(sentences: Sequence[str], inches: float, points: float) -> str:
     """Sentences on lines of their own, broken at about ``inches``."""
     columns = int(inches * 72 / (0.56 * points))
     return "\n".join(line for sentence in sentences
                      for line in textwrap.wrap(printable(sentence), columns))
 
 
-def _draw_picture(ax: Any, outcome: Outcome, true_outline: bool) -> None:
-    show_image(ax, outcome.picture.pixels, "the picture")
-
-
-def _draw_text(ax: Any, outcome: Outcome, true_outline: bool) -> None:
-    count = f", {outcome.tokens} tokens" if outcome.tokens else ""
-    name = "the text" if outcome.writer == WRITERS[0] else "the true text"
-    show_descriptor(ax, outcome.text, [outcome.expression], f"{name}{count}")
-
-
-def _draw_grid(ax: Any, outcome: Outcome, true_outline: bool) -> None:
-    rows, cols = outcome.grid.shape
-    draw_grid(ax, outcome.picture.pixels, outcome.grid, [outcome.expression],
-              f"the grid, {rows} x {cols}")
-
-
-def _draw_mask(ax: Any, outcome: Outcome, true_outline: bool, refined: bool = False) -> None:
-    mask = outcome.refined if refined else outcome.coarse
-    name = outcome.refiner if refined else "coarse mask"
-    show_mask(ax, outcome.picture.pixels, mask, title=f"{name}{_verdict(outcome, mask)}")
-    if true_outline and outcome.truth.known:
-        outline(ax, outcome.truth.mask, "#ffffff", width=1.0, dashed=True)
+def _draw_panel(ax: Any, panel: str, outcome: Outcome, true_outline: bool) -> None:
+    pixels, labels = outcome.picture.pixels, outcome.turn.labels
+    if panel == "picture":
+        show_image(ax, pixels, "the picture")
+    elif panel == "grid":
+        draw_grid(ax, pixels, outcome.grid, labels, "the grid, {} x {}".format(*outcome.grid.shape))
+    elif panel == "text":
+        name = "the text" if outcome.writer == WRITERS[0] else "the true text"
+        count = f", {outcome.answer.n_tokens} tokens" if outcome.answer.n_tokens else ""
+        show_descriptor(ax, outcome.answer.text, labels, name + count)
+    else:
+        mask = outcome.refined if panel == "refined" else outcome.coarse
+        name = outcome.refiner if panel == "refined" else "coarse mask"
+        show_mask(ax, pixels, mask, title=name + _verdict(outcome, mask))
+        if true_outline and outcome.truth.known:
+            outline(ax, outcome.truth.mask, "#ffffff", width=1.0, dashed=True)
 
 
 def _verdict(outcome: Outcome, mask: np.ndarray) -> str:
@@ -537,12 +485,6 @@ def _verdict(outcome: Outcome, mask: np.ndarray) -> str:
         return ", empty" + (" (malformed)" if outcome.report.malformed else "")
     score = outcome.iou(mask)
     return "" if score is None else f", IoU {score:.2f}"
-
-
-_DRAW: dict[str, Callable[[Any, Outcome, bool], None]] = {
-    "picture": _draw_picture, "text": _draw_text, "grid": _draw_grid, "coarse": _draw_mask,
-    "refined": functools.partial(_draw_mask, refined=True),
-}
 
 
 def as_png(figure: Figure, dpi: int = 90) -> bytes:
@@ -573,11 +515,23 @@ _COLOURS = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "faile
 _KEPT = 32  # requests whose outcomes are kept
 
 
+def playground(backbone: Any, **options: Any) -> Playground:
+    """Show the playground under a notebook's cell; options as in :class:`Playground`.
+
+    In an executed copy, without a kernel behind it, the widgets are a line of text.
+    """
+    from IPython.display import display
+
+    shown = Playground(backbone, **options)
+    display(shown.panel)
+    return shown
+
+
 class Playground:
     """Widgets around `ask_model`, `write_truth`, `refine` and `draw_outcome`.
 
-    ``display(playground.panel)`` shows it. A program uses the same widgets: it sets their values
-    and clicks, or calls :meth:`request`.
+    A program uses the same widgets as a reader: it sets their values and clicks, or calls
+    :meth:`request`.
 
     Args:
         backbone: a `t4s_helpers.model.backbones.Backbone`.
@@ -607,11 +561,14 @@ class Playground:
         self.picture: Picture | None = None
         self.outcome: Outcome | None = None
         self.failure: BaseException | None = None
-        self.state, self.written = "ready", 0
-        self._kept: OrderedDict[tuple, Outcome] = OrderedDict()
+        self.state, self.message, self.written = "ready", "", 0
         self._asking = False
         self._uploaded = False  # of the two ways to an own file, the one used last counts
-        self._make_widgets(refiners, split)
+        # A picture is loaded once while it is chosen, so requests are remembered by the object.
+        self._written = functools.lru_cache(_KEPT)(self._write)
+        self._refined = functools.lru_cache(2 * _KEPT)(self._refine)
+        self._make_controls(refiners, split)
+        self._make_panel()
         self._connect()
         self._choose_picture()
 
@@ -650,15 +607,14 @@ class Playground:
 
     # -- making
 
-    def _make_widgets(self, refiners: Sequence[str], split: str) -> None:
-        w, wide = ipywidgets, ipywidgets.Layout(width="32em")
-        narrow = {"button_width": "7em"}
+    def _make_controls(self, refiners: Sequence[str], split: str) -> None:
+        w, wide, narrow = ipywidgets, ipywidgets.Layout(width="32em"), {"button_width": "7em"}
         self.controls: dict[str, Any] = {
             "source": w.ToggleButtons(options=SOURCES, description="picture", layout=wide,
                                       style=narrow),
             "split": w.Dropdown(options=list(SPLITS), value=split, description="split"),
             "index": w.BoundedIntText(value=0, min=0, max=10**6, description="scene"),
-            "photo": w.Dropdown(options=photo_names(), description="photo"),
+            "photo": w.Dropdown(options=list(photo_pictures()), description="photo"),
             "path": w.Text(description="file", placeholder="/path/to/picture.jpg", layout=wide,
                            continuous_update=False),
             "expression": w.Combobox(description="expression", layout=wide,
@@ -671,20 +627,18 @@ class Playground:
         }
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="upload")
         self.button = w.Button(description="Ask", button_style="primary")
-        self.status, self.preview = w.HTML(), w.Image(format="png", layout=w.Layout(width="240px"))
-        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
-        self.notes, self.text = w.HTML(), w.HTML()
-        self.message = ""
-        self._arrange()
 
-    def _arrange(self) -> None:
-        c, box, row = self.controls, ipywidgets.VBox, ipywidgets.HBox
+    def _make_panel(self) -> None:
+        w, c, box, row = ipywidgets, self.controls, ipywidgets.VBox, ipywidgets.HBox
+        self.status, self.notes, self.text = w.HTML(), w.HTML(), w.HTML()
+        self.preview = w.Image(format="png", layout=w.Layout(width="240px"))
+        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
         self._places = {"scene": row([c["split"], c["index"]]), "photo": row([c["photo"]]),
                         "own file": row([c["path"], self.upload])}
         asking = box([c["source"], *self._places.values(), c["expression"], c["writer"],
                       c["refiner"], self.button])
         showing = row([c["view"], c["true_outline"]])
-        raw = ipywidgets.Accordion(children=[self.text], titles=("the text as it was written",))
+        raw = w.Accordion(children=[self.text], titles=("the text as it was written",))
         self.panel = box([row([asking, self.preview]), self.status, showing, self.image,
                           self.notes, raw])
 
@@ -785,20 +739,15 @@ class Playground:
         if c["source"].value == SOURCES[0]:
             return scene_picture(c["split"].value, c["index"].value)
         if c["source"].value == SOURCES[1]:
-            return photo_picture(c["photo"].value)
+            return photo_pictures()[c["photo"].value]
         if self._uploaded:
             file = self.upload.value[0]
             return uploaded_picture(file["name"], file["content"])
         return file_picture(c["path"].value)
 
     def _answer(self, picture: Picture, expression: str, writer: str) -> None:
-        tokenizer = self.backbone.encoder.tokenizer
-        key = picture.key, check_expression(expression, tokenizer), writer
-        written = self._keep(key, lambda: self._write(picture, expression, writer))
-        name = self.controls["refiner"].value
-        self.outcome = self._keep(
-            (*key, name), lambda: refine(written, self.load(name), self.seed)
-        )
+        expression = check_expression(expression, self.backbone.encoder.tokenizer)
+        self.outcome = self._refined(picture, expression, writer, self.controls["refiner"].value)
         self._show(self.outcome)
 
     def _write(self, picture: Picture, expression: str, writer: str) -> Outcome:
@@ -807,28 +756,20 @@ class Playground:
             return ask_model(self.backbone, picture, expression, self.encoding, progress=False)
         return write_truth(picture, expression, self.encoding, self.style, self.backbone.encoder)
 
-    def _keep(self, key: tuple, make: Callable[[], Outcome]) -> Outcome:
-        """The outcome under ``key``, made where there is none; the oldest ones are let go."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        self._kept.move_to_end(key)
-        while len(self._kept) > 2 * _KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+    def _refine(self, picture: Picture, expression: str, writer: str, name: str) -> Outcome:
+        return refine(self._written(picture, expression, writer), self.load(name), self.seed)
 
     def _show(self, outcome: Outcome) -> None:
         view, dashed = self.controls["view"].value, self.controls["true_outline"].value
         self._put(self.image, as_png(draw_outcome(outcome, view, dashed, Figure())))
         told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(outcome))
         self.notes.value = f"<ul>{told}</ul>"
-        self.text.value = f"<pre>{html.escape(outcome.text)}</pre>"
-        self._tell("answered", f"{outcome.question} Answered, see below.")
+        self.text.value = descriptor_html(outcome.answer.text, outcome.turn.labels).data
+        self._tell("answered", f"{outcome.turn.question} Answered, see below.")
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:
     """PNG bytes of a picture, at most 480 pixels long."""
-    from PIL import Image
-
     image, content = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((480, 480))
     image.save(content, format="PNG")

@@ -10,15 +10,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from t4s_helpers.workbook import playground as widgets
-from t4s_helpers.model.backbones import EMBEDDED, Backbone, find, load_backbone
-from t4s_helpers.data.sample import SampleError
-from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.refine import NoRefiner, Refined
 from t4s_helpers.codec.encodings import DescriptorError, get_encoding, wrap
+from t4s_helpers.codec.grid import masks_to_grid
+from t4s_helpers.data.prompts import Turn
+from t4s_helpers.data.sample import SampleError
+from t4s_helpers.model.backbones import EMBEDDED, Backbone, find, load_backbone
+from t4s_helpers.refine import NoRefiner, Refined
+from t4s_helpers.workbook import playground as widgets
 from t4s_helpers.workbook.playground import (
     PANELS, Picture, Playground, PlaygroundError, ask_model, as_png, check_expression, describe,
-    draw_outcome, file_picture, photo_picture, refine, scene_picture, sentence, suggestions,
+    draw_outcome, file_picture, photo_pictures, refine, scene_picture, sentence, suggestions,
     uploaded_picture, write_truth,
 )
 
@@ -119,8 +120,8 @@ class Half:
 SCENE = scene_picture("val", 3)
 TEXTS = suggestions(SCENE)
 SINGLE, NOBODY = TEXTS[0], TEXTS[-1]
-RIGHT = write_truth(SCENE, SINGLE).text
-NOWHERE = write_truth(SCENE, NOBODY).text
+RIGHT = write_truth(SCENE, SINGLE).answer.text
+NOWHERE = write_truth(SCENE, NOBODY).answer.text
 EVERYWHERE = wrap(get_encoding().encode(np.ones((16, 16), int), [SINGLE]), "Here:")
 
 
@@ -145,13 +146,11 @@ def test_the_grammar_knows_the_truth_of_a_scene():
 
 
 def test_a_photo_knows_its_own_expressions_only():
-    photo = photo_picture("astronaut")
+    photo = photo_pictures()["astronaut"]
     assert photo.truth("The  American FLAG").mask.sum() > 1000
     assert not photo.truth("the dog sitting on the floor").mask.any()
     assert "outlines" in photo.truth("the moon").why
     assert suggestions(photo) and all(photo.truth(text).known for text in suggestions(photo))
-    with pytest.raises(PlaygroundError, match="'loch ness'.*astronaut"):
-        photo_picture("loch ness")
 
 
 def test_an_own_file_is_read_and_made_smaller(tmp_path):
@@ -185,11 +184,6 @@ def test_an_upload_is_named_by_its_own_name(tmp_path):
     assert str(caught.value).startswith("Image file cut.jpg cannot be read")
 
 
-def test_pictures_of_one_name_have_keys_by_content():
-    a, b = (Picture("x", np.full((2, 2, 3), v, np.uint8)) for v in (0, 1))
-    assert a.key != b.key and a.key == Picture("x", a.pixels.copy()).key
-
-
 # --- asking
 
 
@@ -197,9 +191,16 @@ def test_a_perfect_answer_is_read_and_scored():
     backbone = stub(RIGHT)
     outcome = ask_model(backbone, SCENE, f"  {SINGLE} ", progress=False)
     assert backbone.processor.shown == [(f"Segment {SINGLE}.", (128, 128, 3))]
-    assert outcome.text == RIGHT and outcome.tokens == len(RIGHT) + 1 and outcome.finished
+    assert outcome.answer.text == RIGHT and outcome.answer.n_tokens == len(RIGHT) + 1
+    assert outcome.answer.finished and outcome.expression == SINGLE
     assert outcome.report.ok and outcome.iou(outcome.coarse) > 0.5
     assert np.array_equal(outcome.grid, masks_to_grid(SCENE.truth(SINGLE).mask[None], 16))
+
+
+def test_earlier_turns_come_before_the_question():
+    backbone = stub(RIGHT)
+    ask_model(backbone, SCENE, SINGLE, history=[Turn("What is here?", ("A star.",))])
+    assert backbone.processor.shown[0][0] == f"What is here?A star.Segment {SINGLE}."
 
 
 def test_pixels_alone_can_be_asked_about():
@@ -222,7 +223,7 @@ def test_no_target_is_right_only_when_it_is_readable():
 
 def test_an_endless_answer_is_told():
     outcome = ask_model(stub("x" * 5000), SCENE, SINGLE, max_new_tokens=50)
-    assert not outcome.finished and outcome.tokens == 50
+    assert not outcome.answer.finished and outcome.answer.n_tokens == 50
     assert "stopped at the limit" in describe(outcome)[0]
 
 
@@ -253,7 +254,7 @@ def test_the_true_mask_comes_back_as_the_grid_of_its_objects(expression, style):
         assert np.array_equal(
             outcome.grid, masks_to_grid(objects, 24, owners=np.zeros(len(objects), int)))
     assert outcome.report.ok and outcome.grid.any() == bool(len(objects))
-    assert outcome.tokens == len(outcome.text) + 1
+    assert outcome.answer.n_tokens == len(outcome.answer.text) + 1
     assert "no model was asked" in describe(outcome)[0]
 
 
@@ -267,13 +268,14 @@ def test_refining_replaces_the_mask_and_can_be_undone():
     refined = refine(outcome, half)
     assert refined.refiner == "half" and refined.mask is refined.refined
     assert any("coarse one was kept" in line for line in describe(refined))
-    assert refine(refined, NoRefiner()).mask is outcome.coarse
+    undone = refine(refined, NoRefiner())
+    assert undone.refined is None and np.array_equal(undone.mask, outcome.coarse)
     assert refine(write_truth(SCENE, NOBODY), half).refined.sum() == 0 and half.calls == 1
 
 
 def test_a_photo_tells_what_the_embedded_model_has_never_seen():
     text = "the American flag"
-    asked = ask_model(stub(RIGHT.replace(SINGLE, text)), photo_picture("astronaut"), text)
+    asked = ask_model(stub(RIGHT.replace(SINGLE, text)), photo_pictures()["astronaut"], text)
     assert any("drawn scenes alone" in line for line in describe(asked))
     assert any("the target is missed" in line for line in describe(asked))
     assert not any("drawn scenes" in line for line in describe(write_truth(SCENE, SINGLE)))
@@ -290,7 +292,7 @@ def test_every_view_draws_its_panels(view, refined):
     figure = draw_outcome(outcome, view, figure=Figure(), notes=True)
     shown = [panel for panel in PANELS[view] if refined or panel != "refined"]
     assert len(figure.axes) == len(shown)
-    assert outcome.question in figure.get_suptitle()
+    assert outcome.turn.question in figure.get_suptitle()
     assert outcome.report.summary()[:20] in figure.get_supxlabel()
     picture = Image.open(io.BytesIO(as_png(figure)))
     assert picture.width > 250 * len(shown) and len(np.unique(np.asarray(picture.convert("L")))) > 50
@@ -334,7 +336,7 @@ def test_a_click_answers_and_shows_every_stage():
     shown.button.observe(lambda change: states.append((change["new"], shown.state)), "disabled")
     shown.button.click()
     assert states == [(True, "busy"), (False, "answered")]
-    assert shown.state == "answered" and shown.outcome.text == RIGHT
+    assert shown.state == "answered" and shown.outcome.answer.text == RIGHT
     assert shown.outcome.refiner == "half" and bytes(shown.image.value).startswith(b"\x89PNG")
     assert "IoU with the true mask" in shown.notes.value
     assert "&lt;seg&gt;" in shown.text.value and "<seg>" not in shown.text.value
@@ -372,7 +374,8 @@ def test_a_refiner_chosen_with_a_request_is_for_that_request():
 def test_the_true_mask_needs_no_model():
     shown = playground(RuntimeError("the model must not be asked"))
     outcome = shown.request(index=3, expression=SINGLE, writer="true mask")
-    assert outcome.text == RIGHT and outcome.tokens and shown.backbone.model.calls == 0
+    assert outcome.answer.text == RIGHT and outcome.answer.n_tokens
+    assert shown.backbone.model.calls == 0
 
 
 def test_another_picture_takes_the_answer_away():
@@ -463,9 +466,18 @@ def test_old_outcomes_are_let_go(monkeypatch):
     monkeypatch.setattr(widgets, "_KEPT", 2)
     shown = playground()
     monkeypatch.setattr(shown, "_show", lambda outcome: shown._tell("answered", ""))
-    for k in range(6):
-        shown.request(index=3, expression=f"thing {k}")
-    assert len(shown._kept) == 4 and shown.backbone.model.calls == 6
+    for k in (0, 1, 2, 2, 0):
+        shown.request(index=3, expression=f"thing {k}", refiner="none")
+    for k in (3, 4, 5, 6, 0):
+        shown.request(expression=f"thing {k}")
+    assert shown.backbone.model.calls == 8  # thing 0 was asked again only once it was let go
+
+
+def test_one_call_shows_the_playground(monkeypatch):
+    seen = []
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    shown = widgets.playground(stub(RIGHT), split="val")
+    assert seen == [shown.panel] and shown.picture.name == "scene val 0"
 
 
 def test_a_sentence_is_cut_and_never_empty():
@@ -478,5 +490,5 @@ def test_a_sentence_is_cut_and_never_empty():
 @pytest.mark.skipif(not (EMBEDDED / "config.json").exists(), reason="no embedded model here")
 def test_the_embedded_model_answers():
     outcome = ask_model(load_backbone("embedded"), SCENE, SINGLE, max_new_tokens=8)
-    assert 1 <= outcome.tokens <= 8 and outcome.grid.shape == (16, 16)
+    assert 1 <= outcome.answer.n_tokens <= 8 and outcome.grid.shape == (16, 16)
     assert outcome.truth.known and outcome.model == "embedded"
