@@ -163,33 +163,40 @@ def printable(text: str, family: str = _SANS) -> str:
 
 
 def _room(ax: Axes) -> tuple[float, float]:
-    """Width and height in points that a constrained layout has for the axes and their texts."""
+    """Width and height in points that a constrained layout has for the axes.
+
+    The titles and legends that are there by now are taken off the height: they make all rows of
+    axes equally low.
+    """
     figure, spec = ax.get_figure(root=False), ax.get_subplotspec()
     width, height = 72 / figure.dpi * figure.bbox.size
-    for text in (figure.get_suptitle(), figure.get_supxlabel()):
-        height -= 14 * len(text.splitlines())
     if spec is None:
         place = ax.get_position(original=True)
         return width * place.width, height * place.height
-    grid = spec.get_gridspec()
+    for text in (figure.get_suptitle(), figure.get_supxlabel()):
+        height -= 14 * len(text.splitlines())
+    grid, taken = spec.get_gridspec(), {}
+    for other in figure.axes:
+        if (place := other.get_subplotspec()) is not None:
+            taken[place.rowspan.start] = max(taken.get(place.rowspan.start, 0), _height_of_texts(other))
     columns, rows = np.array(grid.get_width_ratios()), np.array(grid.get_height_ratios())
     across = columns[spec.colspan.start:spec.colspan.stop].sum() / columns.sum()
     down = rows[spec.rowspan.start:spec.rowspan.stop].sum() / rows.sum()
-    return width * across - 14, height * down - 8
+    return width * across - 14, (height - sum(taken.values())) * down
 
 
-def _inner_height(ax: Axes) -> float:
-    """Points that are left of the height beside the title and the legend below."""
+def _height_of_texts(ax: Axes) -> float:
+    """Points over and under the axes for their title and legend."""
     titles = max(len(ax.get_title(side).splitlines()) for side in ("left", "center", "right"))
     legend = ax.get_legend()
     lines = sum(len(text.get_text().splitlines()) for text in legend.get_texts()) if legend else 0
-    return _room(ax)[1] - 14 * titles - 12 * lines - 10
+    return 14 * titles + 12 * lines + 18
 
 
 def _picture_height(ax: Axes) -> float:
     """Points that a picture in the axes will be high."""
-    across, down = np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())
-    return min(_inner_height(ax), _room(ax)[0] * down / across)
+    width, height = _room(ax)
+    return min(height, width * np.ptp(ax.get_ylim()) / np.ptp(ax.get_xlim()))
 
 
 def _wrap(text: str, width: float, size: float, max_lines: int = 3) -> str:
@@ -458,7 +465,7 @@ def _wrapped(lines: Sequence[_Row], columns: int) -> list[_Row]:
 
 def _write(ax: Axes, lines: Sequence[_Row]) -> None:
     """Write into empty axes, in the largest size in which all lines fit; if none does, the first."""
-    width, height = _room(ax)[0], _inner_height(ax)
+    width, height = _room(ax)
     for size in _SIZES:
         rows = _wrapped(lines, int(width / (_MONO_LETTER * size)))
         room = max(int(height / (_LINE * size)), 2)
@@ -474,7 +481,7 @@ def _size_beside(ax: Axes, lines: Sequence[_Row], picture: Axes) -> float:
     """The largest size in which the lines can stand at the height of a grid's rows, in points."""
     pitch = _picture_height(picture) / len(lines)
     longest = max(_length(line) for line in lines)
-    return min(_SIZES[0], pitch / 1.2, _room(ax)[0] / (_MONO_LETTER * longest))
+    return min(_SIZES[0], pitch / 1.2, 0.97 * _room(ax)[0] / (_MONO_LETTER * longest))
 
 
 def _write_row(
@@ -543,16 +550,18 @@ def show_descriptor(
     set_title(_bare(ax), title, "left")
     rows, size = _descriptor_rows(text, labels, label_width), 0.0
     if beside is not None and len(rows) > 1 and SEG_OPEN not in text:
-        for width in (label_width, 14, 9):
+        for width in (label_width, 16, 12, 9):
             rows = _descriptor_rows(text, labels, min(width, label_width))
             size = _size_beside(ax, rows, beside)
             if size >= 6.5:
                 break
     if size < _SIZES[-1]:
         _write(ax, rows)
-    else:
-        for r, row in enumerate(rows):
-            _write_row(ax, row, size, 1 - (r + 0.5) / len(rows), 0.0, beside)
+        return ax
+    if _picture_height(beside) < _room(ax)[1]:  # then the title, too, stands where the picture's does
+        ax.set_box_aspect(_picture_height(beside) / _room(ax)[0])
+    for r, row in enumerate(rows):
+        _write_row(ax, row, size, 1 - (r + 0.5) / len(rows), 0.0, beside)
     return ax
 
 
@@ -730,7 +739,7 @@ def bars(
         for text in ax.bar_label(drawn, written[name], padding=2, color=INK, **look):
             text.set_parse_math(False)
     text_height = size + 6 if size else _LETTER * 7 * longest + 4
-    share = min(text_height / max(height - 80, 60), 0.3)
+    share = min(text_height / max(height - 50, 60), 0.3)
     ax.margins(y=share / (1 - 2 * share))
     ax.axhline(0, color=FAINT, linewidth=0.8)
     ax.set_xlim(-0.55, len(groups) - 0.45)
