@@ -22,10 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,123 +39,100 @@ HEIGHT, WIDTH = 480, 640
 OUTLINES, REFS, SENTENCES, PHOTOS = 197_000, 50_000, 142_000, 20_000
 """RefCOCO, rounded."""
 
-TARGETS = {
-    "open seconds": ("<", 20), "open peak": ("<", 3000), "rate without photo": (">", 2000),
-    "rate with photo": (">", 150),
-}
-_SHAPES, _PICTURES = 512, 64
+FORMS = {"pickle": "refcoco", "json": "grefcoco"}
+"""The expressions' file, and the data set that has it so."""
+
+MEASURES = (
+    ("open seconds", "s", "<20"), ("open core seconds", "s", ""), ("open peak", "MB", "<3000"),
+    ("before opening", "MB", ""), ("after opening", "MB", ""), ("added by reading", "MB", ""),
+    ("rate without photo", "samples/s", ">2000"), ("rate with photo", "samples/s", ">150"),
+)
+"""Name, unit, and what is promised of files of RefCOCO's size."""
+
+PICTURES = 64
+"""Different pictures among the photos; the rest are further names of them."""
 
 
 def write_files(folder: Path | str, outlines: int = OUTLINES, form: str = "pickle",
                 seed: int = 0) -> Path:
-    """Synthetic files with RefCOCO's proportions, for ``load("refcoco" or "grefcoco", "train")``.
+    """Synthetic files with RefCOCO's proportions, for `open_files`.
 
     Args:
         folder: becomes the root of the layout.
         outlines: number of annotations; references, sentences and photos follow.
-        form: of the expressions, ``pickle`` as RefCOCO's or ``json`` as gRefCOCO's.
-        seed: of outlines and words.
+        form: a key of `FORMS`.
+        seed: of pictures, outlines and words.
     """
-    folder = Path(folder)
-    name = {"pickle": "refcoco", "json": "grefcoco"}[form]
-    (folder / name).mkdir(parents=True, exist_ok=True)
+    rng, place = np.random.default_rng(seed), Path(folder) / FORMS[form]
     photos = max(1, outlines * PHOTOS // OUTLINES)
-    _write_photos(folder / "images/mscoco/images/train2014", photos, seed)
-    _write_outlines(folder / name / "instances.json", outlines, photos, seed)
-    refs = _references(outlines, photos, seed)
+    names = _write_photos(Path(folder) / "images/mscoco/images/train2014", photos, rng)
+    place.mkdir(parents=True, exist_ok=True)
+    shapes = [_outline(rng) for _ in range(512)]
+    images = [{"id": k, "file_name": name, "height": HEIGHT, "width": WIDTH, "license": 1,
+               "coco_url": f"http://example.org/{name}"} for k, name in enumerate(names)]
+    annotations = [{"id": k, "image_id": k * photos // outlines, "category_id": 1, "area": 1.0,
+                    "bbox": [1.0, 1.0, 2.0, 2.0], "iscrowd": 0, "segmentation": shapes[k % len(shapes)]}
+                   for k in range(outlines)]
+    (place / "instances.json").write_text(json.dumps({
+        "images": images, "annotations": annotations,
+        "categories": [{"id": 1, "name": "thing", "supercategory": "all"}]}))
+    refs = list(_references(outlines, photos, names, rng))
     if form == "pickle":
-        (folder / name / "refs(unc).p").write_bytes(pickle.dumps(list(refs), protocol=2))
+        (place / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     else:
-        with open(folder / name / "grefs(unc).json", "w", encoding="utf-8") as file:
-            file.writelines(_listed(({**ref, "ann_id": [ref["ann_id"]], "no_target": False}
-                                     for ref in refs), "[", "]"))
-    return folder
+        (place / "grefs(unc).json").write_text(json.dumps(
+            [{**ref, "ann_id": [ref["ann_id"]], "no_target": False} for ref in refs]))
+    return Path(folder)
 
 
-def _write_photos(folder: Path, n: int, seed: int) -> None:
-    """``n`` files, most of them further names of a few pictures."""
+def _write_photos(folder: Path, n: int, rng: np.random.Generator) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for k in _bar(range(n), "photos"):
-        path = folder / _photo(k)
-        path.unlink(missing_ok=True)
-        if k < _PICTURES:
+    names = [f"COCO_train2014_{k:012d}.jpg" for k in range(n)]
+    for k, name in enumerate(names):
+        (folder / name).unlink(missing_ok=True)
+        if k < PICTURES:
             coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(
-                path, quality=90)
+                folder / name, quality=90)
         else:
-            os.link(folder / _photo(k % _PICTURES), path)
+            os.link(folder / names[k % PICTURES], folder / name)
+    return names
 
 
-def _photo(k: int) -> str:
-    return f"COCO_train2014_{k:012d}.jpg"
+def _outline(rng: np.random.Generator) -> list[list[float]]:
+    """One polygon of 10 to 60 corners, as large as COCO's objects."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(10, 61))))
+    radius = rng.uniform(20, 180) * rng.uniform(0.6, 1, len(angles))
+    x = np.clip(rng.uniform(100, 540) + radius * np.cos(angles), 0, WIDTH)
+    y = np.clip(rng.uniform(80, 400) + radius * np.sin(angles), 0, HEIGHT)
+    return [np.round(np.stack([x, y], 1).ravel(), 2).tolist()]
 
 
-def _write_outlines(path: Path, n: int, photos: int, seed: int) -> None:
-    shapes = [json.dumps(shape) for shape in _shapes(seed)]
-    with open(path, "w", encoding="utf-8") as file:
-        images = ({"id": k, "file_name": _photo(k), "height": HEIGHT, "width": WIDTH,
-                   "license": 1, "coco_url": f"http://example.org/{_photo(k)}"}
-                  for k in range(photos))
-        file.writelines(_listed(images, '{"images": [', '], "annotations": ['))
-        for k in _bar(range(n), "outlines"):
-            file.write(f'{"," if k else ""}{{"id": {k}, "image_id": {k * photos // n}, "category_id": 1, '
-                       f'"area": 1.0, "bbox": [1.0, 1.0, 2.0, 2.0], "iscrowd": 0, '
-                       f'"segmentation": {shapes[k % _SHAPES]}}}')
-        file.write('], "categories": [{"id": 1, "name": "thing", "supercategory": "all"}]}')
-
-
-def _listed(values, opening: str, closing: str) -> Iterator[str]:
-    yield opening
-    for k, value in enumerate(values):
-        yield ("," if k else "") + json.dumps(value)
-    yield closing
-
-
-def _shapes(seed: int) -> list[list[list[float]]]:
-    """Outlines of 10 to 60 corners, as large as COCO's objects."""
-    rng = np.random.default_rng([seed, 1])
-    shapes = []
-    for _ in range(_SHAPES):
-        n = int(rng.integers(10, 61))
-        angles = np.sort(rng.uniform(0, 2 * np.pi, n))
-        radius = rng.uniform(20, 180) * rng.uniform(0.6, 1, n)
-        x = np.clip(rng.uniform(100, 540) + radius * np.cos(angles), 0, WIDTH)
-        y = np.clip(rng.uniform(80, 400) + radius * np.sin(angles), 0, HEIGHT)
-        shapes.append([np.round(np.stack([x, y], 1).ravel(), 2).tolist()])
-    return shapes
-
-
-def _references(outlines: int, photos: int, seed: int) -> Iterator[dict[str, Any]]:
-    rng = np.random.default_rng([seed, 2])
-    words = "left right small large red man woman dog the in on of near table chair".split()
-    refs = max(1, outlines * REFS // OUTLINES)
-    number = 0
-    for k in _bar(range(refs), "references"):
+def _references(outlines: int, photos: int, names: Sequence[str], rng: np.random.Generator) -> Iterator[dict]:
+    words = np.array("left right small large red man woman dog the in on of near table chair".split())
+    refs, number = max(1, outlines * REFS // OUTLINES), 0
+    for k in range(refs):
         annotation = k * outlines // refs
-        image = annotation * photos // outlines
-        sentences = []
+        image, sentences = annotation * photos // outlines, []
         for _ in range((k + 1) * SENTENCES // REFS - k * SENTENCES // REFS):
-            tokens = [words[i] for i in rng.integers(0, len(words), 4)] + [str(number)]
+            tokens = [*words[rng.integers(0, len(words), 4)].tolist(), str(number)]
             sentences.append({"sent_id": number, "sent": " ".join(tokens), "tokens": tokens,
                               "raw": " ".join(tokens)})
             number += 1
-        yield {"ref_id": k, "ann_id": annotation, "image_id": image, "split": "train",
-               "category_id": 1, "file_name": _photo(image), "sentences": sentences,
-               "sent_ids": [s["sent_id"] for s in sentences]}
+        yield {"ref_id": k, "ann_id": annotation, "image_id": image, "split": "train", "category_id": 1,
+               "file_name": names[image], "sentences": sentences,
+               "sent_ids": [one["sent_id"] for one in sentences]}
 
 
 def open_files(folder: Path | str, form: str):
     """The data set that `write_files` wrote."""
-    name = {"pickle": "refcoco", "json": "grefcoco"}[form]
-    return load(name, "train", folder, counts="off", verify=False)
+    return load(FORMS[form], "train", folder, counts="off", verify=False)
 
 
-def read_samples(dataset, indices: Sequence[int], photos: bool, bar: str = "") -> float:
+def read_samples(dataset, indices: Sequence[int], photos: bool) -> float:
     """Make samples and their conversations; samples a second of this process on its core."""
-    encoding = get_encoding()
-    start = time.process_time()
-    for index in _bar(indices, bar) if bar else indices:
+    encoding, start = get_encoding(), time.process_time()
+    for index in tqdm(indices, "samples", disable=len(indices) < 5000):
         sample = dataset[int(index)]
         ask_and_answer(sample, encoding, rng=np.random.default_rng([0, int(index)]))
         if photos:
@@ -165,56 +140,33 @@ def read_samples(dataset, indices: Sequence[int], photos: bool, bar: str = "") -
     return len(indices) / (time.process_time() - start)
 
 
-def growth_per_access(dataset, n: int = 1000, warm_up: int = 500) -> float:
-    """Bytes that stay allocated for each sample read, after some have filled the fixed caches.
-
-    The least of three spans of ``n`` samples: what grows, grows in each of them.
-    """
-    order = np.random.default_rng(0).permutation(len(dataset))
-    tracemalloc.start()  # first, so that what the caches let go of later is known too
-    try:
-        read_samples(dataset, order[:warm_up], photos=False)
-        held = [tracemalloc.get_traced_memory()[0]]
-        for k in range(3):
-            read_samples(dataset, order[warm_up + k * n:warm_up + (k + 1) * n], photos=False)
-            held.append(tracemalloc.get_traced_memory()[0])
-    finally:
-        tracemalloc.stop()
-    return float(np.diff(held).min()) / n
-
-
-def measure(folder: str, form: str, n_read: int, n_photos: int) -> dict[str, float]:
-    """What one process sees; see the module. Memory in MB."""
-    process = psutil.Process()
-    start_mb = process.memory_info().rss / 1e6
-    start, busy = time.perf_counter(), time.process_time()
+def measure(folder: str, form: str, n_read: int, n_photos: int) -> list[float]:
+    """What one process sees: the number of samples, then `MEASURES` in their order."""
+    before, start, busy = _memory_mb(), time.perf_counter(), time.process_time()
     dataset = open_files(folder, form)
-    seconds, busy = time.perf_counter() - start, time.process_time() - busy
-    peak_mb, opened_mb = _peak_mb(), process.memory_info().rss / 1e6
+    opening = time.perf_counter() - start, time.process_time() - busy
+    peak, after = _memory_mb("VmHWM"), _memory_mb()
     order = np.random.default_rng(0).permutation(len(dataset))
     read_samples(dataset, order[:500], photos=False)
-    warm_mb = process.memory_info().rss / 1e6
-    rate = read_samples(dataset, order[:n_read], False, "samples")
-    grown_mb = process.memory_info().rss / 1e6 - warm_mb
-    with_photo = read_samples(dataset, order[:n_photos], True, "with photos")
-    return {"samples": len(dataset), "seconds": seconds, "busy": busy, "start_mb": start_mb,
-            "peak_mb": peak_mb,
-            "opened_mb": opened_mb, "grown_mb": grown_mb, "rate": rate,
-            "rate_with_photo": with_photo}
+    warm = _memory_mb()
+    rate = read_samples(dataset, order[:n_read], photos=False)
+    return [len(dataset), *opening, peak, before, after, _memory_mb() - warm, rate,
+            read_samples(dataset, order[:n_photos], photos=True)]
 
 
-def _peak_mb() -> float:
-    """This process's own peak; ``ru_maxrss`` would count its parent's memory too on Linux."""
+def _memory_mb(what: str = "") -> float:
+    """Memory of this process; with ``VmHWM`` its peak so far, where the system tells it (Linux).
+
+    ``ru_maxrss`` would count the parent's memory too.
+    """
     status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1e3
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if what and status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines()
+                    if line.startswith(what)) / 1e3
+    return psutil.Process().memory_info().rss / 1e6
 
 
-def _measured_apart(*arguments) -> dict[str, float]:
+def _measured_apart(*arguments) -> list[float]:
     """`measure` in a fresh process with one thread, so that peaks are its own."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
@@ -223,32 +175,18 @@ def _measured_apart(*arguments) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-MEASURES = (
-    ("open seconds", "seconds", "s"), ("open core seconds", "busy", "s"), ("open peak", "peak_mb", "MB"),
-    ("before opening", "start_mb", "MB"), ("after opening", "opened_mb", "MB"),
-    ("added by reading", "grown_mb", "MB"), ("rate without photo", "rate", "samples/s"),
-    ("rate with photo", "rate_with_photo", "samples/s"),
-)
-"""Name in the table, key of `measure`, unit."""
-
-
 def benchmark(sizes: Sequence[int], folder: Path | str, full: int = OUTLINES, n_read: int = 20_000,
               n_photos: int = 1000) -> pd.DataFrame:
     """One row a measure and file, with its ``value``, ``unit`` and what is ``promised``."""
     rows = []
     cases = [("pickle", full), ("json", full), *(("json", n) for n in sizes if n != full)]
-    for form, outlines in cases:
+    for form, outlines in tqdm(cases, "files"):
         place = write_files(Path(folder) / f"{form}-{outlines}", outlines, form)
-        found = _measured_apart(str(place), form, n_read, n_photos)
-        rows += [{"measure": name, "form": form, "outlines": outlines, "samples": found["samples"],
-                  "value": round(found[key], 2), "unit": unit,
-                  "promised": "".join(map(str, TARGETS.get(name, ()))) if outlines == full else ""}
-                 for name, key, unit in MEASURES]
+        samples, *values = _measured_apart(str(place), form, n_read, n_photos)
+        rows += [{"measure": name, "form": form, "outlines": outlines, "samples": samples,
+                  "value": round(value, 2), "unit": unit, "promised": promised if outlines == full else ""}
+                 for (name, unit, promised), value in zip(MEASURES, values, strict=True)]
     return pd.DataFrame(rows)
-
-
-def _bar(values, name: str):
-    return tqdm(values, name, disable=len(values) < 5000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
