@@ -7,7 +7,7 @@ hatched place says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -158,68 +158,54 @@ def encodings(scores: pd.DataFrame, times: pd.DataFrame, name: str, grid: int = 
     Bars of cIoU span the bootstrap interval, dots are single seeds; those of tokens and seconds go
     from the least to the most of a request.
     """
-    fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
     table = scores[(scores["set"] == name) & (scores["grid"] == grid)]
-    times = times[times["grid"] == grid] if len(times) else times
-    _scores_by_encoding(axes[0], table)
-    for n, encoding in enumerate(ENCODINGS):
-        if encoding not in set(table["encoding"]):
-            continue
-        mine = times[times["encoding"] == encoding]
-        _spread(axes[1], n, mine.loc[mine["decoding"] == "fast", "tokens"], 4, "tokens")
-        for k, mode in enumerate(("plain", "fast")):
-            _spread(axes[2], n + 0.2 * (2 * k - 1), mine.loc[mine["decoding"] == mode, "seconds"],
-                    k + 5, mode)
-    for ax, ylabel in zip(axes, ("cIoU, %", "tokens an answer", "seconds an answer")):
-        for n, encoding in enumerate(ENCODINGS):
-            if encoding not in set(table["encoding"]):
-                _gap(ax, n)
-        ax.set_xticks(range(len(ENCODINGS)), list(ENCODINGS))
-        ax.set(xlim=(-0.55, len(ENCODINGS) - 0.45), ylabel=ylabel)
-        if not ax.containers:  # no bar: a scale would pretend that there is something to read off
-            ax.set_yticks([])
-        _legend_once(ax)
+    times = times[times["grid"] == grid] if len(times) else pd.DataFrame(columns=["encoding", "decoding"])
+    by_mode = {mode: times[times["decoding"] == mode] for mode in ("plain", "fast")}
+    masks = {_name(refiner): _percent(table[table["refiner"] == refiner].set_index("encoding"))
+             for refiner in _refiners(table)}
+    panels = {"cIoU, %": masks, "tokens an answer": {"tokens": _spread(by_mode["fast"], "tokens")},
+              "seconds an answer": {mode: _spread(mine, "seconds") for mode, mine in by_mode.items()}}
+    fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    for ax, (ylabel, series) in zip(axes, panels.items()):
+        _grouped_bars(ax, ENCODINGS, series, ylabel, set(ENCODINGS) - set(table["encoding"]))
     fig.suptitle(f"{name}, {grid} × {grid}", fontsize="medium")
     return fig
 
 
-def _scores_by_encoding(ax: Axes, table: pd.DataFrame) -> None:
-    for k, refiner in enumerate(_refiners(table)):
-        mine = table[table["refiner"] == refiner]
-        for n, encoding in enumerate(ENCODINGS):
-            _scored_bar(ax, n + 0.2 * (2 * k - 1), mine[mine["encoding"] == encoding], k + 2,
-                        _name(refiner))
+def _percent(rows: pd.DataFrame) -> pd.DataFrame:
+    """cIoU of rows of `summarise` with its ends, and those of single seeds where there are several, in %."""
+    names = {"ciou": "value", "ciou_low": "low", "ciou_high": "high"}
+    seeds = ["seed_low", "seed_high"]
+    found = rows.reindex(columns=[*names, *seeds, "seeds"]).astype(float)
+    found[seeds] = found[seeds].where(found["seeds"] > 1)
+    return 100 * found.drop(columns="seeds").rename(columns=names)
 
 
-def _scored_bar(ax: Axes, x: float, row: pd.DataFrame, colour: int, label: str) -> None:
-    """A bar of cIoU from a frame of one row, or of none: then no bar."""
-    for one in row.itertuples():
-        ends = 100 * one.ciou_low, 100 * one.ciou_high
-        _bar(ax, x, 100 * one.ciou, colour, label, ends)
-        _seeds(ax, np.array([x]), row, plotting.INK, zorder=3)
-        _value(ax, x, 100 * one.ciou, ends[1])  # in words too: a bar of no height looks like none
+def _spread(times: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Mean, least and most of a column by encoding."""
+    if times.empty:
+        return pd.DataFrame(columns=["value", "low", "high"], dtype=float)
+    return times.groupby("encoding")[what].agg(value="mean", low="min", high="max")
 
 
-def _spread(ax: Axes, x: float, values: pd.Series, colour: int, label: str) -> None:
-    if len(values):
-        _bar(ax, x, values.mean(), colour, label, (values.min(), values.max()))
-
-
-def _bar(ax: Axes, x: float, value: float, colour: int, label: str, ends: tuple) -> None:
-    ax.bar(x, value, 0.36, color=plotting.label_colour(colour), label=label)
-    away = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
-    ax.errorbar([x], [value], away, fmt="none", ecolor=plotting.INK, elinewidth=0.9, capsize=2)
-
-
-def _value(ax: Axes, x: float, value: float, top: float) -> None:
-    ax.annotate(f"{value:.1f}", (x, top), (0, 3), textcoords="offset points", ha="center",
-                fontsize="small")
-
-
-def _legend_once(ax: Axes) -> None:
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    if len(handles) > 1:
-        ax.legend(handles.values(), handles.keys(), frameon=False, fontsize="small")
+def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataFrame], ylabel: str,
+                  gaps: Collection[str]) -> None:
+    """Bars of ``value`` from ``low`` to ``high``, a dot for a seed; groups without a result are hatched."""
+    series = {name: rows.reindex(groups) for name, rows in series.items() if len(rows)}
+    if series:
+        plotting.bars(ax, groups, {name: rows["value"].tolist() for name, rows in series.items()},
+                      {name: list(zip(rows["low"], rows["high"])) for name, rows in series.items()
+                       if "low" in rows})
+    else:  # a scale would pretend that there is something to read off
+        ax.set(xticks=range(len(groups)), xticklabels=groups, yticks=[])
+    for k, rows in enumerate(series.values()):
+        x = np.arange(len(groups)) + 0.8 * (k - (len(series) - 1) / 2) / len(series)
+        for end in rows.columns.intersection(["seed_low", "seed_high"]):
+            ax.scatter(x + 0.05, rows[end], s=9, color=plotting.INK, marker="D", linewidths=0, zorder=3)
+    for n, group in enumerate(groups):
+        if group in gaps:
+            _gap(ax, n)
+    ax.set(xlim=(-0.55, len(groups) - 0.45), ylabel=ylabel)
 
 
 def components(table: pd.DataFrame) -> Figure:
@@ -230,20 +216,15 @@ def components(table: pd.DataFrame) -> Figure:
             one that was not asked for masks (the bare base) or for questions stands in the other
             panel alone.
     """
+    missing, table = table["status"] == tb.NOT_TRAINED, table.set_index("recipe")
+    panels = {"cIoU, %": _percent(table),
+              "questions right, %": 100 * table[["questions"]].set_axis(["value"], axis=1)}
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 3.2), layout="constrained")
-    for ax, key, ylabel in zip(axes, ("ciou", "questions"), ("cIoU, %", "questions right, %")):
-        shown = table[table[key].notna() | (table["status"] == tb.NOT_TRAINED)]
-        for n, row in enumerate(shown.to_dict("records")):
-            if row["status"] == tb.NOT_TRAINED:
-                _gap(ax, n)
-            elif key == "ciou":
-                _scored_bar(ax, n, shown[n:n + 1], 2, row["recipe"])
-            else:
-                value = 100 * row[key]
-                _bar(ax, n, value, 2, row["recipe"], (value, value))
-                _value(ax, n, value, value)
-        ax.set_xticks(range(len(shown)), shown["recipe"].str.replace(", ", ",\n"), fontsize="small")
-        ax.set(xlim=(-0.55, len(shown) - 0.45), ylim=(0, 100), ylabel=ylabel)
+    for ax, (ylabel, rows) in zip(axes, panels.items()):
+        names = table.index[rows["value"].notna() | missing.to_numpy()]
+        known = {"": rows.dropna(subset="value")}
+        _grouped_bars(ax, list(names), known, ylabel, set(table.index[missing]))
+        ax.set(ylim=(0, 100))
     return fig
 
 
