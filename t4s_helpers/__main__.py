@@ -307,8 +307,8 @@ def _notebooks(args: argparse.Namespace) -> int:
         return 0
     from .workbook.runner import run_series
 
-    return run_series(args.profile, args.only, args.settings, appendix=args.appendix,
-                      solutions=args.solutions, resume=args.resume)
+    return run_series(profile=args.profile, only=args.only, settings=args.settings,
+                      appendix=args.appendix, solutions=args.solutions, resume=args.resume)
 
 
 COMMANDS: dict[str, tuple[str, Callable, Callable]] = {

@@ -6,12 +6,13 @@ file or the new one, never half of one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,23 @@ class FileError(RuntimeError):
     """A file cannot be written or read. The message names it and says what to do."""
 
 
-class clear_errors:
+@contextlib.contextmanager
+def clear_errors(path: Path, need: int = 0) -> Iterator[None]:
     """Turn the operating system's write errors into one sentence that says what to do."""
-
-    def __init__(self, path: Path, need: int):
-        self.path, self.need = path, need
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, OSError):
-            raise FileError(write_error_sentence(error, self.path, self.need)) from error
-        return False
+    try:
+        yield
+    except OSError as error:
+        raise FileError(write_error_sentence(error, path, need)) from error
 
 
-def write_error_sentence(error: OSError, path: Path | str, need: int = 0) -> str:
+def write_error_sentence(error: OSError, path: Path, need: int = 0) -> str:
     """Say in one sentence why ``path`` could not be written and what to do about it."""
-    if error.errno in _FULL_DISK:
+    if is_full_disk(error):
+        folder = next(place for place in path.absolute().parents if place.is_dir())
         size = f" needs {_size(need)}, but" if need else " could not be saved:"
         return (
-            f"{path}{size} its disk is full ({_size(_free(Path(path)))} free): free some space and"
-            " run again; what was saved before is as it was."
+            f"{path}{size} its disk is full ({_size(shutil.disk_usage(folder).free)} free): free some"
+            " space and run again; what was saved before is as it was."
         )
     reason = error.strerror or type(error).__name__
     return (
@@ -71,14 +67,6 @@ def _size(n: int) -> str:
     return f"{math.ceil(n / 1e3)} kB" if n < 1e6 else f"{n / 1e6:.1f} MB"
 
 
-def _free(path: Path) -> int:
-    folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("."))
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
-
-
 def atomic_write(files: Mapping[Path, bytes]) -> None:
     """Write every file of ``files`` (path -> content), all of them or none.
 
@@ -91,24 +79,19 @@ def atomic_write(files: Mapping[Path, bytes]) -> None:
     waiting: dict[Path, Path] = {}
     try:
         for path, content in files.items():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            waiting[path] = temporary
+            waiting[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             with clear_errors(path, len(content)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _write_bytes(temporary, content)
+                with open(waiting[path], "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
         for path, temporary in waiting.items():
             with clear_errors(path, len(files[path])):
                 os.replace(temporary, path)
     finally:
         for temporary in waiting.values():
             temporary.unlink(missing_ok=True)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def json_bytes(value: Any) -> bytes:

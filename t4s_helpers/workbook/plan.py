@@ -5,10 +5,8 @@ Parameters come from three places, of which the later wins: the notebook's own `
 that no notebook concerned declares is refused, with the nearest known name. Values of ``common``
 go to the notebooks that declare them.
 
-A notebook's metadata may say, under ``t4s``:
-
-* ``produces``: list of the files it makes, relative to the results folder;
-* ``needs``: ``"cuda"``, or what each profile needs, ``{"gpu": "cuda"}``.
+A notebook's metadata may list, under ``t4s.produces``, the files it makes, relative to the results
+folder.
 """
 
 from __future__ import annotations
@@ -35,9 +33,6 @@ NOTEBOOKS = ROOT / "notebooks"
 MINUTES_LINE = re.compile(r"^\| *Minutes *\|.*$", re.M)
 NEXT_LINE = re.compile(r"^\*\*Next\.?\*\*.*$", re.M)
 
-_NUMBERED = re.compile(r"\d\d_\w+")
-_APPENDIX = re.compile(r"[A-Z]\d_\w+")
-
 
 class RunError(RuntimeError):
     """The run cannot start as asked. The message says what is wrong and what would be right."""
@@ -49,33 +44,27 @@ class Notebook:
 
     path: Path
     parameters: dict[str, Any]
-    needs: str | Mapping[str, str] = ""
-    produces: tuple[str, ...] = ()
-    digest: str = ""
+    produces: tuple[str, ...]
+    digest: str
 
     @property
     def name(self) -> str:
         """File name without ``.ipynb``, e.g. ``02_run_length_encoding``."""
         return self.path.stem
 
-    def needs_cuda(self, profile: str) -> bool:
-        """Return True when this notebook cannot run under ``profile`` without a CUDA GPU."""
-        needs = self.needs.get(profile) if isinstance(self.needs, Mapping) else self.needs
-        return needs == "cuda"
-
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that one call of the runner will do."""
+    """Everything that one call of the runner will do; ``existing`` names every notebook there is."""
 
     profile: str
-    notebooks: tuple[Notebook, ...]
+    notebooks: list[Notebook]
     given: dict[str, dict[str, Any]]
-    settings: tuple[str, ...] = ()
-    resume: bool = False
-    existing: tuple[str, ...] = ()
-    package: str = ""
-    solutions: bool = False
+    settings: Sequence[str]
+    existing: set[str]
+    solutions: bool
+    resume: bool
+    package: str
 
     @property
     def base(self) -> Path:
@@ -105,26 +94,33 @@ def make_plan(
     Args:
         folder: where the notebooks and ``params/<profile>.yaml`` live.
         profile: the name of a params file.
-        only: see `discover`.
-        settings: ``NAME=VALUE`` texts; they win over the params file.
-        appendix: see `discover`.
-        solutions: run ``folder/solutions`` instead.
-        resume: keep the results that are up to date.
+        only: numbers or names, also several in one text: ``["04,05", "A1"]``; empty for all.
+        settings: ``NAME=VALUE`` texts that change parameters of the notebooks that declare them;
+            they win over the params file.
+        appendix: also the appendix notebooks, ``A1_*`` and so on.
+        solutions: the answers to the exercises, ``solutions/NN_*``, instead of the notebooks; their
+            results go to ``results/solutions`` and not into the summary.
+        resume: keep results that are up to date: same notebook, parameters, package and inputs.
 
     Raises:
         RunError: what was asked for does not fit the notebooks.
     """
     place = folder / "solutions" if solutions else folder
-    chosen = discover(place, only, appendix)
-    every = {path: read_notebook(path) for path in discover(place, appendix=True)}
+    tokens = [token for text in only for token in text.split(",") if token]
+    every = {path.stem: read_notebook(path) for path in discover(place, appendix=True)}
+    notebooks = [every[path.stem] for path in discover(place, tokens, appendix)]
     # Solutions are small: what the profile sets for the large notebooks is not for them.
-    sections = {} if solutions else load_params(folder, profile)
-    notebooks = [every[path] for path in chosen]
-    given = choose_parameters([*every.values()], notebooks, sections, parse_settings(settings), profile)
-    return Plan(
-        profile, tuple(notebooks), given, tuple(settings), resume,
-        tuple(path.stem for path in every), package_digest(), solutions,
-    )
+    sections = {} if solutions else load_params(folder, profile, every)
+    changes = parse_settings(settings)
+    _check_known(changes, notebooks, "--set")
+    given: dict[str, dict[str, Any]] = {}
+    for notebook in notebooks:
+        values = {"PROFILE": profile, **sections.get("common", {}), **sections.get(notebook.name, {})}
+        given[notebook.name] = {
+            name: fit_value(name, value, notebook.parameters[name], notebook.name)
+            for name, value in {**values, **changes}.items() if name in notebook.parameters
+        }
+    return Plan(profile, notebooks, given, settings, set(every), solutions, resume, package_digest())
 
 
 # --- the notebooks -------------------------------------------------------------------------------
@@ -141,29 +137,24 @@ def discover(folder: Path, only: Sequence[str] = (), appendix: bool = False) -> 
     Raises:
         RunError: no notebooks, or an entry of ``only`` that fits none.
     """
-    found = sorted(folder.glob("*.ipynb"))
-    numbered = [p for p in found if _NUMBERED.fullmatch(p.stem)]
-    extra = [p for p in found if _APPENDIX.fullmatch(p.stem)]
-    if not numbered and not extra:
+    found = sorted(p for p in folder.glob("*.ipynb") if re.fullmatch(r"(\d|[A-Z])\d_\w+", p.stem))
+    if not found:
         raise RunError(f"There are no notebooks (NN_name.ipynb) in {folder}: nothing to run.")
     if not only:
-        return numbered + extra if appendix else numbered
-    chosen = {_find(token, numbered + extra) for token in only}
-    return [p for p in numbered + extra if p in chosen]
-
-
-def _find(token: str, paths: Sequence[Path]) -> Path:
-    wanted = token.removesuffix(".ipynb")
-    short = wanted.zfill(2) if wanted.isdigit() else wanted.upper()
-    for path in paths:
-        if path.stem == wanted or path.stem.split("_")[0] == short:
-            return path
-    names = ", ".join(p.stem for p in paths)
-    raise RunError(f"--only {token}: there is no such notebook; there are {names}.")
+        return [p for p in found if appendix or p.stem[0].isdigit()]
+    by_key = {key: p for p in found for key in (p.stem, p.stem[:2])}
+    chosen = set()
+    for token in only:
+        key = token.removesuffix(".ipynb")
+        chosen.add(by_key.get(key) or by_key.get(key.zfill(2).upper()))
+        if None in chosen:
+            names = ", ".join(p.stem for p in found)
+            raise RunError(f"--only {token}: there is no such notebook; there are {names}.")
+    return [p for p in found if p in chosen]
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read a notebook's parameters, needs and products; refuse what the runner cannot trust."""
+    """Read a notebook's parameters and products; refuse what the runner cannot trust."""
     import nbformat
 
     try:
@@ -174,28 +165,21 @@ def read_notebook(path: Path) -> Notebook:
     if len(cells) > 1:
         raise RunError(f"{path.name} has {len(cells)} cells tagged 'parameters': keep one.")
     parameters = parse_parameters(cells[0].source, path.name) if cells else {}
-    wishes = node.metadata.get("t4s", {})
-    needs, produces = wishes.get("needs", ""), tuple(wishes.get("produces", ()))
-    unknown = {*(needs.values() if isinstance(needs, Mapping) else [needs])} - {"", "cuda"}
-    if unknown:
-        raise RunError(f"{path.name} needs {unknown.pop()!r}; the runner knows 'cuda' alone.")
+    about = node.metadata.get("t4s", {})
+    produces = tuple(about.get("produces", ()))
     for file in produces:
         if not file.startswith(f"{path.stem}/") or ".." in Path(file).parts:
             raise RunError(
                 f"{path.name} says that it produces {file!r}, which is outside its own folder:"
                 f" write '{path.stem}/...'."
             )
-    return Notebook(path, parameters, needs, produces, _digest(node))
-
-
-def _digest(node: Any) -> str:
-    """Return a hash of what a person wrote: no outputs, no counts, no generated lines."""
+    # What a person wrote: no outputs, no counts, no generated lines.
     content = [
         [c.cell_type, NEXT_LINE.sub("", MINUTES_LINE.sub("", c.source)), c.metadata.get("tags", [])]
         for c in node.cells
     ]
-    text = json.dumps([content, node.metadata.get("t4s", {})], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = json.dumps([content, about], sort_keys=True)
+    return Notebook(path, parameters, produces, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def parse_parameters(source: str, where: str = "the notebook") -> dict[str, Any]:
@@ -213,34 +197,28 @@ def parse_parameters(source: str, where: str = "the notebook") -> dict[str, Any]
         raise RunError(f"{where}: the parameters cell is not Python: {error}.") from error
     values: dict[str, Any] = {}
     for statement in statements:
-        try:
-            name, literal = _assignment(statement)
-            values[name] = ast.literal_eval(literal)
-        except ValueError:
-            raise RunError(
-                f"{where}: line {statement.lineno} of the parameters cell is not NAME = literal:"
-                " move it to the set-up cell."
-            ) from None
+        match statement:
+            case (ast.Assign(targets=[ast.Name(id=name)], value=literal)
+                  | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as literal)):
+                with contextlib.suppress(ValueError):
+                    values[name] = ast.literal_eval(literal)
+                    continue
+        raise RunError(f"{where}: line {statement.lineno} of the parameters cell is not NAME = literal:"
+                       " move it to the set-up cell.")
     return values
-
-
-def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, value
-        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-            return name, value
-    raise ValueError
 
 
 # --- parameters ----------------------------------------------------------------------------------
 
 
-def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
-    """Read ``params/<profile>.yaml``: a section ``common`` and one per notebook.
+def load_params(
+    folder: Path, profile: str, every: Mapping[str, Notebook]
+) -> dict[str, dict[str, Any]]:
+    """Read ``params/<profile>.yaml``: a section ``common`` and one per notebook of ``every``.
 
     Raises:
-        RunError: no such profile, or a file that is not a mapping of mappings.
+        RunError: no such profile, a file that is not a mapping of mappings, or a name in it that no
+            notebook concerned declares.
     """
     import yaml
 
@@ -254,48 +232,24 @@ def load_params(folder: Path, profile: str) -> dict[str, dict[str, Any]]:
         raise RunError(f"{path} is not valid YAML: {error}.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} must hold sections (common, or a notebook's name), not a list.")
-    for name, section in content.items():
-        if not isinstance(section or {}, dict):
+    sections = {str(name): section or {} for name, section in content.items()}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
             raise RunError(f"{path}: section {name!r} must hold lines NAME: value.")
-    return {str(name): section or {} for name, section in content.items()}
-
-
-def choose_parameters(
-    every: Sequence[Notebook], chosen: Sequence[Notebook], sections: Mapping[str, Mapping],
-    settings: Mapping[str, Any], profile: str,
-) -> dict[str, dict[str, Any]]:
-    """Return, for each chosen notebook, the values to pass; refuse names that nobody declares.
-
-    Args:
-        every: all notebooks, for checking the sections of the params file.
-        chosen: those that will run.
-        sections: from `load_params`.
-        settings: from `parse_settings`.
-        profile: passed as ``PROFILE`` where a notebook declares it.
-    """
-    by_name = {notebook.name: notebook for notebook in every}
-    for section, values in sections.items():
-        if section != "common" and section not in by_name:
-            raise _unknown(f"params/{profile}.yaml: there is no notebook", section, by_name)
-        owners = every if section == "common" else [by_name[section]]
-        _check_known(values, owners, f"params/{profile}.yaml")
-    _check_known(settings, chosen, "--set")
-    if "PROFILE" in {*settings, *(name for values in sections.values() for name in values)}:
-        raise RunError("PROFILE is set by the option --profile alone: remove it elsewhere.")
-    given: dict[str, dict[str, Any]] = {}
-    for notebook in chosen:
-        values = {"PROFILE": profile, **sections.get("common", {}), **sections.get(notebook.name, {})}
-        given[notebook.name] = {
-            name: fit_value(name, value, notebook.parameters[name], notebook.name)
-            for name, value in {**values, **settings}.items() if name in notebook.parameters
-        }
-    return given
+        if name != "common" and name not in every:
+            raise _unknown(f"params/{profile}.yaml: there is no notebook", name, every)
+        owners = [*every.values()] if name == "common" else [every[name]]
+        _check_known(section, owners, f"params/{profile}.yaml")
+    return sections
 
 
 def _check_known(names: Iterable[str], owners: Sequence[Notebook], source: str) -> None:
+    """Refuse a name that none of the notebooks declares, or that ``--profile`` alone may set."""
     known = {name for notebook in owners for name in notebook.parameters}
     where = f"notebook {owners[0].name}" if len(owners) == 1 else "any of the notebooks"
     for name in names:
+        if name == "PROFILE":
+            raise RunError("PROFILE is set by the option --profile alone: remove it elsewhere.")
         if name not in known:
             raise _unknown(f"{source}: in {where} there is no parameter", name, known)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..files import ROOT, atomic_write
 from .plan import MINUTES_LINE, NEXT_LINE, discover
-from .results import SUMMARY_FILE, ResultsError, format_value, read_manifest, read_summary
+from .results import SUMMARY_FILE, ResultsError, format_value, read_json, read_manifest
 
 #: The README's short table: headline number -> what it says. Values come from the CPU profile.
 HIGHLIGHTS = {
@@ -61,7 +61,7 @@ def generated(root: Path = ROOT, results: Path | None = None) -> dict[Path, str]
     """
     results = results or root / "results"
     paths = discover(root / "notebooks", appendix=True)
-    rows = read_summary(results / SUMMARY_FILE)
+    rows = read_json(results / SUMMARY_FILE, [])
     readme = read_text(root / "README.md")
     readme = between(readme, "notebooks", notebook_table(paths, results))
     readme = between(readme, "results", highlight_table(rows))

@@ -20,9 +20,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..files import ROOT, FileError, atomic_write, clear_errors, json_bytes, write_json
 
@@ -56,13 +56,8 @@ class ResultsError(FileError):
 # --- folders -------------------------------------------------------------------------------------
 
 
-class _Current:
-    """The notebook that this process writes for: set by `run_folder`."""
-
-    folder: Path | None = None
-    notebook: str = ""
-    profile: str = "cpu"
-    headlines: ClassVar[dict[str, dict[str, Any]]] = {}
+_current: dict[str, Any] = {}
+"""``folder``, ``notebook``, ``profile`` and ``headlines`` of this process: set by `run_folder`."""
 
 
 def results_root() -> Path:
@@ -95,16 +90,15 @@ def run_folder(notebook: str, profile: str | None = None) -> Path:
     """
     notebook, profile = _file_name(notebook, "notebook"), _profile(profile)
     running, stage = os.environ.get(NOTEBOOK_VARIABLE), os.environ.get(STAGE_VARIABLE)
-    if running and stage and notebook != running:
+    if stage and notebook != running:
         raise ResultsError(
             f"run_folder({notebook!r}) is called in notebook {running}: pass {running!r}; to read"
             f" another notebook's results use finished_folder({notebook!r})."
         )
-    folder = Path(stage) if running and stage else results_folder(profile) / notebook
-    with clear_errors(folder, 0):
+    folder = Path(stage) if stage else results_folder(profile) / notebook
+    with clear_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    _Current.folder, _Current.notebook, _Current.profile = folder, notebook, profile
-    _Current.headlines = {}
+    _current.update(folder=folder, notebook=notebook, profile=profile, headlines={})
     return folder
 
 
@@ -117,29 +111,25 @@ def finished_folder(notebook: str, profile: str | None = None) -> Path:
     Raises:
         ResultsError: that notebook has not been run yet.
     """
-    notebook = _file_name(notebook, "notebook")
-    profile = _profile(profile or (_Current.profile if _Current.folder else None))
-    folder = results_folder(profile) / notebook
+    profile = _profile(profile or _current.get("profile"))
+    folder = results_folder(profile) / _file_name(notebook, "notebook")
     if not folder.is_dir():
         raise ResultsError(
             f"Notebook {notebook} has no results for profile {profile} yet: run it first, with"
             f" {run_command(notebook, profile)}."
         )
-    stage = os.environ.get(STAGE_VARIABLE)
-    if stage:
-        reads = read_json(Path(stage) / READS_FILE, {})
-        reads[notebook] = read_manifest(folder).get("started", "")
-        write_json(Path(stage) / READS_FILE, reads)
+    if stage := os.environ.get(STAGE_VARIABLE):
+        reads = Path(stage) / READS_FILE
+        write_json(reads, {**read_json(reads, {}), notebook: read_manifest(folder).get("started", "")})
     return folder
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a notebook's results folder, or ``{}`` when it has none."""
     try:
-        manifest = read_json(folder / MANIFEST_FILE, {})
+        return read_json(folder / MANIFEST_FILE, {})
     except ResultsError:
         return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def read_json(path: Path, default: Any) -> Any:
@@ -159,12 +149,12 @@ def read_json(path: Path, default: Any) -> Any:
 
 
 def _own_folder() -> Path:
-    if _Current.folder is None:
+    if not _current:
         raise ResultsError(
             "There is no results folder yet: call run_folder('NN_name', PROFILE) in the set-up"
             " cell, then save."
         )
-    return _Current.folder
+    return _current["folder"]
 
 
 def _profile(profile: str | None) -> str:
@@ -226,16 +216,15 @@ def save_table(table: pandas.DataFrame | Iterable[Mapping[str, Any]], name: str)
         table = table.reset_index()
     if table.empty:
         raise ResultsError(f"Table {name!r} has no rows: there is nothing to save.")
-    columns = [str(column) for column in table.columns]
     rows = [
-        {column: _plain(cell, f"{name}, column {column}") for column, cell in zip(columns, row, strict=True)}
+        {str(column): _plain(cell, f"{name}, column {column}") for column, cell in zip(table.columns, row)}
         for row in table.itertuples(index=False, name=None)
     ]
     # With "\n" as its line end, the csv module would leave a carriage return in a cell unquoted.
     text = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\r\n")
     path = folder / f"{name}.csv"
-    csv = text.replace("\r\n", "\n").encode()
-    atomic_write({path: csv, path.with_suffix(".json"): json_bytes(rows)})
+    text = text.replace("\r\n", "\n")
+    atomic_write({path: text.encode(), folder / f"{name}.json": json_bytes(rows)})
     return path
 
 
@@ -255,9 +244,7 @@ def _plain(value: Any, where: str) -> Any:
 # --- headline numbers ----------------------------------------------------------------------------
 
 
-def headline(
-    name: str, value: float, unit: str, n: int, *, command: str | None = None
-) -> dict[str, Any]:
+def headline(name: str, value: float, unit: str, n: int) -> dict[str, Any]:
     """Record one headline number of this notebook; the runner adds it to ``summary.json``.
 
     The first one that a notebook records is the number shown in the runner's table.
@@ -267,22 +254,26 @@ def headline(
         value: a finite number.
         unit: e.g. ``"%"``, ``"s"``, ``"tokens"``, ``"x"``; ``"ratio"`` for a value in 0..1.
         n: on how many samples (or repetitions) the number rests, at least 1.
-        command: what regenerates it; default: the runner's command for this notebook.
 
     Returns:
         The row, with the fields of `HEADLINE_FIELDS`.
     """
-    folder, value = _own_folder(), _plain(value, f"headline {name}")
-    command = command or os.environ.get(COMMAND_VARIABLE) or run_command(
-        _Current.notebook, _Current.profile
-    )
-    row = dict(zip(HEADLINE_FIELDS, (
-        name, value, unit, _Current.profile, _plain(n, f"headline {name}, n"),
-        _Current.notebook, command,
-    ), strict=True))
-    _check_headline(row)
-    _Current.headlines[name] = row
-    write_json(folder / HEADLINE_FILE, list(_Current.headlines.values()))
+    path = _own_folder() / HEADLINE_FILE
+    value, n = _plain(value, f"headline {name}"), _plain(n, f"headline {name}, n")
+    if not isinstance(name, str) or not _HEADLINE_NAME.fullmatch(name):
+        raise ResultsError(f"Headline name {name!r} is not dotted lower case such as 'embedded.res.ciou'.")
+    if type(value) not in (int, float):
+        raise ResultsError(f"Headline {name} needs a finite number, not {value!r}.")
+    if not isinstance(unit, str) or not unit.strip():
+        raise ResultsError(f"Headline {name} needs a unit, such as '%', 's' or 'ratio'.")
+    if type(n) is not int or n < 1:
+        raise ResultsError(f"Headline {name} needs n, the number of samples behind it, not {n!r}.")
+    notebook, profile = _current["notebook"], _current["profile"]
+    command = os.environ.get(COMMAND_VARIABLE) or run_command(notebook, profile)
+    values = (name, value, unit, profile, n, notebook, command)
+    row = dict(zip(HEADLINE_FIELDS, values, strict=True))
+    _current["headlines"][name] = row
+    write_json(path, list(_current["headlines"].values()))
     return row
 
 
@@ -296,61 +287,37 @@ def run_command(notebook: str, profile: str = "cpu", options: Iterable[str] = ()
     return " ".join([f"python -m t4s_helpers notebooks --profile {profile} --only {only}", *options])
 
 
-def _check_headline(row: Mapping[str, Any]) -> None:
-    name, value, n = row["name"], row["value"], row["n"]
-    if not isinstance(name, str) or not _HEADLINE_NAME.fullmatch(name):
-        raise ResultsError(f"Headline name {name!r} is not dotted lower case such as 'embedded.res.ciou'.")
-    if type(value) not in (int, float):
-        raise ResultsError(f"Headline {name} needs a finite number, not {value!r}.")
-    if not isinstance(row["unit"], str) or not row["unit"].strip():
-        raise ResultsError(f"Headline {name} needs a unit, such as '%', 's' or 'ratio'.")
-    if type(n) is not int or n < 1:
-        raise ResultsError(f"Headline {name} needs n, the number of samples behind it, not {n!r}.")
-
-
 def format_value(value: float, unit: str) -> str:
     """Return a number with four significant digits and its unit.
 
     >>> format_value(71.23456, "%"), format_value(0.51, "ratio"), format_value(12345, "tokens")
     ('71.23 %', '0.51', '12345 tokens')
     """
-    text = str(value) if isinstance(value, int) else f"{value:.4g}"
-    if isinstance(value, float) and abs(value) >= 1e4:
-        text = f"{value:.0f}"
+    text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return text if unit == "ratio" else f"{text} {unit}"
-
-
-def read_summary(path: Path | None = None) -> list[dict[str, Any]]:
-    """Return the rows of ``summary.json``; an empty list when there is none yet."""
-    return read_json(path or results_root() / SUMMARY_FILE, [])
 
 
 def merged_summary(
     rows: list[dict[str, Any]], notebook: str, profile: str, fresh: list[dict[str, Any]],
-    existing: Iterable[str] | None = None,
+    existing: Container[str],
 ) -> list[dict[str, Any]]:
     """Return ``rows`` with this notebook's numbers replaced by ``fresh``, sorted by name.
 
     Args:
         rows: the summary as it is.
-        notebook: whose rows ``fresh`` replaces; all other rows stay.
-        profile: the profile whose rows ``fresh`` replaces.
+        notebook, profile: whose rows ``fresh`` replaces.
         fresh: the new rows.
         existing: the names of all notebooks; rows of a notebook that no longer exists are dropped.
 
     Raises:
         ResultsError: another notebook already owns one of the names in this profile.
     """
-    alive = None if existing is None else {*existing, notebook}
-    kept = [
-        row for row in rows if (row["notebook"], row["profile"]) != (notebook, profile)
-        and (alive is None or row["notebook"] in alive)
-    ]
-    names = {row["name"] for row in fresh}
-    for row in kept:
-        if row["name"] in names and row["profile"] == profile:
-            raise ResultsError(
-                f"Headline {row['name']} of notebook {notebook} already belongs to notebook"
-                f" {row['notebook']}: give one of them another name."
-            )
+    kept = [row for row in rows if row["notebook"] in existing
+            and (row["notebook"], row["profile"]) != (notebook, profile)]
+    owners = {row["name"]: row["notebook"] for row in kept if row["profile"] == profile}
+    for name in (row["name"] for row in fresh if row["name"] in owners):
+        raise ResultsError(
+            f"Headline {name} of notebook {notebook} already belongs to notebook {owners[name]}:"
+            " give one of them another name."
+        )
     return sorted([*kept, *fresh], key=lambda row: (row["name"], row["profile"]))

@@ -109,16 +109,6 @@ def test_a_product_outside_the_own_folder_is_refused(tmp_path, product):
         plan.read_notebook(path)
 
 
-def test_needs_may_differ_by_profile(tmp_path):
-    always = plan.read_notebook(write(tmp_path, "00_x", needs="cuda"))
-    on_gpu = plan.read_notebook(write(tmp_path, "01_x", needs={"gpu": "cuda"}))
-    assert [always.needs_cuda(p) for p in ("cpu", "gpu")] == [True, True]
-    assert [on_gpu.needs_cuda(p) for p in ("cpu", "gpu")] == [False, True]
-    for needs in ("tpu", {"gpu": "tpu"}):
-        with pytest.raises(RunError, match=r"tpu.*knows 'cuda' alone"):
-            plan.read_notebook(write(tmp_path, "02_x", needs=needs))
-
-
 def test_the_digest_follows_what_a_person_wrote(tmp_path):
     path = write(tmp_path, "00_x")
     before = plan.read_notebook(path).digest

@@ -12,7 +12,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 from t4s_helpers.files import ROOT, write_json
 from t4s_helpers.workbook import readme
-from t4s_helpers.workbook.results import HEADLINE_FIELDS, ResultsError, read_summary
+from t4s_helpers.workbook.results import HEADLINE_FIELDS, ResultsError, read_json
 
 MARKERS = [f"<!-- {name}:{side} -->" for name in ("notebooks", "results") for side in ("begin", "end")]
 GLANCE = "# How {}?\n\nSo.\n\n| | |\n|---|---|\n| Minutes | 9 on the CPU, 15 on one GPU |\n| Paper | 3 |"
@@ -114,7 +114,7 @@ def test_everything_generated_is_up_to_date(tmp_path):
 
 
 def test_the_summary_is_sorted_and_complete():
-    rows = read_summary(ROOT / "results" / "summary.json")
+    rows = read_json(ROOT / "results" / "summary.json", [])
     assert rows == sorted(rows, key=lambda r: (r["name"], r["profile"]))
     assert all(tuple(r) == HEADLINE_FIELDS for r in rows)
     assert len(readme.HIGHLIGHTS) <= 12
