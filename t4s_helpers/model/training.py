@@ -10,24 +10,29 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
+import pandas as pd
+import torch
+from torch.utils._pytree import tree_map_only
+from transformers import AutoProcessor, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..codec.encodings import get_encoding
 from ..data.mixtures import SampleMixture, SceneMixture
 from ..data.registry import load
+from ..files import atomic_write
 from .adapters import export_adapter
 from .backbones import Backbone, load_backbone, multiplies_in_bf16, open_adapter, peft_calls
 from .chat import ConversationEncoder, ConversationError, in_branches, packed, pad_batch
@@ -118,8 +123,6 @@ def on_all_cores(work: Callable, jobs: Sequence, processes: int | None = None) -
 @lru_cache(maxsize=2)
 def cached_encoder(folder: str, n_image_tokens: int) -> ConversationEncoder:
     """The encoder of a saved processor; cached, because worker processes call item by item."""
-    from transformers import AutoProcessor
-
     return ConversationEncoder(AutoProcessor.from_pretrained(folder), n_image_tokens)
 
 
@@ -133,8 +136,6 @@ def branched_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens
 
 def pixel_values(images: np.ndarray, image_processor):
     """uint8 ``(B, H, W, 3)`` of the tower's size -> float32 tensor ``(B, 3, H, W)``, normalised."""
-    import torch
-
     pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1)
                  for values in (image_processor.image_mean, image_processor.image_std))
@@ -185,9 +186,6 @@ def arguments(out: Path, **changes):
     bfloat16 autocast on any device that multiplies in it, no external reporting, data read in order
     (mixtures are already shuffled). Checkpoints are complete, so a killed run can resume.
     """
-    import torch
-    from transformers import TrainingArguments
-
     on_cpu, bf16 = not torch.cuda.is_available(), multiplies_in_bf16()
     defaults = dict(
         output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not (bf16 or on_cpu), report_to=[],
@@ -203,28 +201,20 @@ def in_full_precision(modules: Iterable) -> None:
 
     Tensors of a 16-bit type among their arguments are converted.
     """
-    import torch
-
-    def wrapped(forward):
-        def precise(*args, **kwargs):
-            args, kwargs = torch.utils._pytree.tree_map(_as_float32, (args, kwargs))
-            with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-                return forward(*args, **kwargs)
-        return functools.wraps(forward)(precise)
-
     for module in modules:
-        module.forward = wrapped(module.forward)
+        module.forward = partial(_precisely, module.forward)
 
 
-def _as_float32(value):
-    import torch
+def _precisely(forward: Callable, *args, **kwargs):
+    halves = (torch.float16, torch.bfloat16)
+    args, kwargs = tree_map_only(
+        torch.Tensor, lambda value: value.float() if value.dtype in halves else value, (args, kwargs))
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return forward(*args, **kwargs)
 
-    half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if half else value
 
-
-def resumable_trainer(**options):
-    """A `transformers.Trainer` whose resume really restores the model.
+class ResumableTrainer(Trainer):
+    """A trainer whose resume really restores the model.
 
     ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them). The
     stock trainer reads them back by the new names, finds none, warns, and continues from random
@@ -233,53 +223,43 @@ def resumable_trainer(**options):
     With ``train_sampling_strategy="group_by_length"`` and a data set that has ``lengths()``, items
     of similar length share a batch, in an order that depends on seed and epoch alone.
     """
-    from transformers import PreTrainedModel, Trainer
 
-    class ResumableTrainer(Trainer):
-        def _get_train_sampler(self, train_dataset=None):
-            data: Any = self.train_dataset if train_dataset is None else train_dataset
-            if self.args.train_sampling_strategy != "group_by_length":
-                return super()._get_train_sampler(data)
-            # As many items as one step of all processes holds are sorted among themselves.
-            together = (self.args.train_batch_size * self.args.gradient_accumulation_steps
-                        * self.args.world_size)
-            return length_sampler(data.lengths(), together, self.args.seed)
+    def _get_train_sampler(self, train_dataset=None):
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(data)
+        # As many items as one step of all processes holds are sorted among themselves.
+        together = (self.args.train_batch_size * self.args.gradient_accumulation_steps
+                    * self.args.world_size)
+        return LengthSampler(data.lengths(), together, self.args.seed)
 
-        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-            model = model or self.model
-            if isinstance(model, PreTrainedModel):
-                saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-                model.load_state_dict(saved.state_dict())
-            else:  # peft and plain modules keep their names
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    return ResumableTrainer(**options)
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        model = model or self.model
+        if isinstance(model, PreTrainedModel):
+            saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            model.load_state_dict(saved.state_dict())
+        else:  # peft and plain modules keep their names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def length_sampler(lengths: list[int], together: int, seed: int):
+class LengthSampler(LengthGroupedSampler):
     """An order that puts items of similar length together, the same after every resume.
 
-    The order of transformers' ``LengthGroupedSampler`` depends on the state of the global generator.
-    Here it gets its own, seeded by ``seed`` and the epoch (the trainer calls ``set_epoch``).
+    transformers' own depends on the state of the global generator; this one on seed and epoch alone.
 
     Args:
         lengths: of every item.
         together: how many items are sorted by length among themselves.
     """
-    import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    class SeededSampler(LengthGroupedSampler):
-        epoch = 0
+    def __init__(self, lengths: list[int], together: int, seed: int):
+        super().__init__(together, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
 
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-        def __iter__(self):
-            self.generator = torch.Generator().manual_seed(1_000_003 * seed + self.epoch)
-            return super().__iter__()
-
-    return SeededSampler(together, lengths=lengths)
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before it reads the epoch's items."""
+        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
 
 
 def last_checkpoint(out: Path | str) -> str | None:
@@ -288,53 +268,39 @@ def last_checkpoint(out: Path | str) -> str | None:
     The trainer writes ``trainer_state.json`` last. A checkpoint in which it cannot be read was cut
     off while it was saved, and the one before it is taken.
     """
-    def step(folder: Path) -> int:
-        return int(folder.name.rpartition("-")[2])
-
-    found = [p for p in Path(out).glob("checkpoint-*") if p.name[11:].isdigit() and p.is_dir()]
-    for folder in sorted(found, key=step, reverse=True):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if state.get("global_step") == step(folder):
-            return str(folder)
+    steps = (path.name[11:] for path in Path(out).glob("checkpoint-*"))
+    for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
+        folder = Path(out) / f"checkpoint-{step}"
+        with suppress(OSError, ValueError):
+            if json.loads((folder / "trainer_state.json").read_text()).get("global_step") == step:
+                return str(folder)
     return None
 
 
 class CsvLog(TrainerCallback):
-    """Appends step, samples, loss, learning rate and seconds to a CSV file as training logs them.
+    """Keeps step, samples, loss, learning rate and seconds in a CSV file, as training logs them.
 
-    Rows of steps that will be trained again after a resume are dropped first, so that the file
-    always holds one curve. ``seconds`` counts training time over all runs.
+    The file holds the trainer's history, which a resume takes over from the checkpoint: always one
+    curve. ``seconds`` counts training time over all runs.
     """
 
     fields = ("step", "samples", "loss", "learning_rate", "grad_norm", "seconds")
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._start, self._before = time.time(), 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        if not state.is_world_process_zero:
-            return
-        kept = [row for row in read_log(self.path) if row["step"] <= state.global_step]
-        self._before, self._start = (kept[-1]["seconds"] if kept else 0.0), time.time()
-        with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(kept)
+        before = [row["seconds"] for row in state.log_history if "seconds" in row]
+        self._start = time.time() - (before[-1] if before else 0)
 
     def on_log(self, args, state, control, logs=None, **_):
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        row = {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
-        row["step"] = state.global_step
-        row["samples"] = (state.global_step * args.per_device_train_batch_size
-                          * args.gradient_accumulation_steps * args.world_size)
-        row["seconds"] = round(self._before + time.time() - self._start, 1)
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.fields).writerow(row)
+        samples = (state.global_step * args.per_device_train_batch_size
+                   * args.gradient_accumulation_steps * args.world_size)
+        state.log_history[-1].update(samples=samples, seconds=round(time.time() - self._start, 1))
+        rows = pd.DataFrame([row for row in state.log_history if "loss" in row], columns=self.fields)
+        atomic_write({self.path: rows.to_csv(index=False).encode()})
 
 
 def read_log(path: Path | str) -> list[dict]:
@@ -356,37 +322,12 @@ def add_adapter(backbone: Backbone, rank: int = 64, alpha: int = 128, dropout: f
         the peft model; only the LoRA matrices are trainable.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
 
     set_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
                         target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
     with peft_calls():
-        return get_peft_model(_prepared(backbone.model), config)
-
-
-def continued_adapter(backbone: Backbone, folder: Path | str):
-    """The backbone with a saved adapter, ready to be trained further (GRES after RES, say).
-
-    Raises:
-        BackboneError: no adapter lies there, or it does not fit the backbone.
-    """
-    _prepared(backbone.model)
-    return open_adapter(backbone, folder, trainable=True)
-
-
-def _prepared(model):
-    """The base, frozen; on a GPU with gradient checkpointing.
-
-    Not peft's ``prepare_model_for_kbit_training``: it would store the whole unquantized vision tower
-    in float32, and freezing and checkpointing are all that is needed of it.
-    """
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    if model.device.type == "cuda":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    return model
+        return get_peft_model(backbone.model, config)
 
 
 class StopOnNaN(TrainerCallback):
@@ -428,8 +369,6 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
     Raises:
         TrainingError: the loss is not a number, or the GPU's memory is too small.
     """
-    import torch
-
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
@@ -440,12 +379,14 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
     in_full_precision(module for name, module in model.named_modules()
                       if any(re.fullmatch(one, name) for one in backbone.spec.precise))
     passes = accumulate or max(1, PAPER_BATCH // (batch * int(os.environ.get("WORLD_SIZE", 1))))
-    trainer = resumable_trainer(
+    trainer = ResumableTrainer(
         model=model, train_dataset=dataset, data_collator=collate,
         args=arguments(
             out, per_device_train_batch_size=batch, label_names=["labels"],
             gradient_accumulation_steps=passes,
-            **{"logging_steps": 10, "save_steps": 100, **settings}),
+            # Without the filter, a loss that is no number would be logged as the mean of those before.
+            **{"logging_steps": 10, "save_steps": 100, "logging_nan_inf_filter": False,
+               "activation_checkpointing": torch.cuda.is_available(), **settings}),
         callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks])
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
@@ -460,8 +401,6 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
 
 
 def _memory_advice(spec, batch: int, passes: int, out: Path) -> str:
-    import torch
-
     free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
     smaller = max(1, batch // 2)
     return (f"The GPU's memory ran out: {total:.0f} GB in all, {free:.1f} GB free now; "
@@ -504,7 +443,7 @@ def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "c
     layout: dict[str, Any] = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
     mixture = (SceneMixture(samples, mix=mix, n_requests=turns, **layout) if data == "scenes"
                else SampleMixture(load(data), samples, **layout))
-    model = (continued_adapter(loaded, start) if start
+    model = (open_adapter(loaded, start, trainable=True) if start
              else add_adapter(loaded, rank, 2 * rank, dropout, seed))
     changes: dict[str, Any] = {} if lr is None else {"learning_rate": lr}
     fine_tune(loaded, *training_data(loaded, mixture), out, batch, accumulate, model=model, seed=seed,

@@ -16,7 +16,7 @@ from ...codec.encodings import get_encoding
 from ...data.mixtures import SampleMixture, SceneMixture
 from ...data.registry import load
 from ...model import adapters, training
-from ...model.backbones import load_backbone
+from ...model.backbones import load_backbone, open_adapter
 from .design import (
     BARE_BASE, DESIGN, SEEDS, START, START_RECIPE, Recipe, RunConfig, Trained, finished,
 )
@@ -87,7 +87,7 @@ def _keep_recipe(out: Path, recipe: Recipe) -> None:
 def _train_one(folder: Path, config: RunConfig, seed: int, recipe: Recipe, base) -> None:
     backbone = _backbone(recipe, base)
     dataset, collate = _conversations(backbone, config, recipe)
-    model = (training.continued_adapter(backbone, recipe.start) if recipe.start else
+    model = (open_adapter(backbone, recipe.start, trainable=True) if recipe.start else
              training.add_adapter(backbone, recipe.rank, 2 * recipe.rank, seed=seed))
     _fine_tune(folder, backbone, dataset, collate, model, recipe, seed=seed)
 
@@ -171,7 +171,7 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
             recipe, samples=turns * recipe.batch, data_seed=recipe.data_seed + 1000 + k))
             for k, config in enumerate(design)]
         _fine_tune(out, backbone, InTurn([data for data, _ in each], recipe.batch), each[0][1],
-                   training.continued_adapter(backbone, shrunk), recipe,
+                   open_adapter(backbone, shrunk, trainable=True), recipe,
                    train_sampling_strategy="sequential")
     if ship:
         _ship(out, Path(ship), recipe.backbone, START)

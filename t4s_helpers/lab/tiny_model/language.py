@@ -24,8 +24,7 @@ from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE, make_scene
 from ...model.chat import in_branches, packed
 from ...model.training import (
-    ChunkedItems, CsvLog, arguments, cached_encoder, collate_branched, last_checkpoint,
-    resumable_trainer,
+    ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, collate_branched, last_checkpoint,
 )
 from .architecture import N_VISUAL, build_model, build_processor
 from .tokenizer import train_tokenizer
@@ -175,7 +174,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     else:
         model = build_model(processor.tokenizer, load_tower(tower))
     freeze_tower(model)
-    trainer = resumable_trainer(
+    trainer = ResumableTrainer(
         model=model,
         train_dataset=ChunkedItems(
             partial(base_item, folder=str(final), seed=seed, diet=diet), samples),

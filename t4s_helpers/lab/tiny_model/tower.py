@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...model.chat import IGNORE_INDEX
 from ...model.training import (
-    ChunkedItems, CsvLog, arguments, last_checkpoint, on_all_cores, resumable_trainer,
+    ChunkedItems, CsvLog, ResumableTrainer, arguments, last_checkpoint, on_all_cores,
 )
 from .architecture import pixel_values, vision_config
 from .dense import HEADS, render_with_targets
@@ -105,7 +105,7 @@ def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: in
         strange = model.load_state_dict(load_tower(start), strict=False)
         if strange.unexpected_keys or not set(strange.missing_keys) <= {"heads.weight", "heads.bias"}:
             raise ValueError(f"The tower in {start} has another shape: {strange}")
-    trainer = resumable_trainer(
+    trainer = ResumableTrainer(
         model=model, data_collator=collate,
         train_dataset=ChunkedItems(partial(_later, first=first), samples),
         args=arguments(
