@@ -17,8 +17,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .files import atomic_write
+
+if TYPE_CHECKING:
+    from .text4seg import Text4Seg
 
 MALFORMED, NO_TARGET = 3, 4
 """Exit statuses of ``ask``: an answer that breaks the format; a well-formed one that finds nothing."""
@@ -70,12 +74,7 @@ def _model_options(parser: argparse._ActionsContainer) -> None:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from .text4seg import Text4Seg
-
-    model = Text4Seg.from_pretrained(
-        args.backbone, adapter=args.adapter, refiner=args.refiner, encoding=args.encoding,
-        grid_size=args.grid_size, quantize=args.quantize, source=args.source)
-    found = model.segment(args.image, args.expressions, seed=args.seed, progress=False)
+    found = _model(args).segment(args.image, args.expressions, seed=args.seed, progress=False)
     for k, one in enumerate(found):
         if args.out:
             one.save(_numbered(args.out, k, len(found)))
@@ -88,6 +87,14 @@ def _ask(args: argparse.Namespace) -> int:
     if any(one.malformed for one in found):
         return MALFORMED
     return NO_TARGET if any(one.no_target for one in found) else 0
+
+
+def _model(args: argparse.Namespace) -> Text4Seg:
+    from .text4seg import Text4Seg
+
+    return Text4Seg.from_pretrained(
+        args.backbone, adapter=args.adapter, refiner=args.refiner, encoding=args.encoding,
+        grid_size=args.grid_size, quantize=args.quantize, source=args.source)
 
 
 def _numbered(path: Path, k: int, n: int) -> Path:
@@ -151,22 +158,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables")
     run = commands.add_parser("run", help="answer and score samples; resumes where it was stopped")
     run.add_argument("out", type=Path, help="the run's folder")
-    _data_choice(run.add_argument_group("data"))
-    model = run.add_argument_group("model")
-    _model_options(model)
-    model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
-    _protocol_options(run.add_argument_group("how it is asked"))
     run.add_argument("--restart", action="store_true", help="forget the rows that are there")
-    tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
-    tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
-    for one in (run, tables):
-        group = one.add_argument_group("conventions of mIoU")
-        group.add_argument("--background", choices=("class", "not_averaged", "ignored"))
-        group.add_argument("--absent", choices=("skip", "skip_no_truth", "zero", "one"))
-
-
-def _data_choice(group) -> None:
-    add = group.add_argument
+    add = run.add_argument_group("data").add_argument
     add("--data", default="scenes", help="scenes, photos, a data set's name, or your own file")
     add("--split")
     add("--root", type=Path)
@@ -176,10 +169,10 @@ def _data_choice(group) -> None:
     add("--palette", default="seen", help="of scenes")
     add("--counts", choices=("strict", "warn", "off"), default="strict")
     add("--bad", choices=("refuse", "exclude"), default="exclude")
-
-
-def _protocol_options(group) -> None:
-    add = group.add_argument
+    model = run.add_argument_group("model")
+    _model_options(model)
+    model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
+    add = run.add_argument_group("how it is asked").add_argument
     add("--mode", choices=("plain", "constrained", "fast"), default="fast")
     add("--expected-iou", type=int, default=0, metavar="DRAWS",
         help="draw so many answers and take the grid with the best expected IoU")
@@ -191,6 +184,12 @@ def _protocol_options(group) -> None:
     add("--vqa", choices=("exact", "vqav2", "vqav2-official", "yes-no"), default="")
     add("--suffix", default="", help="added to questions")
     add("--seed", type=int, default=0)
+    tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
+    tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
+    for one in (run, tables):
+        add = one.add_argument_group("conventions of mIoU").add_argument
+        add("--background", choices=("class", "not_averaged", "ignored"))
+        add("--absent", choices=("skip", "skip_no_truth", "zero", "one"))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -206,24 +205,17 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_run(args: argparse.Namespace) -> None:
-    from .codec.encodings import get_encoding
     from .data.registry import load
     from .evaluation.evaluate import evaluate
-    from .model.backbones import load_backbone
-    from .refine import load_refiner
-    from .text4seg import SHIPPED_ADAPTER
 
     options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
         "counts": args.counts, "bad": args.bad}
     samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
-    adapter = args.adapter or (SHIPPED_ADAPTER if args.backbone == "embedded" else "none")
-    adapter = None if adapter == "none" else adapter
-    evaluate(load_backbone(args.backbone, args.quantize, adapter, args.source), samples,
-             get_encoding(args.encoding, args.grid_size), load_refiner(args.refiner), folder=args.out,
-             data=args.data, batch=args.batch, seed=args.seed, semantic=args.semantic,
-             background=args.background, absent=args.absent, vqa=args.vqa, suffix=args.suffix,
-             restart=args.restart, expected_iou=args.expected_iou, mode=args.mode,
-             max_new_tokens=args.max_new_tokens)
+    model = _model(args)
+    evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
+             batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
+             absent=args.absent, vqa=args.vqa, suffix=args.suffix, restart=args.restart,
+             expected_iou=args.expected_iou, mode=args.mode, max_new_tokens=args.max_new_tokens)
 
 
 def _print_tables(args: argparse.Namespace) -> None:
@@ -259,10 +251,7 @@ def _data(args: argparse.Namespace) -> None:
         print(listing())
         return
     data = load(args.name, args.split, args.root, counts=args.counts, bad=args.bad)
-    if isinstance(data, list):
-        print(f"{len(data)} samples of {args.name}")
-    else:
-        print(data)
+    print(f"{len(data)} samples of {args.name}" if isinstance(data, list) else data)
     for row in getattr(data, "exclusions", list)():
         print(f"  excluded: {row['n']} x {row['reason']}, first {row['first']}")
     if len(data):
@@ -302,8 +291,7 @@ def _notebooks(args: argparse.Namespace) -> int:
     if args.readme:
         from .workbook.readme import update_readme
 
-        changed = update_readme()
-        print("\n".join(map(str, changed)) or "All is up to date.")
+        print("\n".join(map(str, update_readme())) or "All is up to date.")
         return 0
     from .workbook.runner import run_series
 

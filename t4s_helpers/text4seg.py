@@ -48,8 +48,7 @@ class Text4Seg:
     """
 
     def __init__(self, backbone: Backbone, refiner: Any, encoding: Encoding | None = None):
-        self.backbone, self.refiner = backbone, refiner
-        self.encoding = get_encoding() if encoding is None else encoding
+        self.backbone, self.refiner, self.encoding = backbone, refiner, encoding or get_encoding()
 
     @classmethod
     def from_pretrained(cls, backbone: str = "embedded", *, adapter: str | Path | None = None,
@@ -75,20 +74,15 @@ class Text4Seg:
 
         if adapter is None and backbone == "embedded":
             adapter = SHIPPED_ADAPTER
-        adapter = None if adapter == "none" else adapter
-        return cls(load_backbone(backbone, quantize, adapter, source), load_refiner(refiner),
-                   get_encoding(encoding, grid_size))
+        loaded = load_backbone(backbone, quantize, None if adapter == "none" else adapter, source)
+        return cls(loaded, load_refiner(refiner), get_encoding(encoding, grid_size))
 
     @overload
     def segment(self, images: Picture, expressions: str, *, seed: int = 0, **options) -> Segmentation: ...
 
     @overload
-    def segment(self, images: Picture, expressions: Sequence[str], *, seed: int = 0, **options
-                ) -> list[Segmentation]: ...
-
-    @overload
-    def segment(self, images: Sequence[Picture], expressions: Sequence, *, seed: int = 0, **options
-                ) -> list: ...
+    def segment(self, images: Picture | Sequence[Picture], expressions: Sequence, *, seed: int = 0,
+                **options) -> list: ...
 
     def segment(self, images: Any, expressions: Any, *, seed: int = 0, **options) -> Any:
         """Segment what expressions name.
@@ -202,11 +196,7 @@ class Segmentation:
         return answer_confidence(self.answer, self.parsed)
 
     def summary(self) -> str:
-        """The outcome in one sentence.
-
-        "Nothing here is 'the red umbrella'.", the parser's report of a malformed answer, or the share of
-        the picture that the mask covers.
-        """
+        """The outcome in one sentence: what was repaired, that nothing is meant, or the share covered."""
         if self.malformed:
             return f"The answer about {self.expression!r} cannot be trusted. {self.report.summary()}"
         if self.no_target:

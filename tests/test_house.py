@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 
 import nbformat
@@ -47,10 +48,7 @@ def imports(source, module, modules):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names if alias.name.startswith(PACKAGE))
         elif isinstance(node, ast.ImportFrom):
-            place = node.module or ""
-            if node.level:
-                above = base.split(".")[: len(base.split(".")) - node.level + 1]
-                place = ".".join([*above, *place.split(".")]).rstrip(".")
+            place = resolve_name("." * node.level + (node.module or ""), base)
             if place.partition(".")[0] == PACKAGE:
                 for alias in node.names:
                     inner = f"{place}.{alias.name}"

@@ -36,6 +36,7 @@ def picture(samples, tmp_path):
 
 
 def test_one_expression_gives_one_segmentation(model, samples, picture):
+    assert model.encoding == get_encoding("rrle", 16), "the paper's is the default"
     found = model.segment(picture, samples[0].labels[0])
     assert found.mask.shape == samples[0].size and found.masks.shape == (1, *samples[0].size)
     assert found.grid.shape == (16, 16) and not found.malformed and "<seg>" in found.text
@@ -144,7 +145,3 @@ def test_a_run_is_trained_evaluated_and_tabulated(tmp_path, capsys):
     assert "ciou" in table and "model" in table
     assert command.main(["evaluate", "tables", str(tmp_path)]) == 0
     assert "ciou" in capsys.readouterr().out
-
-
-def test_the_encoding_is_the_default_of_the_paper(model):
-    assert model.encoding == get_encoding("rrle", 16)
