@@ -5,12 +5,14 @@ Colours follow the label's number in the request, as in a label grid: ``label_co
 The first eight can be told apart with any common colour blindness (Okabe & Ito; one dark blue
 added); further ones are lighter and darker shades of them.
 
-Matplotlib's constrained layout places the axes. Texts are wrapped, and monospaced text gets its
-size, for the share of the figure that the axes have in their grid: create the figure in its final
-size, and keep axes with a legend beside them out of figures with long texts. Labels are shown as
-written: ``$`` starts no formula, and a character that the font lacks becomes a box.
+Matplotlib's constrained layout places the axes. Texts are wrapped for the share of the figure that
+the axes have in their grid: create the figure in its final size, and keep axes with a legend beside
+them out of figures with long texts. Labels are shown as written: ``$`` starts no formula, and a
+character that the font lacks becomes a box.
 
-Pictures are ``(H, W, 3)`` uint8 and masks bool ``(H, W)`` or ``(L, H, W)``, row 0 at the top.
+In every function ``ax`` is where to draw, ``title`` is a text over it, wrapped (``None``: none),
+``pixels`` a uint8 picture ``(H, W, 3)`` or grey ``(H, W)``, and masks are bool ``(H, W)`` or
+``(L, H, W)``, row 0 at the top. What does not fit together raises a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from ..codec.encodings import OTHERS, SEG_CLOSE, SEG_OPEN, fold, vocabulary
 from ..codec.grid import check_grid
@@ -84,8 +88,8 @@ _MONO = "DejaVu Sans Mono"  # ships with matplotlib, so figures look the same ev
 _SANS = "DejaVu Sans"
 _LETTER = 0.58  # mean width of a letter of _SANS, of its size
 _MONO_LETTER = 0.602  # width of every letter of _MONO, of its size
-_SIZES = tuple(np.arange(9.0, 4.9, -0.25).tolist())  # points, of monospaced text
-_LINE = 1.42  # distance of two monospaced lines, of their size
+_LINE = 1.2  # smallest distance of two monospaced lines, of their size
+_LARGEST = 8  # points, of monospaced text
 
 
 def use_style() -> None:
@@ -123,15 +127,9 @@ def mix(colour: str, other: str, share: float) -> str:
 def small_multiples(
     n: int, columns: int = 4, width: float = 2.6, height: float | None = None
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with room for ``n`` small plots; places left over are hidden.
+    """A figure with room for ``n`` small plots, ``width`` x ``height`` inches each (or square).
 
-    Args:
-        n: number of plots, at least 1.
-        columns: plots in a row at most.
-        width, height: of one plot, in inches; the height is the width where not given.
-
-    Returns:
-        The figure and its axes, ``(n,)``, in reading order.
+    Returns the figure and its axes, ``(n,)``, in reading order; places left over are hidden.
     """
     from matplotlib import pyplot
 
@@ -162,104 +160,66 @@ def printable(text: str, family: str = _SANS) -> str:
     return "".join(c if ord(c) in known and c.isprintable() else "\u25a1" for c in text)
 
 
-def _room(ax: Axes) -> tuple[float, float]:
-    """Width and height in points that a constrained layout has for the axes.
-
-    The titles and legends that are there by now are taken off the height: they make all rows of
-    axes equally low.
-    """
+def _share(ax: Axes) -> np.ndarray:
+    """Width and height in points of the axes' place in the grid of their figure."""
     figure, spec = ax.get_figure(root=False), ax.get_subplotspec()
-    width, height = 72 / figure.dpi * figure.bbox.size
+    size = 72 / figure.dpi * figure.bbox.size
     if spec is None:
-        place = ax.get_position(original=True)
-        return width * place.width, height * place.height
-    for text in (figure.get_suptitle(), figure.get_supxlabel()):
-        height -= 14 * len(text.splitlines())
-    grid, taken = spec.get_gridspec(), {}
-    for other in figure.axes:
-        if (place := other.get_subplotspec()) is not None:
-            taken[place.rowspan.start] = max(taken.get(place.rowspan.start, 0), _height_of_texts(other))
-    columns, rows = np.array(grid.get_width_ratios()), np.array(grid.get_height_ratios())
-    across = columns[spec.colspan.start:spec.colspan.stop].sum() / columns.sum()
-    down = rows[spec.rowspan.start:spec.rowspan.stop].sum() / rows.sum()
-    return width * across - 14, (height - sum(taken.values())) * down
+        return size * ax.get_position(original=True).size
+    grid = spec.get_gridspec()
+    columns, rows = grid.get_width_ratios(), grid.get_height_ratios()
+    return size * (sum(columns[k] for k in spec.colspan) / sum(columns),
+                   sum(rows[k] for k in spec.rowspan) / sum(rows))
 
 
-def _height_of_texts(ax: Axes) -> float:
-    """Points over and under the axes for their title and legend."""
-    titles = max(len(ax.get_title(side).splitlines()) for side in ("left", "center", "right"))
-    legend = ax.get_legend()
-    lines = sum(len(text.get_text().splitlines()) for text in legend.get_texts()) if legend else 0
-    return 14 * titles + 12 * lines + 18
-
-
-def _picture_height(ax: Axes) -> float:
-    """Points that a picture in the axes will be high."""
-    width, height = _room(ax)
-    return min(height, width * np.ptp(ax.get_ylim()) / np.ptp(ax.get_xlim()))
-
-
-def _wrap(text: str, width: float, size: float, max_lines: int = 3) -> str:
-    """Break a text into lines of about ``width`` points; what is too much ends in ``…``."""
-    columns = max(int(width / (_LETTER * size)), 6)
-    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, columns) or [""]]
-    if len(lines) > max_lines:
-        lines[max_lines - 1:] = [lines[max_lines - 1][: columns - 1].rstrip() + "…"]
-    return "\n".join(lines)
+def _wrap(text: str, columns: float, max_lines: int = 3) -> str:
+    """Printable lines of so many letters; what is too much ends in ``…``."""
+    return "\n".join(
+        textwrap.fill(printable(line), max(int(columns), 6), max_lines=max_lines, placeholder="…")
+        for line in text.split("\n"))
 
 
 def set_title(ax: Axes, title: str | None, side: str = "center") -> Axes:
-    """A title over the axes, wrapped to their width and at most three lines long.
+    """A title over the axes, wrapped to their width, each of its lines into three at most.
 
     ``side`` is ``"center"``, or ``"left"`` as over text. None leaves the title as it is.
     """
     if title is not None:
-        title = "\n".join(printable(line) for line in title.split("\n"))
         artist = ax.set_title("", loc=side, parse_math=False)
-        artist.set_text(_wrap(title, 0.93 * _room(ax)[0], artist.get_fontsize()))
+        artist.set_text(_wrap(title, 0.93 * _share(ax)[0] / (_LETTER * artist.get_fontsize())))
+    return ax
+
+
+def _legend(
+    ax: Axes, handles: Sequence[Any], names: Sequence[str], columns: float, **place: Any
+) -> Axes:
+    """A legend with names wrapped to so many letters."""
+    legend = ax.legend(handles, [_wrap(name, columns, 2) for name in names], frameon=False, **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return ax
 
 
 def _legend_below(ax: Axes, names: Mapping[str, str]) -> None:
     """A legend, name -> colour, under axes without tick labels there, one name a line."""
-    if not names:
-        return
-    size = STYLE["legend.fontsize"]
-    width = _room(ax)[0] - 2.6 * size
-    legend = ax.legend(
-        handles=[Patch(facecolor=colour, label=_wrap(printable(name), width, size, 2))
-                 for name, colour in names.items()],
-        loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, handlelength=1.0,
-        handleheight=0.9, handletextpad=0.5, borderaxespad=0.4, labelspacing=0.35)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if names:
+        _legend(ax, [Patch(facecolor=colour) for colour in names.values()], list(names),
+                _share(ax)[0] / (_LETTER * STYLE["legend.fontsize"]) - 5, loc="upper center",
+                bbox_to_anchor=(0.5, 0.0), handlelength=1.0, handleheight=0.9, handletextpad=0.5,
+                borderaxespad=0.4, labelspacing=0.35)
 
 
 def legend_beside(ax: Axes) -> Axes:
     """The legend of the axes' own artists to the right of them, where it covers nothing."""
-    handles, names = ax.get_legend_handles_labels()
-    legend = ax.legend(
-        handles, ["\n".join(textwrap.wrap(name, 24)) for name in names], loc="upper left",
-        bbox_to_anchor=(1.0, 1.0), frameon=False, handlelength=1.2, borderaxespad=0.3)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return ax
+    return _legend(ax, *ax.get_legend_handles_labels(), 24, loc="upper left", bbox_to_anchor=(1.0, 1.0),
+                   handlelength=1.2, borderaxespad=0.3)
 
 
 # --- pictures, masks, grids ---------------------------------------------------------------------
 
 
 def show_image(ax: Axes, pixels: np.ndarray, title: str | None = None) -> Axes:
-    """The picture alone, without ticks.
-
-    Args:
-        ax: where to draw.
-        pixels: uint8 ``(H, W, 3)``, or grey ``(H, W)``.
-        title: over it, wrapped.
-
-    Raises:
-        ValueError: an array of another shape.
-    """
+    """The picture alone, without ticks."""
     pixels = np.asarray(pixels)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(f"A picture is (height, width, 3), but this array is {pixels.shape}.")
@@ -280,38 +240,24 @@ def show_mask(
     ax: Axes, pixels: np.ndarray, masks: np.ndarray, labels: Sequence[str] = (),
     title: str | None = None, *, alpha: float = 0.45,
 ) -> Axes:
-    """The picture with masks laid over it: tinted, outlined, with a legend of the labels.
+    """The picture with masks laid over it: tinted, outlined, with a legend of the labels, if any.
 
-    Where masks overlap the smaller one is on top. A label whose mask is empty is in the legend as
-    "no target".
-
-    Args:
-        ax, pixels, title: as in :func:`show_image`.
-        masks: bool ``(L, H, W)``, or one mask ``(H, W)``.
-        labels: ``L`` texts; none: no legend.
-        alpha: strength of the tint, 0 to 1.
-
-    Raises:
-        ValueError: masks of another size than the picture, or another number than labels.
+    ``alpha`` (0 to 1) is the strength of the tint. Where masks overlap the smaller one is on top. A
+    label whose mask is empty is in the legend as "no target".
     """
     show_image(ax, pixels, title)
     masks, (height, width) = np.asarray(masks), np.shape(pixels)[:2]
     masks = masks[None] if masks.ndim == 2 else masks
-    if masks.ndim != 3 or masks.dtype != np.bool_:
-        raise ValueError(
-            f"Masks are boolean (labels, height, width), but these are {masks.dtype} {masks.shape}.")
-    if masks.shape[1:] != (height, width):
-        raise ValueError(f"The masks are {masks.shape[1]}x{masks.shape[2]} (height x width), "
-                         f"but the picture is {height}x{width}.")
+    if masks.dtype != np.bool_ or masks.shape != (len(masks), height, width):
+        raise ValueError(f"Masks over this picture are bool (labels, {height}, {width}), "
+                         f"but these are {masks.dtype} {masks.shape}.")
     if len(labels) not in (0, len(masks)):
         raise ValueError(f"There are {len(masks)} masks but {len(labels)} labels.")
-    overlay = np.zeros((*masks.shape[1:], 4))
-    order = sorted(range(len(masks)), key=lambda k: -np.count_nonzero(masks[k]))
-    for k in order:
+    overlay = np.zeros((height, width, 4))
+    for k in np.argsort(-masks.sum(axis=(1, 2)), stable=True):
         overlay[masks[k]] = [*to_rgb(label_colour(k + 1)), alpha]
-    ax.imshow(overlay, interpolation="nearest")
-    for k in order:
         outline(ax, masks[k], label_colour(k + 1))
+    ax.imshow(overlay, interpolation="nearest")
     _legend_below(ax, {text + ("" if mask.any() else " (no target)"): label_colour(k)
                        for k, (text, mask) in enumerate(zip(labels, masks), 1)})
     return ax
@@ -343,31 +289,30 @@ def draw_grid(
     """The label grid over the picture: cell borders, and each cell tinted with its label.
 
     Args:
-        ax, pixels, title: as in :func:`show_image`.
+        ax, pixels, title: see above.
         grid: int ``(rows, cols)``; 0 is others, ``k`` is ``labels[k-1]``. It is stretched over the
             picture, as in the method, whatever the picture's proportions.
         labels: the label texts.
         row_numbers: number the rows at the left from 1, as :func:`show_descriptor` does.
         legend: a legend of the labels, and of others where the grid has it.
-
-    Raises:
-        ValueError: an unusable grid, or a value in it without a label.
     """
     show_image(ax, pixels, title)
     grid = check_grid(grid, len(labels))
     colours = [label_colour(k) for k in range(len(labels) + 1)]
     tints = np.array([[*to_rgb(colour), 0.5 if k else 0.3] for k, colour in enumerate(colours)])
     xs, ys = _draw_cells(ax, tints[grid], "white", 0.65)
-    present = [bool((grid == k).any()) for k in range(len(colours))]
-    for k, colour in enumerate(colours):
-        if k and present[k]:
-            _draw_borders(ax, grid == k, xs, ys, colour)
+    present = np.bincount(grid.ravel(), minlength=len(colours)) > 0
+    for k in np.flatnonzero(present[1:]) + 1:
+        _draw_borders(ax, grid == k, xs, ys, colours[k])
     if legend:
         names = {text + ("" if present[k] else " (no cell)"): colours[k]
                  for k, text in enumerate(labels, 1)}
         _legend_below(ax, names | ({OTHERS: colours[0]} if present[0] else {}))
-    if row_numbers:
-        _number_rows(ax, (ys[:-1] + ys[1:]) / 2)
+    if row_numbers:  # as many as have room, where the picture is 2 inches wide or more
+        height, width = np.shape(pixels)[:2]
+        step = math.ceil(len(grid) / min(25 * height / width, 16))
+        ax.set_yticks((ys[:-1:step] + ys[1::step]) / 2, range(1, len(grid) + 1, step))
+        ax.tick_params(axis="y", length=0, pad=2, labelsize=7, labelcolor=FAINT, labelleft=True)
     return ax
 
 
@@ -377,15 +322,8 @@ def draw_confidence(
 ) -> Axes:
     """How likely each cell shows a label, over the picture: the likelier, the stronger the tint.
 
-    The line runs where the probability crosses one half.
-
-    Args:
-        ax, pixels, title: as in :func:`show_image`.
-        probs: float ``(rows, cols)`` in [0, 1], one label's map; it is stretched over the picture.
-        truth: bool ``(H, W)``, whose outline is drawn dashed.
-
-    Raises:
-        ValueError: an array that is no map.
+    ``probs``, float ``(rows, cols)`` in [0, 1], is stretched over the picture; the line runs where
+    it crosses one half. The outline of the mask ``truth`` is dashed.
     """
     probs = np.asarray(probs, float)
     if probs.ndim != 2 or not (probs.min() >= 0 and probs.max() <= 1):
@@ -424,14 +362,6 @@ def _draw_borders(ax: Axes, cells: np.ndarray, xs: np.ndarray, ys: np.ndarray, c
     ax.vlines(xs[cols], ys[rows], ys[rows + 1], **look)
 
 
-def _number_rows(ax: Axes, centres: np.ndarray) -> None:
-    """Row numbers as tick labels, every second, fifth … one where all of them have no room."""
-    pitch = _picture_height(ax) / len(centres)
-    step = next((s for s in (1, 2, 4, 5, 8, 10, 16, 32) if s * pitch >= 7.5), 64)
-    ax.set_yticks(centres[::step], [str(r + 1) for r in range(0, len(centres), step)])
-    ax.tick_params(axis="y", length=0, pad=2, labelsize=7, labelcolor=FAINT, labelleft=True)
-
-
 # --- monospaced text: descriptors and tokens ----------------------------------------------------
 
 
@@ -463,43 +393,57 @@ def _wrapped(lines: Sequence[_Row], columns: int) -> list[_Row]:
     return rows
 
 
-def _write(ax: Axes, lines: Sequence[_Row]) -> None:
-    """Write into empty axes, in the largest size in which all lines fit; if none does, the first."""
-    width, height = _room(ax)
-    for size in _SIZES:
-        rows = _wrapped(lines, int(width / (_MONO_LETTER * size)))
-        room = max(int(height / (_LINE * size)), 2)
+class _Mono(Text):
+    """Monospaced text in axes where x counts letters and y rows: as large as those are when drawn."""
+
+    def __init__(self, column: int, row: int, text: str, **look: Any) -> None:
+        super().__init__(column, row + 0.5, printable(text, _MONO), family=_MONO, parse_math=False,
+                         verticalalignment="center_baseline", clip_on=False, **look)
+        self.column = column
+        self.set_in_layout(False)  # it is made to fit; no reason to move the axes
+
+    def draw(self, renderer: Any) -> None:
+        points = 72 / self.get_figure(root=True).dpi
+        letter, row = points * np.abs(self.axes.bbox.size / self.axes.viewLim.size)
+        size = min(letter / _MONO_LETTER, row / _LINE, _LARGEST)
+        self.set(fontsize=size, x=self.column * size * _MONO_LETTER / letter)
+        super().draw(renderer)
+
+
+def _write(ax: Axes, rows: Sequence[_Row], columns: int, room: int) -> None:
+    """Write rows into axes with room for so many columns and rows."""
+    ax.set(xlim=(0, columns), ylim=(room, 0))
+    for r, row in enumerate(rows):
+        column = 0
+        for text, ink, fill in row:
+            box = {"boxstyle": "square,pad=0.08", "facecolor": fill, "edgecolor": "white",
+                   "linewidth": 0.6}
+            if text.strip():
+                ax.add_artist(_Mono(column, r, text, color=ink, bbox=box if fill else None))
+            column += len(text)
+
+
+def _write_wrapped(ax: Axes, lines: Sequence[_Row]) -> None:
+    """Write into empty axes, in a size in which all lines fit; if none does, the first ones."""
+    width, height = _share(ax) * (0.95, 0.75)
+    for size in (8, 7, 6):
+        columns, room = int(width / (_MONO_LETTER * size)), max(int(height / (1.42 * size)), 2)
+        rows = _wrapped(lines, columns)
         if len(rows) <= room:
             break
     else:
         rows[room - 1:] = [[_Word(f"… {len(rows) - room + 1} lines not shown")]]
-    for r, row in enumerate(rows):
-        _write_row(ax, row, size, 1.0, -(r + 0.5) * _LINE * size, ax)
+    _write(ax, rows, columns, room)
 
 
-def _size_beside(ax: Axes, lines: Sequence[_Row], picture: Axes) -> float:
-    """The largest size in which the lines can stand at the height of a grid's rows, in points."""
-    pitch = _picture_height(picture) / len(lines)
-    longest = max(_length(line) for line in lines)
-    return min(_SIZES[0], pitch / 1.2, 0.97 * _room(ax)[0] / (_MONO_LETTER * longest))
+def _as_high(ax: Axes, picture: Axes) -> None:
+    """Hold the axes at the height of a picture, which is settled when the figure is drawn."""
+    def place(ax: Axes, renderer: Any) -> Bbox:
+        picture.apply_aspect()
+        mine, its = ax.get_position(original=True), picture.get_position()
+        return Bbox.from_extents(mine.x0, its.y0, mine.x1, its.y1)
 
-
-def _write_row(
-    ax: Axes, row: _Row, size: float, height: float, offset: float, level: Axes
-) -> None:
-    """Write a row ``offset`` points over the ``height`` (0 to 1) of the axes ``level``."""
-    column = 0
-    for text, ink, fill in row:
-        if text.strip():
-            box = {"boxstyle": "square,pad=0.08", "facecolor": fill, "edgecolor": "white",
-                   "linewidth": 0.6}
-            artist = ax.annotate(
-                printable(text, _MONO), (0, height), (column * _MONO_LETTER * size, offset - 0.36 * size),
-                xycoords=(ax.transAxes, level.transAxes), textcoords="offset points", fontsize=size,
-                family=_MONO, color=ink, annotation_clip=False, bbox=box if fill else None,
-                parse_math=False)
-            artist.set_in_layout(False)  # it was made to fit; no reason to move the axes
-        column += len(text)
+    ax.set_axes_locator(place)
 
 
 def short_labels(labels: Sequence[str], width: int = 20) -> list[str]:
@@ -530,15 +474,14 @@ def show_descriptor(
     """Descriptor text in monospace, each run in the colour of its label, row-wise text numbered.
 
     Any of the three encodings, either spelling, bare or as a whole response with its sentence and
-    ``<seg>``; malformed text too: a label that was not asked for stands out in red. The letters
-    are as large as the room allows; what would be too small to read is left out, and a note says
-    how many lines those are. :func:`descriptor_html` shows the whole text on a notebook's page.
+    ``<seg>``; malformed text too: a label that was not asked for stands out in red. What would be
+    too small to read is left out, and a note says how many lines those are; use
+    :func:`descriptor_html` for the whole text on a notebook's page.
 
     Args:
-        ax: where to draw.
+        ax, title: see above.
         text: the text, or its pieces (``Encoding.pieces``).
         labels: the labels that were asked for; they give the colours.
-        title: over it, wrapped.
         beside: axes of :func:`draw_grid`; the rows stand at the height of the grid's rows, where
             they have room for that.
         label_width: longer labels are cut (for the eye only), see :func:`short_labels`; with
@@ -548,83 +491,68 @@ def show_descriptor(
         DescriptorError: unusable labels.
     """
     set_title(_bare(ax), title, "left")
-    rows, size = _descriptor_rows(text, labels, label_width), 0.0
-    if beside is not None and len(rows) > 1 and SEG_OPEN not in text:
-        for width in (label_width, 16, 12, 9):
-            rows = _descriptor_rows(text, labels, min(width, label_width))
-            size = _size_beside(ax, rows, beside)
-            if size >= 6.5:
-                break
-    if size < _SIZES[-1]:
-        _write(ax, rows)
-        return ax
-    if _picture_height(beside) < _room(ax)[1]:  # then the title, too, stands where the picture's does
-        ax.set_box_aspect(_picture_height(beside) / _room(ax)[0])
-    for r, row in enumerate(rows):
-        _write_row(ax, row, size, 1 - (r + 0.5) / len(rows), 0.0, beside)
+    text = text if isinstance(text, str) else "".join(text)
+    if beside is not None and SEG_OPEN not in text:
+        width, height = _share(ax)
+        for letters in (label_width, 16, 12, 9):
+            rows = _descriptor_rows(text, labels, min(letters, label_width))
+            columns = max(_length(row) for row in rows)
+            if 1 < len(rows) <= height / 7 and columns <= 0.97 * width / (5.5 * _MONO_LETTER):
+                _as_high(ax, beside)
+                _write(ax, rows, columns, len(rows))
+                return ax
+    _write_wrapped(ax, _descriptor_rows(text, labels, label_width))
     return ax
 
 
 def descriptor_html(text: str | Sequence[str], labels: Sequence[str], title: str = "") -> Any:
-    """Descriptor text for a notebook's page, in the colours of its labels, nothing cut.
+    """Descriptor text for a notebook's page, an ``IPython.display.HTML``; nothing is cut.
 
-    Args:
-        text, labels: as in :func:`show_descriptor`.
-        title: over it.
-
-    Returns:
-        An ``IPython.display.HTML``; everything in it is escaped.
+    Arguments as in :func:`show_descriptor`; everything in it is escaped.
     """
     from IPython.display import HTML
 
     rows = ["".join(f'<span style="color:{ink};background:{fill or "none"}">{html.escape(words)}</span>'
                     for words, ink, fill in row)
-            for row in _descriptor_rows(text, labels, None)]
+            for row in _descriptor_rows("".join(text), labels)]
     heading = f"<b>{html.escape(title)}</b>" if title else ""
     return HTML(f'{heading}<pre style="line-height:1.35">{"<br>".join(rows)}</pre>')
 
 
-def _descriptor_rows(
-    text: str | Sequence[str], labels: Sequence[str], width: int | None
-) -> list[_Row]:
+def _descriptor_rows(text: str, labels: Sequence[str], width: int = 10**9) -> list[_Row]:
     """The lines of a text as coloured runs, each with its number first; labels cut to ``width``.
 
     Sentences and tags stand in rows of their own, which have no number.
     """
-    text = text if isinstance(text, str) else "".join(text)
     words = vocabulary(labels)
-    names = [OTHERS, *(short_labels(words.written[1:], width) if width else words.written[1:])]
-    inside = SEG_OPEN not in text
-    rows: list[tuple[int, _Row]] = []  # line numbers, 0 for none
-    for part in re.split(f"\n?({SEG_OPEN}|{SEG_CLOSE})\n?", text.removesuffix("\n")):
-        is_tag = part in (SEG_OPEN, SEG_CLOSE)
-        if inside and not is_tag and part.strip():
-            rows += [(r, _runs(line, words, names, width)) for r, line in enumerate(part.split("\n"), 1)]
-        elif inside or part.strip():
-            plain = part if is_tag or not inside else "(no descriptors)"
-            rows += [(0, [_Word(piece) for piece in re.findall(r"\S{1,24} ?| ", line)])
-                     for line in plain.split("\n")]
-        inside = part == SEG_OPEN if is_tag else inside
-    last = max(r for r, _ in rows)
-    gutter = f"{{:>{len(str(last))}}} " if last > 1 else ""
-    return [[_Word(gutter.format(r or "")), *row] for r, row in rows]
+    names = [OTHERS, *short_labels(words.written[1:], width)]
+    before, opened, rest = text.rpartition(SEG_OPEN)
+    body, closed, after = rest.partition(SEG_CLOSE)
+    lines = body.removeprefix("\n").removesuffix("\n").split("\n") if body.strip() else []
+    digits = len(str(len(lines))) if len(lines) > 1 else 0
+
+    def plain(text: str) -> list[_Row]:
+        return [[_Word(" " * (digits + 1) * bool(digits)),
+                 *map(_Word, re.findall(r"\S{1,24} ?| ", line))]
+                for line in text.strip("\n").split("\n") if line.strip()]
+
+    return [*plain(before), *plain(opened), *plain("" if lines else "(no descriptors)"),
+            *([_Word(f"{r:{digits}} " if digits else ""), *_runs(line, words, names, width)]
+              for r, line in enumerate(lines, 1)),
+            *plain(closed), *plain(after)]
 
 
-def _runs(line: str, words: Any, names: Sequence[str], width: int | None) -> _Row:
+def _runs(line: str, words: Any, names: Sequence[str], width: int) -> _Row:
     """A line of descriptors as words, with bars between them."""
     row = []
     for run in line.split("|"):
-        name, star, count = run.strip().rpartition("*")
-        if not (star and count.strip().isdigit()):
-            name, star, count = run.strip(), "", ""
-        name = name.rstrip()
+        name, count = re.fullmatch(r"\s*(.*?)\s*(?:\*\s*(\d+)\s*)?", run, re.S).groups()
+        counted = f" *{count[:9]}" if count else ""
         k = words.index.get(name, words.folded.get(fold(name)))
-        counted = f" *{count.strip()[:9]}" if star else ""
         if run[:1].isspace():
             row.append(_Word(" "))
         if k is None:
-            shown = short_labels([name], width)[0] if width else name
-            row.append(_Word((shown or "?") + counted, "white", ALARM))
+            row.append(_Word((short_labels([name], width)[0] or "?") + counted, "white", ALARM))
         elif k == 0:
             row.append(_Word(OTHERS + counted))
         else:
@@ -636,19 +564,10 @@ def _runs(line: str, words: Any, names: Sequence[str], width: int | None) -> _Ro
 def show_tokens(
     ax: Axes, tokens: Sequence[str], trained: Sequence[bool], title: str | None = None
 ) -> Axes:
-    """The tokens of a sample in reading order; those that the loss sees are coloured.
+    """The tokens of a sample in reading order; those that the loss sees (``trained``) are coloured.
 
     Line breaks inside tokens are shown as ``↵`` and followed, a token that is a blank as ``␣``; a
     token that repeats four times or more (image placeholders) is written once with its count.
-
-    Args:
-        ax: where to draw.
-        tokens: the text of each token.
-        trained: of the same length; True where the label is not masked (the answer).
-        title: over it, wrapped.
-
-    Raises:
-        ValueError: lengths that differ.
     """
     kinds = ["trained" if flag else "not trained" for flag in trained]
     looks = {"trained": (INK, mix(PALETTE[1], "white", 0.62)), "not trained": ("#5a5a5a", "#e3e3e3")}
@@ -658,8 +577,7 @@ def show_tokens(
 def show_trace(ax: Axes, tokens: Sequence[str], trace: Any, title: str | None = None) -> Axes:
     """The tokens of an answer in reading order, coloured by what each one cost.
 
-    ``trace`` is the answer's `t4s_helpers.decoding.constrained.Trace`; the rest is as in
-    :func:`show_tokens`.
+    ``trace`` is the answer's `t4s_helpers.decoding.constrained.Trace`.
     """
     kinds = ["forced" if source == "forced" else "guessed, confirmed" if drafted else "a pass each"
              for source, drafted in zip(trace.sources, trace.drafted)]
@@ -685,7 +603,7 @@ def _show_kinds(
             rows[-1].append(_Word(text, *looks[kind]))
             if "\n" in token:
                 rows.append([_Word("")])
-    _write(ax, [row for row in rows if len(row) > 1])
+    _write_wrapped(ax, [row for row in rows if len(row) > 1])
     return ax
 
 
@@ -705,29 +623,30 @@ def bars(
     """Grouped bars with their values on top.
 
     Args:
-        ax: where to draw.
+        ax, title: see above.
         groups: names of the groups, along the axis.
         series: name -> one value a group; the bars of one series share a colour. NaN: no bar, and
             "n/a" in its place.
         errors: name -> one ``(low, high)`` a group, as absolute bounds (the ends of an interval,
             not lengths).
-        ylabel, title: texts.
+        ylabel: text at the axis.
         fmt: how values are written.
         colours: name -> colour, in place of the palette's order.
-
-    Raises:
-        ValueError: lengths that differ, or no bars.
     """
     errors = errors or {}
-    _check_bars(groups, series, errors)
-    width, height = _room(ax)
-    unit = (width - (150 if len(series) > 1 else 50)) / len(groups)  # points of a group
+    if not len(groups) or not series:
+        raise ValueError("There are no bars to draw: pass at least one group and one series.")
+    for name, values in [*series.items(), *errors.items()]:
+        if name not in series:
+            raise ValueError(f"There are errors for '{name}', but no series of that name.")
+        if len(values) != len(groups):
+            raise ValueError(f"Series '{name}' has {len(values)} entries for {len(groups)} groups.")
+    room = (_share(ax)[0] - (150 if len(series) > 1 else 50)) / len(groups)  # points of a group
     pitch = 0.8 / len(series)
     written = {name: ["n/a" if math.isnan(value) else fmt.format(value) for value in values]
                for name, values in series.items()}
     longest = max(len(text) for texts in written.values() for text in texts)
-    size = next((size for size in (8, 7, 6) if _LETTER * size * longest <= unit * pitch), 0)
-    look = {"fontsize": size} if size else {"fontsize": 7, "rotation": 90}
+    upright = 7 * _LETTER * longest > room * pitch
     for s, (name, values) in enumerate(series.items()):
         heights = np.nan_to_num(np.array(values, float))
         bounds = np.array(errors[name], float) - heights[:, None] if name in errors else None
@@ -736,14 +655,13 @@ def bars(
             color=(colours or {}).get(name) or label_colour(s + 2 if len(series) > 1 else 2),
             label=printable(name), error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
             yerr=None if bounds is None else np.maximum(bounds * (-1, 1), 0).T)
-        for text in ax.bar_label(drawn, written[name], padding=2, color=INK, **look):
+        for text in ax.bar_label(drawn, written[name], padding=2, color=INK, fontsize=7,
+                                 rotation=90 if upright else 0):
             text.set_parse_math(False)
-    text_height = size + 6 if size else _LETTER * 7 * longest + 4
-    share = min(text_height / max(height - 50, 60), 0.3)
-    ax.margins(y=share / (1 - 2 * share))
+    ax.margins(y=0.3 if upright else 0.12)
     ax.axhline(0, color=FAINT, linewidth=0.8)
     ax.set_xlim(-0.55, len(groups) - 0.45)
-    _name_groups(ax, [printable(name) for name in groups], unit)
+    _name_groups(ax, groups, room)
     ax.grid(False, axis="x")
     ax.set_ylabel(ylabel)
     if len(series) > 1:
@@ -751,22 +669,12 @@ def bars(
     return set_title(ax, title)
 
 
-def _check_bars(groups: Sequence[str], series: Mapping, errors: Mapping) -> None:
-    if not len(groups) or not series:
-        raise ValueError("There are no bars to draw: pass at least one group and one series.")
-    for name, values in [*series.items(), *errors.items()]:
-        if name not in series:
-            raise ValueError(f"There are errors for '{name}', but no series of that name.")
-        if len(values) != len(groups):
-            raise ValueError(f"Series '{name}' has {len(values)} entries for {len(groups)} groups.")
-
-
 def _name_groups(ax: Axes, names: Sequence[str], room: float) -> None:
     """Names under groups ``room`` points wide: wrapped, or turned where a word is longer."""
-    columns = max(int(0.97 * room / (_LETTER * STYLE["xtick.labelsize"])), 1)
+    columns = int(0.97 * room / (_LETTER * STYLE["xtick.labelsize"]))
     turned = any(len(word) > columns for name in names for word in name.split())
     look = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    shown = names if turned else ["\n".join(textwrap.wrap(name, columns)) for name in names]
+    shown = [printable(name) if turned else _wrap(name, columns) for name in names]
     ax.set_xticks(range(len(names)), shown, parse_math=False, **look)
     ax.tick_params(axis="x", length=0)
 
@@ -774,12 +682,8 @@ def _name_groups(ax: Axes, names: Sequence[str], room: float) -> None:
 def reliability(ax: Axes, curves: Mapping[str, Any], title: str | None = None) -> Axes:
     """Reliability diagram: how often it came true, by the probability that was stated.
 
-    Args:
-        ax: where to draw.
-        curves: name -> `t4s_helpers.evaluation.calibration.Calibration`. The area of a dot grows
-            with the number of cells behind it; the legend gives each curve's expected calibration
-            error.
-        title: over it, wrapped.
+    ``curves`` is name -> `t4s_helpers.evaluation.calibration.Calibration`. The area of a dot grows
+    with the number of cells behind it; the legend gives each curve's expected calibration error.
     """
     ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", zorder=1)
     for k, (name, found) in enumerate(curves.items(), 1):
@@ -806,16 +710,8 @@ def loss_curve(
     Call it again for a second curve in the same axes. Steps whose loss was not finite are marked
     at the bottom, so that a diverged run does not look like a short one.
 
-    Args:
-        ax: where to draw.
-        steps, values: ``(N,)`` numbers.
-        smooth: share in [0, 1) that the moving average keeps of the past at each step; it has no
-            pull towards the first value, and skips what is not finite. 0 draws the values alone.
-        label: of this curve.
-        xlabel, title: texts.
-
-    Raises:
-        ValueError: lengths that differ, no value, or a share outside [0, 1).
+    ``smooth`` in [0, 1) is the share that the moving average keeps of the past at each step; it has
+    no pull towards the first value, and skips what is not finite. 0 draws the values alone.
     """
     import pandas as pd
 
@@ -840,6 +736,5 @@ def loss_curve(
     ax.set(xlabel=xlabel, ylabel="loss")
     ax.locator_params(axis="x", nbins=5)  # counts of samples are long words
     ax.margins(y=0.12)
-    for text in ax.legend(loc="best", frameon=False).get_texts():
-        text.set_parse_math(False)
+    _legend(ax, *ax.get_legend_handles_labels(), 40, loc="best")
     return set_title(ax, title)
