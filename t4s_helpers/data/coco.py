@@ -22,7 +22,6 @@ from .dataset import BadRow, Record, check_photo, list_of, read_json
 from .sample import Sample, SampleError
 
 _TABLES = ("images", "annotations", "categories")
-_NUMBERS = frozenset((int, float))
 
 
 def load_coco(source: str | Path, image_folder: str | Path | None = None,
@@ -44,7 +43,14 @@ def load_coco(source: str | Path, image_folder: str | Path | None = None,
         SampleError: a file is missing or broken, an annotation refers to an image or category that
             the file does not have, or its outline cannot be drawn; the message names it.
     """
-    path, folder = _find(Path(source), image_folder)
+    path = Path(source) / "instances.json" if Path(source).is_dir() else Path(source)
+    folder = path.parent / "images" if image_folder is None else Path(image_folder)
+    if not path.is_file():
+        raise SampleError(f"There is no annotation file {path}; give a folder with instances.json and "
+                          "images/, or the annotation file and the folder of its photos.")
+    if not folder.is_dir():
+        raise SampleError(f"There is no folder of photos {folder}; name it as image_folder, or put the "
+                          "photos into images/ beside the annotation file.")
     coco = read_annotations(path)
     by_image: dict[Any, list[Record]] = {}
     for annotation in coco.annotations.values():
@@ -68,6 +74,19 @@ class CocoFile:
         """``(H, W)`` of an image, in pixels."""
         image = self.images[image_id]
         return int(image["height"]), int(image["width"])
+
+    def masks(self, image_id: Any, annotations: Sequence[Record], owners: Sequence[int],
+              n: int) -> tuple[AnnotationMasks, dict[str, Any]]:
+        """The masks of ``n`` labels, and their single objects as `Sample` takes them in ``meta``.
+
+        ``annotations`` are checked ones of the image, ``owners`` the number of each one's label.
+        """
+        size, outlines = self.size(image_id), [annotation["segmentation"] for annotation in annotations]
+        groups = tuple(tuple(o for o, owner in zip(outlines, owners, strict=True) if owner == label)
+                       for label in range(n))
+        return AnnotationMasks(groups, size), {
+            "instance_masks": AnnotationMasks(tuple((o,) for o in outlines), size),
+            "instance_owners": tuple(owners)}
 
     def check(self, annotation: Record) -> None:
         """Raise `BadRow` unless the annotation can be drawn on its image."""
@@ -132,7 +151,7 @@ def draw_outline(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, Mapping):
         segmentation = [segmentation]
     if isinstance(segmentation[0], Mapping):
-        return np.logical_or.reduce([_unpacked(code["counts"], size) for code in segmentation])
+        return np.logical_or.reduce([_unpacked(code, size) for code in segmentation])
     return _draw_polygons(_drawable(segmentation), size)
 
 
@@ -148,8 +167,13 @@ def read_annotations(path: str | Path) -> CocoFile:
     if not isinstance(data, dict):
         raise SampleError(f"Annotation file {path} holds no JSON object; give a COCO file.")
     images, annotations, categories = (_by_id(list_of(data, path, name), name, path) for name in _TABLES)
-    for image in images.values():
-        _check_image(image, path)
+    for identity, image in images.items():
+        sides = [image.get("height"), image.get("width")]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise SampleError(f"Image {identity!r} of {path} has the height and width {sides}; both must "
+                              "be whole numbers of pixels.")
+        if not isinstance(image.get("file_name"), str):
+            raise SampleError(f"Image {identity!r} of {path} has no file_name; add it.")
     names: dict[Any, str] = {}
     for identity, category in categories.items():
         name = category.get("name")
@@ -166,35 +190,17 @@ def is_known(identity: Any, table: Mapping[Any, Any]) -> bool:
     return isinstance(identity, (int, str)) and identity in table
 
 
-def _find(source: Path, image_folder: str | Path | None) -> tuple[Path, Path]:
-    """Annotation file and folder of photos."""
-    path = source / "instances.json" if source.is_dir() else source
-    folder = path.parent / "images" if image_folder is None else Path(image_folder)
-    if not path.is_file():
-        raise SampleError(f"There is no annotation file {path}; give a folder with instances.json and "
-                          "images/, or the annotation file and the folder of its photos.")
-    if not folder.is_dir():
-        raise SampleError(f"There is no folder of photos {folder}; name it as image_folder, or put the "
-                          "photos into images/ beside the annotation file.")
-    return path, folder
-
-
 def _photo_sample(coco: CocoFile, image_id: Any, annotations: list[Record], folder: Path,
                   split: str) -> Sample:
     present = {annotation["category_id"] for annotation in annotations}
     categories = [category for category in coco.categories if category in present]
-    owners = tuple(categories.index(annotation["category_id"]) for annotation in annotations)
-    outlines = [annotation["segmentation"] for annotation in annotations]
-    groups = tuple(tuple(o for o, owner in zip(outlines, owners) if owner == label)
-                   for label in range(len(categories)))
-    image, size = folder / coco.images[image_id]["file_name"], coco.size(image_id)
+    owners = [categories.index(annotation["category_id"]) for annotation in annotations]
+    masks, objects = coco.masks(image_id, annotations, owners, len(categories))
+    image = folder / coco.images[image_id]["file_name"]
     check_photo(image, f"image {image_id!r} of {coco.path}", verify=False)
-    meta = {"image_id": image_id, "ann_ids": tuple(annotation["id"] for annotation in annotations),
-            "instance_masks": AnnotationMasks(tuple((o,) for o in outlines), size),
-            "instance_owners": owners}
+    meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects}
     labels = tuple(coco.categories[category] for category in categories)
-    return Sample(f"{coco.path.parent.name}/{image_id}", image, labels, AnnotationMasks(groups, size),
-                  "semantic", split, meta=meta)
+    return Sample(f"{coco.path.parent.name}/{image_id}", image, labels, masks, "semantic", split, meta=meta)
 
 
 def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
@@ -206,15 +212,6 @@ def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
                               "is missing or occurs twice; give each its own.")
         table[identity] = row
     return table
-
-
-def _check_image(image: Record, path: Path) -> None:
-    sides = [image.get("height"), image.get("width")]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise SampleError(f"Image {image['id']!r} of {path} has the height and width {sides}; both must "
-                          "be whole numbers of pixels.")
-    if not isinstance(image.get("file_name"), str):
-        raise SampleError(f"Image {image['id']!r} of {path} has no file_name; add it.")
 
 
 def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
@@ -237,18 +234,15 @@ def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
 
 def are_numbers(values: Any) -> bool:
     """Whether this is a sequence of finite numbers."""
-    if not isinstance(values, Sequence):
-        return False
-    if not _NUMBERS.issuperset(map(type, values)):  # a subclass, if it is any number at all
-        return all(isinstance(n, (int, float)) and math.isfinite(n) for n in values)
-    return all(map(math.isfinite, values))
+    return (isinstance(values, Sequence) and all(isinstance(n, (int, float)) for n in values)
+            and all(map(math.isfinite, values)))
 
 
 def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> None:
     """Refuse coordinates in another unit, which would be drawn as nothing or as something else."""
     height, width = size
-    x0, x1 = min(min(p[0::2]) for p in polygons), max(max(p[0::2]) for p in polygons)
-    y0, y1 = min(min(p[1::2]) for p in polygons), max(max(p[1::2]) for p in polygons)
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
     if min(height, width) > 8 and min(x0, y0) >= 0 and max(x1, y1) <= 1:
         raise ValueError("has coordinates between 0 and 1 only; multiply them by width and height: "
                          "COCO counts in pixels.")
@@ -262,10 +256,9 @@ def _check_code(code: Record, size: tuple[int, int]) -> None:
     if code.get("size") not in (list(size), tuple(size)):
         raise ValueError(f"has a run-length code for (height, width) {code.get('size')}, but its image "
                          f"has {list(size)}; use the outline that was drawn on this image.")
-    counts = code.get("counts")
     try:
-        runs = read_runs(counts) if isinstance(counts, (str, bytes)) else list(counts or ())
-    except ValueError:
+        runs = list(_runs(code))
+    except (KeyError, TypeError, ValueError):
         runs = []
     whole = all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(runs) != size[0] * size[1]:
@@ -299,12 +292,17 @@ def read_runs(counts: str | bytes) -> list[int]:
     return runs
 
 
-def _unpacked(counts: str | bytes | list[int], size: tuple[int, int]) -> np.ndarray:
+def _runs(code: Record) -> Sequence[int]:
+    """Run lengths of a code, compressed or not."""
+    return read_runs(code["counts"]) if isinstance(code["counts"], (str, bytes)) else code["counts"]
+
+
+def _unpacked(code: Record, size: tuple[int, int]) -> np.ndarray:
     """bool ``(H, W)`` of run lengths down the columns, of which the first is background.
 
     The array lies in memory as it was read, column by column.
     """
-    runs = read_runs(counts) if isinstance(counts, (str, bytes)) else counts
+    runs = _runs(code)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
@@ -312,18 +310,13 @@ def _draw_polygons(polygons: list[list[float]], size: tuple[int, int]) -> np.nda
     """bool ``(H, W)``: the union, merged as run lengths so that overlaps cannot wrap around."""
     from pycocotools import mask as coco_mask
 
-    mask = _unpacked(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"], size)
+    mask = _unpacked(coco_mask.merge(coco_mask.frPyObjects(polygons, *size)), size)
     if not mask.any():
-        mask[_middle_pixel(polygons, size)] = True
+        middle = np.floor([np.mean(polygons[0][1::2]), np.mean(polygons[0][0::2])])
+        mask[tuple(np.clip(middle, 0, np.subtract(size, 1)).astype(int))] = True
     return mask
 
 
 def _drawable(polygons: Sequence[Any]) -> list[Any]:
     """The polygons with an inside; pycocotools would take two points for a box."""
     return [list(polygon) for polygon in polygons if len(polygon) >= 6]
-
-
-def _middle_pixel(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[int, int]:
-    x, y = np.mean(polygons[0][0::2]), np.mean(polygons[0][1::2])
-    row, col = (int(np.clip(np.floor(v), 0, n - 1)) for v, n in zip((y, x), size, strict=True))
-    return row, col

@@ -11,16 +11,14 @@ into "no target".
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..codec.encodings import DescriptorError, check_labels
 from .sample import Sample, SampleError, image_size, size_text
@@ -36,10 +34,10 @@ Record = Mapping[str, Any]
 
 
 class Excluded(NamedTuple):
-    """One thing that a data set leaves out.
+    """One sample that a data set leaves out.
 
     Attributes:
-        id: of the sample, where it has one; else of the annotation or file.
+        id: of the sample.
         reason: a few words, the same for all of a kind, such as "missing image".
         detail: the whole sentence: which file and row, and what to do.
     """
@@ -69,60 +67,108 @@ class Dataset(Sequence):
     ``dataset[i]`` is a `t4s_helpers.data.sample.Sample` and ``dataset[a:b]`` again a data set. The
     order is that of the files. Instances can be sent to other processes.
 
+    A reader lists its rows, one of any kind for each sample, and has four methods: what the sample's id
+    and image are, whether it can be used (`check`), and the sample itself (`make`).
+
+    Args:
+        source: file or folder that is read; messages name it.
+        rows: of all samples that it lists.
+        published: the number of samples that the split should have; several where releases differ.
+        listed: the number to compare with it, if not that of the rows.
+        counts: one of `COUNTS`, what another number is.
+        bad: one of `BAD`.
+        verify: whether image headers are read too.
+
     Attributes:
         name, split, task: as in `t4s_helpers.data.load`.
         classes: of a semantic data set (``classes[k-1]`` is value ``k`` of a class map), else empty.
         background, ignore_index: of a semantic data set, what value 0 of its class maps means to
             `MeanIoU`, and the value of pixels that are never scored; else None.
+        rows: of the samples that can be used.
         excluded: what is left out, as `Excluded`; ``len(dataset)`` does not count it.
+
+    Raises:
+        SampleError: an unknown word for ``counts`` or ``bad``, another number of samples than published,
+            or a row that cannot be used, unless these are to be excluded.
     """
 
+    classes: tuple[str, ...] = ()
     background: str | None = None
     ignore_index: int | None = None
 
-    def __init__(self, name: str, split: str, task: str, classes: Sequence[str] = (),
-                 excluded: Sequence[Excluded] = ()):
-        self.name, self.split, self.task = name, split, task
-        self.classes, self.excluded = tuple(classes), tuple(excluded)
+    def __init__(self, name: str, split: str, task: str, source: Path, rows: Sequence[Any],
+                 published: int | Sequence[int] | None = None, listed: int | None = None,
+                 counts: str = "strict", bad: str = "refuse", verify: bool = True):
+        choose("counts", counts, COUNTS)
+        choose("bad", bad, BAD)
+        self.name, self.split, self.task, self.source, self.verify = name, split, task, source, verify
+        _check_count(f"{split!r} of {source}", len(rows) if listed is None else listed, published, counts)
+        self.rows, excluded, ids = [], [], set()
+        self._fine: set[tuple[Path, Any]] = set()
+        for row in progress(rows, f"{name} {split}"):
+            row_id = self.row_id(row)
+            try:
+                self.check(row)
+                if row_id in ids:
+                    raise BadRow("duplicated id", f"{row_id} occurs twice in {source}; fetch the "
+                                 "official file.")
+            except BadRow as fault:
+                if bad == "refuse" and not fault.harmless:
+                    raise
+                excluded.append(Excluded(row_id, fault.reason, str(fault)))
+            else:
+                ids.add(row_id)
+                self.rows.append(row)
+        self.excluded = tuple(excluded)
+        self._fine.clear()
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def row_id(self, row: Any) -> str:
+        """The id of a row's sample, unique in the data set; also of a row that cannot be used."""
 
     @abstractmethod
-    def id(self, index: int) -> str:
-        """The id of sample ``index``, without making it; unique in the data set."""
+    def row_image(self, row: Any) -> Path:
+        """The image file of a row's sample; the same for all samples of an image."""
 
     @abstractmethod
-    def image(self, index: int) -> Path:
-        """The image file of sample ``index``, without making it; the same for all its samples."""
+    def check(self, row: Any) -> None:
+        """Raise `BadRow` unless a row can be used."""
 
     @abstractmethod
-    def sample(self, index: int) -> Sample:
-        """Sample ``index`` (from 0, not negative)."""
+    def make(self, row: Any) -> Sample:
+        """The sample of a row."""
+
+    def check_image(self, path: Path, owner: str, size: tuple[int, int] | None = None) -> None:
+        """`check_photo`; while a data set is opened, each photo is looked at once."""
+        if (path, size) not in self._fine:
+            check_photo(path, owner, size, self.verify)
+            self._fine.add((path, size))
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(f"Sample {index} of {self}")
-        return self.sample(int(at))
+        return self.make(self.rows[index])
 
     def __repr__(self) -> str:
         left_out = f", {len(self.excluded)} excluded" if self.excluded else ""
         return f"<{self.name} {self.split}: {len(self)} {self.task} samples{left_out}>"
 
-    def ids(self) -> Iterator[str]:
-        """The ids in order."""
-        return (self.id(index) for index in range(len(self)))
+    def id(self, index: int) -> str:
+        """The id of sample ``index``, without making it."""
+        return self.row_id(self.rows[index])
+
+    def image(self, index: int) -> Path:
+        """The image file of sample ``index``, without making it."""
+        return self.row_image(self.rows[index])
 
     def subset(self, indices: Sequence[int]) -> Dataset:
-        """The samples with these numbers, in this order, as a data set."""
-        return Subset(self, np.asarray(indices, dtype=np.int64))
-
-    def shuffled(self, seed: int) -> Dataset:
-        """All samples in an order that ``seed`` alone decides."""
-        return self.subset(np.random.default_rng([seed, 17]).permutation(len(self)))
+        """The samples with these numbers, in this order, as a data set; no annotation is copied."""
+        part = copy.copy(self)
+        part.rows = [self.rows[index] for index in indices]
+        return part
 
     def by_image(self) -> list[list[int]]:
         """Numbers of the samples that share an image, in the order of each image's first one.
@@ -130,8 +176,8 @@ class Dataset(Sequence):
         The features of an image then need to be computed once.
         """
         groups: dict[str, list[int]] = {}
-        for index in range(len(self)):
-            groups.setdefault(str(self.image(index)), []).append(index)
+        for index, row in enumerate(self.rows):
+            groups.setdefault(str(self.row_image(row)), []).append(index)
         return list(groups.values())
 
     def exclusions(self) -> list[dict[str, Any]]:
@@ -142,103 +188,19 @@ class Dataset(Sequence):
                 for reason, n in counts.most_common()]
 
 
-class Subset(Dataset):
-    """Some samples of a data set in an order of its own; nothing is copied."""
-
-    def __init__(self, whole: Dataset, indices: np.ndarray):
-        if len(indices) and not -len(whole) <= indices.min() <= indices.max() < len(whole):
-            raise IndexError(f"Samples {indices.min()} to {indices.max()} of {whole}")
-        super().__init__(whole.name, whole.split, whole.task, whole.classes, whole.excluded)
-        self.background, self.ignore_index = whole.background, whole.ignore_index
-        self.whole, self.indices = whole, indices % max(1, len(whole))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def id(self, index: int) -> str:
-        return self.whole.id(int(self.indices[index]))
-
-    def image(self, index: int) -> Path:
-        return self.whole.image(int(self.indices[index]))
-
-    def sample(self, index: int) -> Sample:
-        return self.whole.sample(int(self.indices[index]))
-
-
-class Inspection:
-    """What is checked while a data set is opened; it collects what cannot be used, or refuses it.
-
-    Args:
-        published: the number of samples that the split should have; several where releases differ.
-        counts: one of `COUNTS`, what another number is.
-        bad: one of `BAD`.
-        verify: whether image headers are read too.
-
-    Raises:
-        SampleError: an unknown word for ``counts`` or ``bad``.
-    """
-
-    def __init__(self, published: int | Sequence[int] | None = None, counts: str = "strict",
-                 bad: str = "refuse", verify: bool = True):
-        choose("counts", counts, COUNTS)
-        choose("bad", bad, BAD)
-        self.published, self.counts, self.bad, self.verify = published, counts, bad, verify
-        self.excluded: list[Excluded] = []
-        self._ids: set[str] = set()
-        self._photos: dict[tuple[Path, Any], BadRow | None] = {}
-
-    def leave_out(self, name: str, fault: BadRow) -> None:
-        """Note that ``name`` is left out because of ``fault``, or raise it."""
-        if self.bad == "refuse" and not fault.harmless:
-            raise fault
-        self.excluded.append(Excluded(name, fault.reason, str(fault)))
-
-    @contextmanager
-    def row(self, name: str) -> Iterator[None]:
-        """Leave ``name`` out if what is done within this context finds it unusable."""
-        try:
-            yield
-        except BadRow as fault:
-            self.leave_out(name, fault)
-
-    def unique(self, name: str) -> None:
-        """Of samples with the same id, only the first can stay."""
-        if name in self._ids:
-            raise BadRow("duplicated id", f"{name} occurs twice in its file; fetch the official file.")
-        self._ids.add(name)
-
-    def label(self, text: str, name: str) -> None:
-        """Whether an expression can be a label ("others" and empty ones cannot)."""
-        try:
-            check_labels((text,))
-        except DescriptorError as error:
-            raise BadRow("expression that cannot be a label", f"{name} ({text!r}): {error}",
-                         harmless=True) from error
-
-    def photo(self, path: Path, owner: str, size: tuple[int, int] | None = None) -> None:
-        """`check_photo`, with each photo looked at once."""
-        if (path, size) not in self._photos:
-            try:
-                check_photo(path, owner, size, self.verify)
-                self._photos[path, size] = None
-            except BadRow as fault:
-                self._photos[path, size] = fault
-        if fault := self._photos[path, size]:
-            raise fault
-
-    def count(self, found: int, what: str) -> None:
-        """Compare the number of samples in a file with the published one."""
-        known = (self.published,) if isinstance(self.published, int) else tuple(self.published or ())
-        if self.counts == "off" or not known or found in known:
-            return
-        message = (
-            f"{what} holds {found:,} samples instead of the {' or '.join(f'{n:,}' for n in known)} "
-            "that are published, so its scores cannot be compared with anyone's. Fetch the official "
-            "files; for a subset on purpose pass counts='warn' or counts='off'."
-        )
-        if self.counts == "strict":
-            raise SampleError(message)
-        warnings.warn(message, stacklevel=3)
+def _check_count(what: str, found: int, published: int | Sequence[int] | None, counts: str) -> None:
+    """Compare the number of samples in a file with the published one."""
+    known = (published,) if isinstance(published, int) else tuple(published or ())
+    if counts == "off" or not known or found in known:
+        return
+    message = (
+        f"{what} holds {found:,} samples instead of the {' or '.join(f'{n:,}' for n in known)} "
+        "that are published, so its scores cannot be compared with anyone's. Fetch the official "
+        "files; for a subset on purpose pass counts='warn' or counts='off'."
+    )
+    if counts == "strict":
+        raise SampleError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
@@ -259,54 +221,73 @@ def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
                      "photos that were annotated.")
 
 
+def check_annotation(path: Path) -> None:
+    """Raise `BadRow` where an annotation file is missing."""
+    if not path.is_file():
+        raise BadRow("missing annotation",
+                     f"Annotation file {path} does not exist; unpack the annotations again.")
+
+
+def check_label(text: str, name: str) -> None:
+    """Raise `BadRow` for an expression that cannot be a label ("others" and empty ones)."""
+    try:
+        check_labels((text,))
+    except DescriptorError as error:
+        raise BadRow("expression that cannot be a label", f"{name} ({text!r}): {error}",
+                     harmless=True) from error
+
+
+def needed(row: Any, source: Path, *names: str) -> list[Any]:
+    """The entries ``names`` of a row of ``source``, or a `BadRow` that says which are absent."""
+    absent = [name for name in names if not isinstance(row, dict) or name not in row]
+    if absent:
+        raise BadRow("incomplete row", f"A row of {source} lacks {', '.join(absent)}: "
+                     f"{' '.join(str(row).split())[:120]}; fetch the official file.")
+    return [row[name] for name in names]
+
+
 def choose(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse an option's value that is not among the known ones."""
     if value not in known:
         raise SampleError(f"{name}={value!r} is not known; choose one of {', '.join(known)}.")
 
 
-def progress(rows: Sequence[Any], name: str, unit: str, least: int = 20_000):
-    """The rows, with a progress bar where there are at least so many."""
+def progress(rows: Sequence[Any], name: str):
+    """The rows, with a progress bar where they take more than three seconds."""
     from tqdm.auto import tqdm
 
-    return tqdm(rows, name, unit=f" {unit}", disable=len(rows) < least)
+    return tqdm(rows, name, delay=3)
 
 
-def read_json(path: Path, what: str = "Annotation file") -> Any:
+def first_there(root: Path, *names: str) -> Path:
+    """The first of these files or folders below ``root`` that exists, else the first."""
+    return next((root / name for name in names if (root / name).exists()), root / names[0])
+
+
+def read_json(path: Path, what: str = "Annotation file", lines: bool = False) -> Any:
     """The content of a JSON file.
 
     A file of RefCOCO's size (135 MB, 197,000 outlines) takes 9 seconds and 0.85 GB.
 
     Args:
         what: how messages call the file.
+        lines: each line is a content of its own; returns a list of them.
 
     Raises:
-        SampleError: the file is missing or is no JSON; the message names it.
+        SampleError: the file is missing or is no JSON; the message names it, and the line.
     """
     if not path.is_file():
         raise SampleError(f"{what} {path} does not exist; check the path.")
+    found = []
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        for part in text.rstrip().split("\n") if lines else [text]:
+            found.append(json.loads(part))
     except (OSError, ValueError, RecursionError) as error:
-        raise SampleError(f"{what} {path} cannot be read as JSON ({error}); it may be cut short: "
+        where = f"line {len(found) + 1}: " if lines else ""
+        raise SampleError(f"{what} {path} cannot be read as JSON ({where}{error}); it may be cut short: "
                           "fetch or export it again.") from error
-
-
-def read_json_lines(path: Path) -> list[Record]:
-    """The rows of a file with one JSON object a line; a `SampleError` names file and line."""
-    if not path.is_file():
-        raise SampleError(f"Annotation file {path} does not exist; check the path.")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-            fine = not rows or isinstance(rows[-1], dict)
-        except ValueError:
-            fine = False
-        if not fine:
-            raise SampleError(f"Line {number} of {path} is no JSON object; it may be cut short: "
-                              "fetch the file again.")
-    return rows
+    return found if lines else found[0]
 
 
 def list_of(data: Any, path: Path, name: str = "") -> list[Record]:

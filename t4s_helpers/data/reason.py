@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import BadRow, Dataset, Inspection
+from .dataset import BadRow, Dataset, check_annotation, check_label
 from .sample import Sample, SampleError, image_size, size_text
 
 _TARGET, _IGNORED = 1, 255
@@ -39,64 +39,54 @@ class ReasonSeg(Dataset):
     One sample per image with its first instruction, as the benchmark is scored; in ``train`` one
     for each instruction. ``meta["ignore"]`` is a mask source of pixels that are not scored. The rules
     of the release hold: corners in whole pixels, outlines included, and where polygons overlap the
-    smaller one counts. ``checks`` are those of `t4s_helpers.data.dataset.Inspection`; images are
+    smaller one counts. ``checks`` are those of `t4s_helpers.data.dataset.Dataset`; images are
     what is counted.
     """
 
     def __init__(self, root: str | Path, split: str = "val", **checks: Any):
-        super().__init__("reasonseg", split, "res")
         folder = Path(root) / split
         if not folder.is_dir():
             raise SampleError(f"There is no folder {folder}; unpack ReasonSeg's {split}.zip there.")
         stems = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".jpg")})
-        self._items: list[tuple[Path, int]] = []
-        inspection = Inspection(**checks)
-        for stem in stems:
-            path = folder / f"{stem}.json"
-            with inspection.row(self._name(path, 0)):
-                self._inspect(path, inspection)
-        self.excluded = tuple(inspection.excluded)
-        inspection.count(len(stems), f"{folder}")
+        paths = [folder / f"{stem}.json" for stem in stems]
+        rows = [(path, k) for path in paths for k in range(_n_texts(path) if split == "train" else 1)]
+        super().__init__("reasonseg", split, "res", folder, rows, listed=len(paths), **checks)
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def row_id(self, row: tuple[Path, int]) -> str:
+        return f"reasonseg/{self.split}/{row[0].stem}/{row[1]}"
 
-    def id(self, index: int) -> str:
-        return self._name(*self._items[index])
+    def row_image(self, row: tuple[Path, int]) -> Path:
+        return row[0].with_suffix(".jpg")
 
-    def image(self, index: int) -> Path:
-        return self._items[index][0].with_suffix(".jpg")
+    def check(self, row: tuple[Path, int]) -> None:
+        texts, _, shapes = _read(row[0])
+        self.check_image(self.row_image(row), str(row[0]))
+        if self.verify:
+            _check_shapes(row[0], shapes, image_size(self.row_image(row)))
+        check_label(texts[row[1]], self.row_id(row))
 
-    def sample(self, index: int) -> Sample:
-        path, k = self._items[index]
+    def make(self, row: tuple[Path, int]) -> Sample:
+        path, k = row
         texts, is_sentence, _ = _read(path)
-        shape = (1, *image_size(self.image(index)))
+        image = self.row_image(row)
+        shape = (1, *image_size(image))
         meta = {"ignore": ReasonMask(path, shape, _IGNORED), "is_sentence": is_sentence,
                 "dataset": self.name}
-        return Sample(self._name(path, k), self.image(index), (texts[k],), ReasonMask(path, shape), "res",
-                      self.split, meta=meta)
+        return Sample(self.row_id(row), image, (texts[k],), ReasonMask(path, shape), "res", self.split,
+                      meta=meta)
 
-    def _name(self, path: Path, k: int) -> str:
-        return f"reasonseg/{self.split}/{path.stem}/{k}"
 
-    def _inspect(self, path: Path, inspection: Inspection) -> None:
-        texts, _, shapes = _read(path)
-        image = path.with_suffix(".jpg")
-        inspection.photo(image, str(path))
-        if inspection.verify:
-            _check_shapes(path, shapes, image_size(image))
-        for k, text in enumerate(texts if self.split == "train" else texts[:1]):
-            name = self._name(path, k)
-            with inspection.row(name):
-                inspection.label(text, name)
-                self._items.append((path, k))
+def _n_texts(path: Path) -> int:
+    """How many instructions a file has; 1 where it cannot be read, which its check will tell."""
+    try:
+        return len(_read(path)[0])
+    except BadRow:
+        return 1
 
 
 def _read(path: Path) -> tuple[list[str], bool, list[dict[str, Any]]]:
     """Instructions, whether they are sentences, and polygons of an annotation file."""
-    if not path.is_file():
-        raise BadRow("missing annotation", f"Annotation file {path} does not exist; unpack "
-                     "ReasonSeg again.")
+    check_annotation(path)
     try:
         data = path.read_bytes()
         try:

@@ -18,17 +18,17 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .coco import AnnotationMasks, is_known, read_annotations
-from .dataset import BadRow, Dataset, Inspection, Record, list_of, progress, read_json
+from .coco import is_known, read_annotations
+from .dataset import (
+    BadRow, Dataset, Record, check_label, choose, first_there, list_of, needed, read_json,
+)
 from .sample import Sample, SampleError
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where a data set keeps its photos, and the splittings that exist of it.
 
     ``any_number``: an expression may have several targets or none.
@@ -50,7 +50,6 @@ DATASETS = {
 }
 """The data sets; all but gRefCOCO have one target per expression."""
 
-_REF_KEYS = ("ref_id", "image_id", "ann_id", "split", "sentences")
 _NO_TARGET = -1
 
 
@@ -61,7 +60,7 @@ class ReferDataset(Dataset):
         root: folder with the layout shown above.
         dataset, split_by: a key of `DATASETS` and one of its splittings (by default the first).
         split: ``"train"``, ``"val"``, ``"testA"``, ... ; None for all of them.
-        checks: see `t4s_helpers.data.dataset.Inspection`; sentences are what is counted.
+        checks: see `t4s_helpers.data.dataset.Dataset`; sentences are what is counted.
 
     Samples have the task ``res`` (gRefCOCO: ``gres``), the photo as a path, the sentence as the one
     label, and its mask drawn when it is asked for: the union of the targets, which may be none.
@@ -77,78 +76,55 @@ class ReferDataset(Dataset):
 
     def __init__(self, root: str | Path, dataset: str = "refcoco", split_by: str | None = None,
                  split: str | None = None, **checks: Any):
-        if dataset not in DATASETS:
-            raise SampleError(f"There is no data set {dataset!r}; choose one of {', '.join(DATASETS)}.")
+        choose("dataset", dataset, tuple(DATASETS))
         layout = DATASETS[dataset]
-        super().__init__(dataset, split or "all", "gres" if layout.any_number else "res")
         self.split_by, self.any_number = split_by or layout.split_bys[0], layout.any_number
         self.photos = Path(root) / layout.photos
-        self.path = _find(Path(root), dataset, layout, self.split_by)
-        inspection = Inspection(**checks)
-        refs = _of_split(_read_refs(self.path), split, self.path)
-        self.coco = read_annotations(Path(root) / dataset / "instances.json")
-        self._items: list[tuple[Record, Record]] = []
-        listed = sum(self._inspect(*row, inspection) for row in progress(refs, self.path.name, "refs"))
-        self.excluded = tuple(inspection.excluded)
-        inspection.count(listed, f"{split!r} of {self.path}")
+        path = _find(Path(root), dataset, layout, self.split_by)
+        refs = _read_refs(path)
+        splits = sorted({str(ref.get("split")) for ref in refs})
+        if split is not None and split not in splits:
+            raise SampleError(f"{path} has no split {split!r}; it has {', '.join(splits) or 'none'}.")
+        self.coco, self._checked = read_annotations(Path(root) / dataset / "instances.json"), None
+        rows = [(ref, sentence) for ref in refs if split in (None, str(ref.get("split")))
+                for sentence in _sentences(ref)]
+        super().__init__(dataset, split or "all", "gres" if self.any_number else "res", path, rows,
+                         **checks)
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def row_id(self, row: tuple[Record, Any]) -> str:
+        ref, sentence = row
+        number = sentence.get("sent_id") if isinstance(sentence, dict) else None
+        return f"{self.name}({self.split_by})/{ref.get('ref_id')}/{number}"
 
-    def id(self, index: int) -> str:
-        return self._name(*self._items[index])
+    def row_image(self, row: tuple[Record, Any]) -> Path:
+        return self.photos / self.coco.images[row[0]["image_id"]]["file_name"]
 
-    def image(self, index: int) -> Path:
-        return self.photos / self.coco.images[self._items[index][0]["image_id"]]["file_name"]
-
-    def sample(self, index: int) -> Sample:
-        ref, sentence = self._items[index]
+    def make(self, row: tuple[Record, Any]) -> Sample:
+        ref, sentence = row
         annotations = self._targets(ref)
-        outlines, size = tuple(one["segmentation"] for one in annotations), self.coco.size(ref["image_id"])
+        masks, objects = self.coco.masks(ref["image_id"], annotations, [0] * len(annotations), 1)
         meta = {"dataset": self.name, "split_by": self.split_by, "ref_id": ref["ref_id"],
                 "sent_id": sentence.get("sent_id"), "image_id": ref["image_id"],
                 "ann_ids": tuple(one["id"] for one in annotations),
-                "category": ", ".join(self.coco.categories[one["category_id"]] for one in annotations)}
-        if len(annotations) > 1:
-            meta["instance_masks"] = AnnotationMasks(tuple((o,) for o in outlines), size)
-            meta["instance_owners"] = (0,) * len(outlines)
-        return Sample(self._name(ref, sentence), self.image(index), (sentence["sent"],),
-                      AnnotationMasks((outlines,), size), self.task, str(ref["split"]), meta=meta)
+                "category": ", ".join(self.coco.categories[one["category_id"]] for one in annotations),
+                **(objects if len(annotations) > 1 else {})}
+        return Sample(self.row_id(row), self.row_image(row), (sentence["sent"],), masks, self.task,
+                      str(ref["split"]), meta=meta)
 
-    def _name(self, ref: Record, sentence: Any) -> str:
-        number = sentence.get("sent_id") if isinstance(sentence, dict) else None
-        return f"{self.name}({self.split_by})/{ref['ref_id']}/{number}"
+    def check(self, row: tuple[Record, Any]) -> None:
+        ref, sentence = row
+        if ref is not self._checked:  # the sentences of a reference follow one another
+            self._check_reference(ref)
+            self._checked = ref
+        if not isinstance(sentence, dict) or not isinstance(sentence.get("sent"), str):
+            raise BadRow("sentence without text", f"Reference {ref['ref_id']!r} of {self.source} has a "
+                         "sentence without text; fetch the official file.")
+        check_label(sentence["sent"], self.row_id(row))
 
-    def _inspect(self, number: int, ref: Record, inspection: Inspection) -> int:
-        """Note which sentences of a reference can be used; returns how many it lists."""
-        sentences = ref["sentences"] if isinstance(ref.get("sentences"), list) else []
-        try:
-            self._check(ref, number, inspection)
-        except BadRow as fault:
-            names = [self._name(ref, sentence) for sentence in sentences] if "ref_id" in ref else []
-            for name in names or [f"{self.path.name}, reference number {number}"]:
-                inspection.leave_out(name, fault)
-            return len(sentences)
-        for sentence in sentences:
-            name = self._name(ref, sentence)
-            with inspection.row(name):
-                inspection.label(sentence["sent"], name)
-                inspection.unique(name)
-                self._items.append((ref, sentence))
-        return len(sentences)
-
-    def _check(self, ref: Record, number: int, inspection: Inspection) -> None:
+    def _check_reference(self, ref: Record) -> None:
         """Raise `BadRow` unless a reference, its targets and its photo can be used."""
-        absent = [key for key in _REF_KEYS if key not in ref]
-        if absent:
-            raise BadRow("incomplete reference", f"Reference number {number} of {self.path} lacks "
-                         f"{', '.join(absent)}; fetch the official file.")
-        where = f"Reference {ref['ref_id']!r} of {self.path}"
-        if not isinstance(ref["sentences"], list) or not all(
-                isinstance(s, dict) and isinstance(s.get("sent"), str) for s in ref["sentences"]):
-            raise BadRow("sentence without text", f"{where} has a sentence without text; fetch the "
-                         "official file.")
-        image_id = ref["image_id"]
+        number, image_id, *_ = needed(ref, self.source, "ref_id", "image_id", "ann_id", "split", "sentences")
+        where = f"Reference {number!r} of {self.source}"
         for annotation in self._targets(ref):
             self.coco.check(annotation)
             if annotation["image_id"] != image_id:
@@ -158,16 +134,16 @@ class ReferDataset(Dataset):
         if not is_known(image_id, self.coco.images):
             raise BadRow("unknown image", f"{where} is about image {image_id!r}, which "
                          f"{self.coco.path} does not list; fetch the complete file.")
-        inspection.photo(self.photos / self.coco.images[image_id]["file_name"],
+        self.check_image(self.photos / self.coco.images[image_id]["file_name"],
                          f"image {image_id!r} of {self.coco.path}", self.coco.size(image_id))
 
     def _targets(self, ref: Record) -> list[Record]:
         """The annotations that a reference names."""
-        numbers = _target_ids(ref, self.path) if self.any_number else [ref["ann_id"]]
+        numbers = _target_ids(ref, self.source) if self.any_number else [ref["ann_id"]]
         for number in numbers:
             if not is_known(number, self.coco.annotations):
                 raise BadRow("unknown annotation",
-                             f"Reference {ref['ref_id']!r} of {self.path} names annotation {number!r}, "
+                             f"Reference {ref['ref_id']!r} of {self.source} names annotation {number!r}, "
                              f"which {self.coco.path} does not have; use the two files of one "
                              "distribution.")
         return [self.coco.annotations[number] for number in numbers]
@@ -184,7 +160,7 @@ def load_refer(root: str | Path, dataset: str = "refcoco", split_by: str | None 
     if data.excluded:
         shown = ", ".join(one.detail for one in data.excluded[:5])
         warnings.warn(
-            f"{len(data.excluded)} sentences of {data.path} cannot be labels and were left out: "
+            f"{len(data.excluded)} sentences of {data.source} cannot be labels and were left out: "
             f"{shown}{', ...' if len(data.excluded) > 5 else ''}", stacklevel=2)
     return list(data)
 
@@ -192,10 +168,9 @@ def load_refer(root: str | Path, dataset: str = "refcoco", split_by: str | None 
 def _find(root: Path, dataset: str, layout: Layout, split_by: str) -> Path:
     """The file of expressions; whatever is missing of the layout is named."""
     stem, ending = ("grefs", ".json") if layout.any_number else ("refs", ".p")
-    names = [f"{stem}({split_by}){end}" for end in (ending, ".json", ".p")]
-    path = next((p for p in (root / dataset / n for n in names) if p.exists()), root / dataset / names[0])
-    needed = (path, root / dataset / "instances.json", root / layout.photos)
-    missing = [path for path in needed if not path.exists()]
+    path = first_there(root / dataset, *(f"{stem}({split_by}){end}" for end in (ending, ".json", ".p")))
+    parts = (path, root / dataset / "instances.json", root / layout.photos)
+    missing = [part for part in parts if not part.exists()]
     if not missing:
         return path
     there = sorted(p.name for p in (root / dataset).glob(f"{stem}(*)*"))
@@ -218,8 +193,12 @@ def _read_refs(path: Path) -> list[Record]:
     """The references of a file, without running what a pickle could carry."""
     if path.suffix == ".json":
         return list_of(read_json(path, "The file of expressions"), path)
+    data = path.read_bytes()
     try:
-        refs = _unpickle(path)
+        try:
+            refs = _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+        except UnicodeDecodeError:  # some official files hold texts of Python 2 in Latin-1
+            refs = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
     except Exception as error:  # a broken pickle can fail in almost any way
         raise SampleError(
             f"{path} was not read, as it is no pickle of plain lists, dicts, texts and numbers "
@@ -228,21 +207,9 @@ def _read_refs(path: Path) -> list[Record]:
     return list_of(refs, path)
 
 
-def _unpickle(path: Path) -> Any:
-    """Some official files were written by Python 2, whose texts may be UTF-8 or Latin-1 bytes."""
-    data = path.read_bytes()
-    try:
-        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
-    except UnicodeDecodeError:
-        return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-
-
-def _of_split(refs: list[Record], split: str | None, path: Path) -> list[tuple[int, Record]]:
-    """The references of a split with their numbers in the file."""
-    if split is not None and split not in {str(ref.get("split")) for ref in refs}:
-        names = sorted({str(ref.get("split")) for ref in refs})
-        raise SampleError(f"{path} has no split {split!r}; it has {', '.join(names) or 'none'}.")
-    return [(number, ref) for number, ref in enumerate(refs) if split in (None, str(ref.get("split")))]
+def _sentences(ref: Record) -> list[Any]:
+    """The sentences of a reference; one None where it has no list of them, so that it is checked."""
+    return ref["sentences"] if isinstance(ref.get("sentences"), list) else [None]
 
 
 def _target_ids(ref: Record, path: Path) -> list[Any]:

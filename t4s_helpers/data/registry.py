@@ -94,7 +94,7 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
     Returns:
         A list of samples for scenes, photos and own files; else a `t4s_helpers.data.dataset.Dataset`:
         ``len``, ``[i]`` (a Sample), ``[a:b]``, ``id(i)``, ``image(i)``, ``by_image()``,
-        ``shuffled(seed)``, ``classes``, ``excluded``, ``exclusions()``. ``llava-665k`` holds
+        ``subset(numbers)``, ``classes``, ``excluded``, ``exclusions()``. ``llava-665k`` holds
         `t4s_helpers.data.mixtures.Conversation` instead of samples.
 
         What samples hand on in ``meta``, beside ids:

@@ -6,21 +6,21 @@ true ones, and ``meta["rule"]`` says how they are compared: ``exact`` or ``vqav2
 `t4s_helpers.evaluation.metrics.VQAAccuracy`, or ``yes-no`` (accuracy and F1 of "yes", POPE). Splits without
 public answers have ``answer=None`` and no answers: they can be asked, not scored.
 
-Each class says where its files come from and how they lie below ``root``. A further data set is one
-class with two methods, `VqaDataset.rows` and `VqaDataset.read`.
+``registry.json`` says where the files come from and how they lie below ``root``. A further data set is
+one class with two methods, `VqaDataset.questions` and `VqaDataset.read`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from .dataset import BadRow, Dataset, Inspection, Record, list_of, progress, read_json, read_json_lines
+from .dataset import BadRow, Dataset, Record, first_there, list_of, needed, read_json
 from .mixtures import Conversation
-from .sample import NoMasks, Sample, SampleError
+from .sample import Sample, SampleError
 
 SHORT = "Answer in one word or a short phrase."
 LETTER = "Answer with the letter of the right choice."
@@ -29,26 +29,24 @@ YES_NO = "Answer yes or no."
 LETTERS = "ABCDEFGHIJ"
 
 
-@dataclass(frozen=True)
-class Item:
-    """What a reader takes from one row; ``number`` is the question's own id."""
+class Item(NamedTuple):
+    """What a reader takes from one row; ``answer`` where it is not the most common of ``answers``."""
 
-    number: Any
     image: Path | None
-    question: str = ""
-    answer: str | None = None
+    question: str
     answers: tuple[str, ...] = ()
-    meta: Record = field(default_factory=dict)
+    meta: Mapping[str, Any] = MappingProxyType({})
+    answer: str | None = None
 
 
 class VqaDataset(Dataset):
     """Questions about images, one sample per question, in the file's order.
 
     Args:
-        root: folder with the layout that the class shows.
+        root: folder with the layout of the data set.
         split: of the data set.
         instruction: ends every question, on a line of its own; empty for none. By default the class's.
-        checks: see `t4s_helpers.data.dataset.Inspection`.
+        checks: see `t4s_helpers.data.dataset.Dataset`.
 
     Attributes:
         title: the data set's name, the beginning of ids.
@@ -58,153 +56,115 @@ class VqaDataset(Dataset):
     title = ""
     rule = "vqav2"
     instruction = SHORT
-    kind = "vqa"
 
     def __init__(self, root: str | Path, split: str, instruction: str | None = None, **checks: Any):
-        super().__init__(self.title, split, self.kind)
-        self.root, inspection = Path(root), Inspection(**checks)
+        self.root, self.split = Path(root), split
         if instruction is not None:
             self.instruction = instruction
-        rows = self.rows()
-        inspection.count(len(rows), f"{split!r} of {self.name}")
-        self._rows = [row for n, row in enumerate(progress(rows, f"{self.name} {split}", "questions"))
-                      if self._usable(n, row, inspection)]
-        self.excluded = tuple(inspection.excluded)
+        super().__init__(self.title, split, "vqa", self.root, self.questions(), **checks)
 
     @abstractmethod
-    def rows(self) -> Sequence[Any]:
-        """The questions of the file."""
+    def questions(self) -> Sequence[tuple[Any, Any]]:
+        """For each question of the file its own id, and what `read` wants to know of it."""
 
     @abstractmethod
-    def read(self, row: Any) -> Item:
-        """What a row holds, or a `t4s_helpers.data.dataset.BadRow`."""
+    def read(self, number: Any, row: Any) -> Item:
+        """What a question holds, or a `t4s_helpers.data.dataset.BadRow`."""
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def row_id(self, row: tuple[Any, Any]) -> str:
+        return f"{self.name}/{self.split}/{row[0]}"
 
-    def id(self, index: int) -> str:
-        return self._name(self.read(self._rows[index]))
+    def row_image(self, row: tuple[Any, Any]) -> Path:
+        return self.read(*row).image
 
-    def image(self, index: int) -> Path:
-        return self.read(self._rows[index]).image
+    def check(self, row: tuple[Any, Any]) -> None:
+        image = self.row_image(row)
+        if image is None:
+            raise BadRow("question without a picture", f"Question {self.row_id(row)} has no picture.",
+                         harmless=True)
+        self.check_image(image, self.row_id(row))
 
-    def sample(self, index: int) -> Sample:
-        item = self.read(self._rows[index])
+    def make(self, row: tuple[Any, Any]) -> Sample:
+        item = self.read(*row)
         question = f"{item.question}\n{self.instruction}" if self.instruction else item.question
-        meta = {"question_id": item.number, "dataset": self.name, "rule": self.rule,
-                "answers": item.answers, **item.meta}
-        return Sample(self._name(item), item.image, (), NoMasks(item.image), "vqa", self.split, question,
-                      item.answer, meta)
+        common = max(item.answers, key=item.answers.count, default=None)  # the first of several
+        meta = {"question_id": row[0], "dataset": self.name, "rule": self.rule, "answers": item.answers,
+                **item.meta}
+        return Sample(self.row_id(row), item.image, (), None, "vqa", self.split, question,
+                      common if item.answer is None else item.answer, meta)
 
-    def _name(self, item: Item) -> str:
-        return f"{self.name}/{self.split}/{item.number}"
-
-    def _usable(self, n: int, row: Any, inspection: Inspection) -> bool:
-        name = f"{self.name}/{self.split}, row {n}"
-        try:
-            item = self.read(row)
-            name = self._name(item)
-            inspection.unique(name)
-            if item.image is not None:
-                inspection.photo(item.image, name)
-            elif self.task == "vqa":
-                raise BadRow("question without a picture", f"Question {name} has no picture.",
-                             harmless=True)
-        except BadRow as fault:
-            inspection.leave_out(name, fault)
-            return False
-        return True
-
-    def _file(self, *names: str) -> Path:
-        """The first of these files below the root that exists, else the first."""
-        paths = [self.root / name for name in names]
-        return next((path for path in paths if path.is_file()), paths[0])
+    def _rows(self, path: Path, name: str = "", key: str = "question_id") -> list[tuple[Any, Record]]:
+        """The objects of a file with their ids."""
+        return [(row.get(key), row) for row in list_of(read_json(path), path, name)]
 
 
 class VqaV2(VqaDataset):
     """VQAv2 (Goyal et al., CVPR 2017), scored by the consensus of ten annotators.
 
-    Layout: ``v2_OpenEnded_mscoco_<split>_questions.json``, ``v2_mscoco_<split>_annotations.json``
-    (train2014 and val2014; the tests' are not public) and COCO's folders of photos ``train2014``,
-    ``val2014``, ``test2015``, from https://visualqa.org/download.html.
+    The answers of the tests are not public.
     """
 
     title = "vqav2"
 
-    def rows(self) -> Sequence[Record]:
-        path = self._file(f"v2_OpenEnded_mscoco_{self.split}_questions.json")
-        questions = list_of(read_json(path), path, "questions")
+    def questions(self) -> Sequence[tuple[Any, Record]]:
         self._photos, self._answers = self.split.replace("test-dev", "test"), None
         if not self.split.startswith("test"):
-            path = self._file(f"v2_mscoco_{self.split}_annotations.json")
-            found = list_of(read_json(path), path, "annotations")
-            self._answers = {row["question_id"]: _consensus(row) for row in found}
-        return questions
+            path = self.root / f"v2_mscoco_{self.split}_annotations.json"
+            self._answers = {number: self._consensus(row) for number, row in self._rows(path, "annotations")}
+        return self._rows(self.root / f"v2_OpenEnded_mscoco_{self.split}_questions.json", "questions")
 
-    def read(self, row: Record) -> Item:
-        number, image, question = _needed(row, "question_id", "image_id", "question")
+    def _consensus(self, row: Record) -> tuple[str, tuple[str, ...]]:
+        best, answers = needed(row, self.root, "multiple_choice_answer", "answers")
+        return best, tuple(one["answer"] for one in answers)
+
+    def read(self, number: Any, row: Record) -> Item:
+        _, image, question = needed(row, self.root, "question_id", "image_id", "question")
         path = self.root / self._photos / f"COCO_{self._photos}_{int(image):012d}.jpg"
         if self._answers is None:
-            return Item(number, path, question)
+            return Item(path, question)
         if number not in self._answers:
             raise BadRow("question without an answer", f"Question {number!r} of VQAv2 {self._photos} "
                          "has no annotation; fetch the two files of one release.")
-        return Item(number, path, question, *self._answers[number], {"image_id": image})
-
-
-def _consensus(row: Record) -> tuple[str, tuple[str, ...]]:
-    best, answers = _needed(row, "multiple_choice_answer", "answers")
-    return best, tuple(one["answer"] for one in answers)
+        best, answers = self._answers[number]
+        return Item(path, question, answers, {"image_id": image}, best)
 
 
 class Gqa(VqaDataset):
-    """GQA, balanced questions (Hudson & Manning, CVPR 2019).
-
-    Layout: ``questions1.2/<split>_balanced_questions.json`` (or beside the root) and
-    ``images/<imageId>.jpg``, from https://cs.stanford.edu/people/dorarad/gqa/download.html.
-    """
+    """GQA, balanced questions (Hudson & Manning, CVPR 2019)."""
 
     title, rule = "gqa", "exact"
 
-    def rows(self) -> Sequence[tuple[str, Record]]:
+    def questions(self) -> Sequence[tuple[str, Record]]:
         name = f"{self.split}_balanced_questions.json"
-        return list(_entries(self._file(f"questions1.2/{name}", name)).items())
+        return list(_entries(first_there(self.root, f"questions1.2/{name}", name)).items())
 
-    def read(self, row: tuple[str, Record]) -> Item:
-        number, entry = row
-        image, question = _needed(entry, "imageId", "question")
-        answer = entry.get("answer")
-        return Item(number, self.root / "images" / f"{image}.jpg", question, answer,
-                    () if answer is None else (answer,), {"image_id": image})
+    def read(self, number: str, row: Record) -> Item:
+        image, question = needed(row, self.root, "imageId", "question")
+        answers = () if row.get("answer") is None else (row["answer"],)
+        return Item(self.root / "images" / f"{image}.jpg", question, answers, {"image_id": image})
 
 
 class VizWiz(VqaDataset):
-    """VizWiz-VQA (Gurari et al., CVPR 2018), scored by the consensus of ten annotators.
-
-    Layout: ``Annotations/<split>.json`` (or ``<split>.json``) and ``<split>/*.jpg``, from
-    https://vizwiz.org/tasks-and-datasets/vqa.
-    """
+    """VizWiz-VQA (Gurari et al., CVPR 2018), scored by the consensus of ten annotators."""
 
     title, instruction = "vizwiz", UNKNOWN
 
-    def rows(self) -> Sequence[Record]:
-        path = self._file(f"Annotations/{self.split}.json", f"{self.split}.json")
-        return list_of(read_json(path), path)
+    def questions(self) -> Sequence[tuple[str, Record]]:
+        path = first_there(self.root, f"Annotations/{self.split}.json", f"{self.split}.json")
+        return [(Path(str(image)).stem, row) for image, row in self._rows(path, key="image")]
 
-    def read(self, row: Record) -> Item:
-        image, question = _needed(row, "image", "question")
+    def read(self, number: str, row: Record) -> Item:
+        image, question = needed(row, self.root, "image", "question")
         answers = tuple(one["answer"] for one in row.get("answers", ()))
         meta = {"answerable": row["answerable"]} if "answerable" in row else {}
-        return Item(Path(image).stem, self.root / self.split / image, question, _most_common(answers),
-                    answers, meta)
+        return Item(self.root / self.split / image, question, answers, meta)
 
 
 class ScienceQa(VqaDataset):
     """ScienceQA (Lu et al., NeurIPS 2022): choices by letter; only questions with a picture.
 
-    Layout: ``problems.json``, ``pid_splits.json`` and ``images/<split>/<id>/image.png``, from
-    https://github.com/lupantech/ScienceQA. Questions without a picture are in ``excluded``; the
-    published counts include them. ``hint=False`` leaves out the text that some questions come with.
+    Questions without a picture are in ``excluded``; the published counts include them. ``hint=False``
+    leaves out the text that some questions come with.
     """
 
     title, rule, instruction = "scienceqa", "exact", LETTER
@@ -213,59 +173,50 @@ class ScienceQa(VqaDataset):
         self.hint = hint
         super().__init__(root, split, **options)
 
-    def rows(self) -> Sequence[str]:
-        path = self._file("pid_splits.json")
+    def questions(self) -> Sequence[tuple[str, Record | None]]:
+        path = self.root / "pid_splits.json"
         parts = read_json(path, "The list of splits")
         if self.split not in parts:
             raise SampleError(f"{path} has no split {self.split!r}.")
-        self._problems = _entries(self._file("problems.json"))
-        return [str(number) for number in parts[self.split]]
+        problems = _entries(self.root / "problems.json")
+        return [(str(number), problems.get(str(number))) for number in parts[self.split]]
 
-    def read(self, row: str) -> Item:
-        if row not in self._problems:
-            raise BadRow("question without a text", f"Question {row!r} of ScienceQA is listed in "
+    def read(self, number: str, row: Record | None) -> Item:
+        if row is None:
+            raise BadRow("question without a text", f"Question {number!r} of ScienceQA is listed in "
                          "pid_splits.json, but problems.json does not have it; fetch both again.")
-        problem = self._problems[row]
-        question, choices, right = _needed(problem, "question", "choices", "answer")
+        question, choices, right = needed(row, self.root, "question", "choices", "answer")
         if not (isinstance(right, int) and 0 <= right < len(choices) <= len(LETTERS)):
-            raise BadRow("answer outside the choices", f"Question {row!r} of ScienceQA has the "
+            raise BadRow("answer outside the choices", f"Question {number!r} of ScienceQA has the "
                          f"answer {right!r} to {len(choices)} choices; fetch problems.json again.")
-        lines = [problem.get("hint") if self.hint else "", question,
+        lines = [row.get("hint") if self.hint else "", question,
                  *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))]
-        image = problem.get("image")
-        path = self.root / "images" / self.split / row / image if image else None
-        return Item(row, path, "\n".join(line for line in lines if line), LETTERS[right],
-                    (LETTERS[right],), {"choices": tuple(choices), "subject": problem.get("subject")})
+        image = row.get("image")
+        return Item(self.root / "images" / self.split / number / image if image else None,
+                    "\n".join(line for line in lines if line), (LETTERS[right],),
+                    {"choices": tuple(choices), "subject": row.get("subject")})
 
 
 class TextVqa(VqaDataset):
-    """TextVQA 0.5.1 (Singh et al., CVPR 2019), scored by the consensus of ten annotators.
-
-    Layout: ``TextVQA_0.5.1_<split>.json``, ``train_images/*.jpg`` (train and val) and
-    ``test_images/*.jpg``, from https://textvqa.org/dataset.
-    """
+    """TextVQA 0.5.1 (Singh et al., CVPR 2019), scored by the consensus of ten annotators."""
 
     title = "textvqa"
 
-    def rows(self) -> Sequence[Record]:
-        path = self._file(f"TextVQA_0.5.1_{self.split}.json")
-        return list_of(read_json(path), path, "data")
+    def questions(self) -> Sequence[tuple[Any, Record]]:
+        return self._rows(self.root / f"TextVQA_0.5.1_{self.split}.json", "data")
 
-    def read(self, row: Record) -> Item:
-        number, image, question = _needed(row, "question_id", "image_id", "question")
-        answers = tuple(row.get("answers") or ())
+    def read(self, number: Any, row: Record) -> Item:
+        _, image, question = needed(row, self.root, "question_id", "image_id", "question")
         photos = "test_images" if self.split == "test" else "train_images"
-        return Item(number, self.root / photos / f"{image}.jpg", question, _most_common(answers), answers,
+        return Item(self.root / photos / f"{image}.jpg", question, tuple(row.get("answers") or ()),
                     {"image_id": image})
 
 
 class Pope(VqaDataset):
     """POPE on COCO (Li et al., EMNLP 2023): is an object there, yes or no.
 
-    Layout: ``coco_pope_<kind>.json`` (a JSON object a line; also below ``coco/``) and COCO's
-    ``val2014/*.jpg``, from https://github.com/AoiDragon/POPE (output/coco). ``kind`` is ``random``,
-    ``popular`` or ``adversarial``. The release of ``random`` that LLaVA-1.5 was scored on has 2,910
-    questions, the present one 3,000.
+    ``kind`` is ``random``, ``popular`` or ``adversarial``. The release of ``random`` that LLaVA-1.5 was
+    scored on has 2,910 questions, the present one 3,000.
     """
 
     rule, instruction = "yes-no", YES_NO
@@ -274,52 +225,56 @@ class Pope(VqaDataset):
         self.title = f"pope-{kind}"
         super().__init__(root, split, **options)
 
-    def rows(self) -> Sequence[Record]:
+    def questions(self) -> Sequence[tuple[Any, Record]]:
         name = f"coco_{self.title.replace('-', '_')}.json"
-        return read_json_lines(self._file(name, f"coco/{name}"))
+        path = first_there(self.root, name, f"coco/{name}")
+        return [(row.get("question_id"), row) for row in list_of(read_json(path, lines=True), path)]
 
-    def read(self, row: Record) -> Item:
-        number, image, question, label = _needed(row, "question_id", "image", "text", "label")
+    def read(self, number: Any, row: Record) -> Item:
+        _, image, question, label = needed(row, self.root, "question_id", "image", "text", "label")
         if label not in ("yes", "no"):
             raise BadRow("answer outside the choices", f"Question {number!r} of POPE has the label "
                          f"{label!r}, neither yes nor no; fetch the file again.")
-        return Item(number, self.root / "val2014" / image, question, label, (label,))
+        return Item(self.root / "val2014" / image, question, (label,))
 
 
-class LlavaMix(VqaDataset):
+class LlavaMix(Dataset):
     """LLaVA-1.5's instruction mix of 665k conversations (Liu et al., CVPR 2024), for training.
 
     Items are `t4s_helpers.data.mixtures.Conversation`; their ids are row numbers, as the file's own
-    repeat. Some have no picture. Layout: ``llava_v1_5_mix665k.json`` from
-    https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K and the photos where its rows say:
-    ``coco/train2017``, ``gqa/images``, ``ocr_vqa/images``, ``textvqa/train_images``, ``vg/VG_100K``,
-    ``vg/VG_100K_2``.
+    repeat. Some have no picture; the others' are where the rows of the file say. ``checks`` are those of
+    `t4s_helpers.data.dataset.Dataset`.
     """
 
-    title, rule, instruction, kind = "llava-665k", "none", "", "conversation"
+    def __init__(self, root: str | Path, split: str, **checks: Any):
+        path = Path(root) / "llava_v1_5_mix665k.json"
+        rows = list(enumerate(list_of(read_json(path), path)))
+        super().__init__("llava-665k", split, "conversation", path, rows, **checks)
 
-    def rows(self) -> Sequence[tuple[int, Record]]:
-        path = self._file("llava_v1_5_mix665k.json")
-        return list(enumerate(list_of(read_json(path), path)))
+    def row_id(self, row: tuple[int, Record]) -> str:
+        return f"{self.name}/{self.split}/{row[0]}"
 
-    def sample(self, index: int) -> Conversation:
-        item = self.read(self._rows[index])
-        return Conversation(self._name(item), item.image, item.meta["turns"],
-                            {"dataset": self.name, "id": item.meta["id"]})
+    def row_image(self, row: tuple[int, Record]) -> Path | None:
+        image = row[1].get("image")
+        return self.source.parent / image if image else None
 
-    def read(self, row: tuple[int, Record]) -> Item:
-        number, entry = row
-        said, image = entry.get("conversations"), entry.get("image")
+    def check(self, row: tuple[int, Record]) -> None:
+        list(self._turns(row))
+        if image := self.row_image(row):
+            self.check_image(image, self.row_id(row))
+
+    def make(self, row: tuple[int, Record]) -> Conversation:
+        return Conversation(self.row_id(row), self.row_image(row), tuple(self._turns(row)),
+                            {"dataset": self.name, "id": row[1].get("id")})
+
+    def _turns(self, row: tuple[int, Record]) -> Iterator[tuple[str, str]]:
+        number, said = row[0], row[1].get("conversations")
         if not isinstance(said, list) or not said or len(said) % 2:
-            raise BadRow("broken conversation", f"Row {number} of {self.root}'s mix has no pairs of "
+            raise BadRow("broken conversation", f"Row {number} of {self.source} has no pairs of "
                          "question and answer; fetch the file again.")
-        return Item(number, self.root / image if image else None,
-                    meta={"turns": tuple(self._turns(said, number)), "id": entry.get("id")})
-
-    def _turns(self, said: list[Record], number: int) -> Iterator[tuple[str, str]]:
         for asked, answered in zip(said[::2], said[1::2]):
             if (asked.get("from"), answered.get("from")) != ("human", "gpt"):
-                raise BadRow("broken conversation", f"Row {number} of {self.root}'s mix is not "
+                raise BadRow("broken conversation", f"Row {number} of {self.source} is not "
                              "question and answer in turn; fetch the file again.")
             # The chat template decides where the picture goes.
             yield asked["value"].replace("<image>", "").strip(), answered["value"].strip()
@@ -331,16 +286,3 @@ def _entries(path: Path) -> dict[str, Record]:
     if not isinstance(found, dict):
         raise SampleError(f"{path} holds no JSON object of questions; fetch the official file.")
     return found
-
-
-def _most_common(answers: tuple[str, ...]) -> str | None:
-    """The most common answer, the first of several; None without any."""
-    return max(answers, key=answers.count) if answers else None
-
-
-def _needed(row: Any, *names: str) -> list[Any]:
-    absent = [name for name in names if not isinstance(row, dict) or name not in row]
-    if absent:
-        raise BadRow("incomplete question", f"A question lacks {', '.join(absent)}: "
-                     f"{str(row)[:120]}; fetch the official file.")
-    return [row[name] for name in names]

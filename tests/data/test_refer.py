@@ -212,7 +212,7 @@ def test_a_broken_pickle_is_named(root, data):
     [
         ({}, r"refs\(unc\)\.p holds no list"),
         ([1], r"refs\(unc\)\.p holds no list"),
-        ([{"ref_id": 3}], r"number 0 .* lacks image_id, ann_id, split, sentences"),
+        ([{"ref_id": 3}], r"A row of .*unc.* lacks image_id, ann_id, split, sentences"),
         (changed(REFS, 777, 0, "ann_id"), r"Reference 0 .*annotation 777.*instances\.json"),
         (changed(REFS, [500], 0, "ann_id"), r"Reference 0 .*annotation \[500\]"),
         (changed(REFS, 43, 0, "image_id"), "Reference 0 .*image 43.*annotation 500 about image 42"),
@@ -254,7 +254,7 @@ def test_names_the_splittings_that_are_there(root):
 
 
 def test_names_the_data_sets(root):
-    with pytest.raises(SampleError, match="'coco'; choose one of refclef, refcoco,"):
+    with pytest.raises(SampleError, match="'coco' is not known; choose one of refclef, refcoco,"):
         load_refer(root(), "coco")
 
 
@@ -364,7 +364,7 @@ def test_excluded_sentences_still_count_as_listed(root):
 BAD = {
     "unknown annotation": lambda refs, _: refs[1].update(ann_id=777),
     "target in another image": lambda refs, _: refs[1].update(image_id=43),
-    "incomplete reference": lambda refs, _: refs[1].pop("image_id"),
+    "incomplete row": lambda refs, _: refs[1].pop("image_id"),
     "sentence without text": lambda refs, _: refs[1].update(sentences=[{"sent_id": 12}]),
     "duplicated id": lambda refs, _: refs[1].update(
         ref_id=0, sentences=[sentence(10, "again")]),
@@ -419,18 +419,15 @@ def test_two_annotations_of_one_id_are_refused(root):
 
 def test_parts_and_order(root):
     data = opened(root(), "refcoco")
-    assert [s.id for s in data[1:]] == list(data.ids())[1:]
+    assert [s.id for s in data[1:]] == [data.id(1), data.id(2)]
     assert data[-1].id == data.id(2) and data[:2][1].id == data.id(1)
     assert data.by_image() == [[0, 1, 2]] and data.image(0) == data[0].image
-    assert sorted(data.shuffled(1).ids()) == sorted(data.ids())
-    assert list(data.shuffled(1).ids()) == list(data.shuffled(1).ids())
-    assert len({tuple(data.shuffled(seed).ids()) for seed in range(20)}) > 1
     for wrong in (3, -4):
         with pytest.raises(IndexError):
             data[wrong]
-    again = pickle.loads(pickle.dumps(data.shuffled(3)))  # as it travels to other processes
-    assert list(again.ids()) == list(data.shuffled(3).ids())
-    assert np.array_equal(again[0].masks, data.shuffled(3)[0].masks)
+    again = pickle.loads(pickle.dumps(data.subset([2, 0])))  # as it travels to other processes
+    assert [s.id for s in again] == [data.id(2), data.id(0)]
+    assert np.array_equal(again[1].masks, data[0].masks)
     with pytest.raises(SampleError, match="'toss'"):
         opened(root(), "refcoco", bad="toss")
     with pytest.raises(SampleError, match="'lax'"):

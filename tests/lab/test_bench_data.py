@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from t4s_helpers.data.dataset import Subset
 from t4s_helpers.lab.benchmarks import data as bench_data
 from t4s_helpers.lab.benchmarks.data import open_files, read_samples, write_files
 
@@ -47,15 +46,17 @@ def growth_per_access(dataset, n: int) -> float:
     return float(np.diff(held).min()) / n
 
 
-class Hoarder(Subset):
+class Hoarder:
     """Keeps every sample it has made, without its masks."""
 
     def __init__(self, whole):
-        super().__init__(whole, np.arange(len(whole)))
-        self.kept = []
+        self.whole, self.kept = whole, []
 
-    def sample(self, index):
-        self.kept.append(super().sample(index))
+    def __len__(self):
+        return len(self.whole)
+
+    def __getitem__(self, index):
+        self.kept.append(self.whole[index])
         return self.kept[-1]
 
 
