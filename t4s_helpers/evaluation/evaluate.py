@@ -80,7 +80,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     items, data = Items(samples), getattr(samples, "name", data)
     tasks = items.tasks()
     vqa = vqa or "yes-no" * data.startswith("pope")
-    protocol = Protocol(encoding, semantic, _classes(items, tasks, classes), vqa, suffix)
+    protocol = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
     if "semantic" in tasks and None in conventions.values():
         raise ScoringError("Semantic samples need background= and absent=, the conventions of mIoU "
@@ -90,19 +90,18 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     if folder is None:
         rows = run.in_memory(batches, progress)
     else:
-        about = {"data": {"name": data, "split": items.split}, "conventions": conventions}
+        split = getattr(samples, "split", None) or items.turns(0)[0].split
+        about = {"data": {"name": data, "split": split}, "conventions": conventions}
         rows = _on_disk(run, batches, batch, folder, restart, progress, about)
     kinds = {(answer_kind(row["task"]), row.get("rule")) for row in rows
              if not row.get("excluded") and row.get("score", 0) is not None}
     return rows, score_rows(rows, **conventions, classes=protocol.classes) if len(kinds) == 1 else {}
 
 
-def _classes(items: Items, tasks: set[str], given: Sequence[str]) -> tuple[str, ...]:
+def _classes(items: Items, given: Sequence[str]) -> tuple[str, ...]:
     """The class list of the run, against which the labels of every sample are checked."""
     known = tuple(given) or tuple(getattr(items.samples, "classes", ()))
-    if items.lazy or "semantic" not in tasks:
-        return known
-    samples = [sample for k in range(len(items)) for sample in items.turns(k) if sample.task == "semantic"]
+    samples = [sample for sample in items.made() if sample.task == "semantic"]
     known = known or tuple(sorted({label for sample in samples for label in sample.labels}))
     for sample in samples:
         check_classes(sample, known)
@@ -167,7 +166,7 @@ class _Run:
         total = hashlib.sha256()
         for k in range(len(self.items)):
             total.update("\0".join(self.items.ids([k])).encode() + b"\n")
-            for sample in self.items.turns(k) if not self.items.lazy else ():
+            for sample in self.items.made([k]):
                 turn = turn_of(sample, self.protocol)
                 total.update(repr((turn, sample.task, sample.size, sample.answer)).encode())
                 if isinstance(sample.image, np.ndarray):

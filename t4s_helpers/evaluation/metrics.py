@@ -1,8 +1,10 @@
 """Scores: what one sample is worth, and how the number of a data set is made of its samples.
 
 Every metric works the same way: ``update(...)`` scores one sample, ``compute()`` gives one flat
-dictionary, ``len(metric)`` is the number of samples. Counts are integers and means are summed exactly
-(``math.fsum``), so the order of the samples changes no digit.
+dictionary, ``len(metric)`` is the number of samples. Each ``update`` also takes ``sample_id``, a name
+that may be scored once only, and ``malformed``: the response did not keep to the format
+(``ParseReport.malformed``). Counts are integers and means are summed exactly (``math.fsum``), so the
+order of the samples changes no digit.
 
 All scores are fractions in [0, 1]; multiply by 100 for the paper's tables.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,32 +44,31 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+    return float(part / whole) if whole else math.nan
 
 
 class _Metric:
-    """Scored samples with their names. A subclass writes ``update`` and ``_scores``."""
+    """Scored samples by name. A subclass writes ``update`` and ``_scores``."""
 
     def __init__(self) -> None:
-        self._samples: list[Any] = []  # what `_scores` needs of each sample
-        self._ids: list[str | None] = []
-        self._seen: set[str] = set()
+        self._samples: dict[str | int, Any] = {}  # id, or number without one: what `_scores` needs
         self._n_malformed = 0
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def _append(self, sample_id: str | None, malformed: bool, sample: Any) -> None:
+    def _append(self, sample: Any, sample_id: str | None = None, malformed: bool = False) -> None:
         """Add one sample, after everything that can be refused was refused."""
-        if sample_id is not None:
-            sample_id = str(sample_id)
-            if sample_id in self._seen:
-                raise MetricError(f"Sample '{sample_id}' was scored already; it was not counted a second "
-                                  "time. Leave it out or give it an id of its own.")
-            self._seen.add(sample_id)
-        self._ids.append(sample_id)
-        self._samples.append(sample)
+        key = len(self) if sample_id is None else str(sample_id)
+        if key in self._samples:
+            raise MetricError(f"Sample '{key}' was scored already; it was not counted a second time. "
+                              "Leave it out or give it an id of its own.")
+        self._samples[key] = sample
         self._n_malformed += bool(malformed)
+
+    def _columns(self) -> np.ndarray:
+        """The parts of all samples, float64 ``(parts, N)``."""
+        return np.array(list(self._samples.values()), float).T
 
     def _scores(self) -> dict[str, float]:
         raise NotImplementedError
@@ -79,15 +80,6 @@ class _Metric:
                               "look whether the split or the filter is empty.")
         bad = self._n_malformed
         return {**self._scores(), "n": len(self), "n_malformed": bad, "malformed_rate": bad / len(self)}
-
-
-class _MaskScore(NamedTuple):
-    intersection: int
-    union: int
-    iou: float
-    has_target: bool
-    predicted: bool
-    rejected: bool
 
 
 class SegmentationMetric(_Metric):
@@ -129,52 +121,41 @@ class SegmentationMetric(_Metric):
         super().__init__()
         self.malformed_is_rejection = bool(malformed_is_rejection)
 
-    def update(
-        self, pred: np.ndarray, target: np.ndarray, *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update(self, pred: np.ndarray, target: np.ndarray, **about: Any) -> float:
         """Score one sample and return its IoU, as defined in the class.
 
         Args:
             pred, target: bool ``(H, W)`` of the same shape; an all-false target means "no target".
-            sample_id: a name that may be scored once only.
-            malformed: the response did not keep to the format (``ParseReport.malformed``).
 
         Raises:
             ValueError: see `t4s_helpers.codec.grid.overlap`; or the sample was scored before.
         """
-        return self.update_counts(*overlap(pred, target), sample_id=sample_id, malformed=malformed)
+        return self.update_counts(*overlap(pred, target), **about)
 
-    def update_counts(
-        self, intersection: int, pred_area: int, target_area: int, *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update_counts(self, intersection: int, pred_area: int, target_area: int, *,
+                      malformed: bool = False, **about: Any) -> float:
         """`update` from pixel counts, for tables made again from stored rows without masks."""
-        counts = [int(count) for count in (intersection, pred_area, target_area)]
-        if counts != [intersection, pred_area, target_area] or min(counts) < 0:
+        given = (intersection, pred_area, target_area)
+        both, n_pred, n_target = map(int, given)
+        if (both, n_pred, n_target) != given or not 0 <= both <= min(n_pred, n_target):
             raise MetricError(
-                f"Pixel counts must be whole and not negative, got intersection {intersection}, "
-                f"predicted area {pred_area}, true area {target_area}.")
-        both, n_pred, n_target = counts
-        if both > min(n_pred, n_target):
-            raise MetricError(
-                f"An intersection of {both} pixels is larger than one of the masks "
-                f"({n_pred} predicted, {n_target} true).")
+                f"Pixel counts must be whole, not negative, and the intersection no larger than a mask: got "
+                f"{intersection} of {pred_area} predicted and {target_area} true pixels.")
         union = n_pred + n_target - both
         rejected = n_pred == 0 and (self.malformed_is_rejection or not malformed)
         iou = both / union if n_target else float(rejected)
-        self._append(sample_id, malformed, _MaskScore(both, union, iou, n_target > 0, n_pred > 0, rejected))
+        self._append((both, union, iou, n_target, n_pred, rejected), malformed=malformed, **about)
         return iou
 
     def _scores(self) -> dict[str, float]:
-        targets = [s for s in self._samples if s.has_target]
-        no_targets = [s for s in self._samples if not s.has_target]
+        both, union, iou, n_target, n_pred, rejected = self._columns()
+        there = n_target > 0
         return {
-            "ciou": _ratio(sum(s.intersection for s in self._samples), sum(s.union for s in self._samples)),
-            "giou": _mean(s.iou for s in self._samples),
-            **{f"p@{t:g}": _mean(s.iou >= t for s in targets) for t in PRECISION_THRESHOLDS},
-            "n_acc": _mean(s.rejected for s in no_targets), "t_acc": _mean(s.predicted for s in targets),
-            "n_target": len(targets), "n_no_target": len(no_targets),
+            "ciou": _ratio(both.sum(), union.sum()),
+            "giou": _mean(iou),
+            **{f"p@{t:g}": _mean(iou[there] >= t) for t in PRECISION_THRESHOLDS},
+            "n_acc": _mean(rejected[~there]), "t_acc": _mean(n_pred[there] > 0),
+            "n_target": int(there.sum()), "n_no_target": int((~there).sum()),
         }
 
     def interval(self, name: str = "ciou", **options: Any) -> Interval:
@@ -185,16 +166,14 @@ class SegmentationMetric(_Metric):
         """
         if name not in ("ciou", "giou"):
             raise MetricError(f"Intervals exist for 'ciou' and 'giou', not for '{name}'.")
-        order = list(range(len(self)))
-        if None not in self._ids:
-            order.sort(key=self._ids.__getitem__)
+        keys = list(self._samples)
+        order = sorted(range(len(keys)), key=lambda i: (isinstance(keys[i], int), keys[i]))
         if (groups := options.get("groups")) is not None:
             _check_length(groups, len(self), "groups")
             options["groups"] = [groups[i] for i in order]
-        samples = [self._samples[i] for i in order]
-        if name == "giou":
-            return bootstrap([s.iou for s in samples], **options)
-        return bootstrap([s.intersection for s in samples], [s.union for s in samples], **options)
+        table = np.array([self._samples[keys[i]][:3] for i in order], float)
+        both, union, iou = table.reshape(-1, 3).T
+        return bootstrap(iou, **options) if name == "giou" else bootstrap(both, union, **options)
 
 
 class BoxMetric(_Metric):
@@ -215,10 +194,8 @@ class BoxMetric(_Metric):
         if not self.thresholds or not all(0 <= t < 1 for t in self.thresholds):
             raise MetricError(f"Box thresholds must lie in [0, 1), got {self.thresholds}.")
 
-    def update(
-        self, pred: np.ndarray | Sequence[float] | None, target: np.ndarray | Sequence[float], *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update(self, pred: np.ndarray | Sequence[float] | None, target: np.ndarray | Sequence[float],
+               **about: Any) -> float:
         """Score one sample and return its box IoU in [0, 1].
 
         Args:
@@ -236,25 +213,21 @@ class BoxMetric(_Metric):
                 "The true box is missing (empty mask or None): REC samples always have a target; "
                 "score no-target samples with SegmentationMetric.")
         iou = box_iou(pred_box, target_box)
-        self._append(sample_id, malformed, (iou, pred_box is not None))
+        self._append((iou, pred_box is None), **about)
         return iou
 
     def _scores(self) -> dict[str, float]:
-        ious = [iou for iou, _ in self._samples]
-        return {
-            **{f"acc{100 * t:g}": _mean(iou > t for iou in ious) for t in self.thresholds},
-            "box_iou": _mean(ious),
-            "n_no_box": sum(not has_box for _, has_box in self._samples),
-        }
+        iou, no_box = self._columns()
+        return {**{f"acc{100 * t:g}": _mean(iou > t) for t in self.thresholds},
+                "box_iou": _mean(iou), "n_no_box": int(no_box.sum())}
 
 
 BACKGROUND = ("class", "not_averaged", "ignored")
 ABSENT = ("skip", "skip_no_truth", "zero", "one")
 
 
-def class_counts(
-    pred: np.ndarray, target: np.ndarray, n_classes: int, ignore_index: int | None = None
-) -> dict[str, list[int]]:
+def class_counts(pred: np.ndarray, target: np.ndarray, n_classes: int,
+                 ignore_index: int | None = None) -> dict[int, list[int]]:
     """Pixel counts of an image by class, from which every convention of `MeanIoU` follows.
 
     Args:
@@ -262,18 +235,16 @@ def class_counts(
             whose truth is ``ignore_index`` are not counted.
 
     Returns:
-        ``classes`` that either map shows, and for each of them ``intersection``, ``pred_area``,
-        ``target_area`` and ``over_background``, the predicted pixels whose truth is background.
+        each class that either map shows -> its intersection, predicted and true area, and the predicted
+        pixels whose truth is background.
 
-    >>> class_counts(np.array([[1, 1, 0]]), np.array([[1, 0, 2]]), 2)["over_background"]
-    [0, 1, 0]
+    >>> class_counts(np.array([[1, 1, 0]]), np.array([[1, 0, 2]]), 2)
+    {0: [0, 1, 1, 0], 1: [1, 2, 1, 1], 2: [0, 0, 1, 0]}
     """
     counted = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
     p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
-    areas = [np.bincount(values, minlength=n_classes + 1) for values in (t[t == p], p, t, p[t == 0])]
-    shown = np.flatnonzero(areas[1] + areas[2])
-    names = ("intersection", "pred_area", "target_area", "over_background")
-    return {"classes": shown.tolist(), **{k: a[shown].tolist() for k, a in zip(names, areas)}}
+    counts = np.array([np.bincount(part, minlength=n_classes + 1) for part in (t[t == p], p, t, p[t == 0])])
+    return {k: counts[:, k].tolist() for k in np.flatnonzero(counts.any(axis=0)).tolist()}
 
 
 class MeanIoU(_Metric):
@@ -297,30 +268,25 @@ class MeanIoU(_Metric):
     ``n``, ``n_malformed``, ``malformed_rate``.
     """
 
-    def __init__(
-        self, classes: int | Sequence[str], *, background: str, absent: str, ignore_index: int | None = None
-    ) -> None:
+    def __init__(self, classes: int | Sequence[str], *, background: str, absent: str,
+                 ignore_index: int | None = None) -> None:
         super().__init__()
-        if isinstance(classes, int):
-            classes = [f"class {k}" for k in range(1, classes + 1)]
-        self.classes = tuple(str(name) for name in classes)
-        if not self.classes or len(set(self.classes)) < len(self.classes):
+        names = range(classes) if isinstance(classes, int) else classes
+        self.n_classes = len(names)
+        if not names or len(set(names)) < len(names):
             raise MetricError("MeanIoU needs a class list with at least one name, and no name twice.")
         if background not in BACKGROUND:
             raise MetricError(f"background must be one of {BACKGROUND}, got {background!r}.")
         if absent not in ABSENT:
             raise MetricError(f"absent must be one of {ABSENT}, got {absent!r}.")
-        if ignore_index is not None and 0 <= ignore_index <= len(self.classes):
+        if ignore_index is not None and 0 <= ignore_index <= self.n_classes:
             raise MetricError(f"ignore_index {ignore_index} is the index of a class: use one above "
-                              f"{len(self.classes)} or below 0.")
+                              f"{self.n_classes} or below 0.")
         self.background, self.absent, self.ignore_index = background, absent, ignore_index
         # Intersection, predicted and true pixels of background and classes, over all samples.
-        self._totals = np.zeros((3, len(self.classes) + 1), np.int64)
+        self._totals = np.zeros((3, self.n_classes + 1), np.int64)
 
-    def update(
-        self, pred: np.ndarray, target: np.ndarray, *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update(self, pred: np.ndarray, target: np.ndarray, **about: Any) -> float:
         """Score one image and return its own mean IoU over the classes it shows (NaN: none).
 
         Args:
@@ -331,70 +297,55 @@ class MeanIoU(_Metric):
         if pred.shape != target.shape:
             raise MetricError(f"The predicted class map is {pred.shape} (height, width) but the true one "
                               f"is {target.shape}: resize the prediction before scoring it.")
-        counts = class_counts(pred, target, len(self.classes), self.ignore_index)
-        return self.update_counts(**counts, sample_id=sample_id, malformed=malformed)
+        return self.update_counts(class_counts(pred, target, self.n_classes, self.ignore_index), **about)
 
-    def update_counts(
-        self, classes: Sequence[int], intersection: Sequence[int], pred_area: Sequence[int],
-        target_area: Sequence[int], over_background: Sequence[int], *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update_counts(self, counts: Mapping[int, Sequence[int]], **about: Any) -> float:
         """`update` from the counts of `class_counts`, for tables made again under any convention.
 
         Raises:
-            MetricError: a class index outside the list or named twice, or counts that no two maps give.
+            MetricError: a class index outside the list, or counts that no two maps give.
         """
-        rows = np.array([classes, intersection, pred_area, target_area, over_background], np.int64)
-        self._check_counts(*rows)
-        at, both, pred, target, over = rows
+        at = np.array(list(counts), np.int64)
+        if (at < 0).any() or (at > self.n_classes).any():
+            raise MetricError(f"The classes {at.tolist()} of an image's counts are not from 0 to "
+                              f"{self.n_classes}: score it with its own class list.")
+        both, pred, target, over = np.array(list(counts.values()), np.int64).reshape(len(at), 4).T
+        if ((both < 0) | (over < 0) | (both > np.minimum(pred, target)) | (over > pred)).any():
+            raise MetricError("Counts that no two class maps give: a part is larger than the whole.")
         if self.background == "ignored":
             pred, keep = pred - over, at > 0
             both, target = both * keep, target * keep
-        iou = _mean(b / (p + t - b) for k, b, p, t in zip(at, both, pred, target, strict=True)
-                    if p + t and (k or self.background == "class"))
-        self._append(sample_id, malformed, iou)
+        averaged = (pred + target > 0) & ((at > 0) | (self.background == "class"))
+        iou = _mean((both / np.maximum(pred + target - both, 1))[averaged])
+        self._append(iou, **about)
         self._totals[:, at] += both, pred, target
         return iou
-
-    def _check_counts(self, at, both, pred, target, over) -> None:
-        if len(set(at.tolist())) < len(at) or (at < 0).any() or (at > len(self.classes)).any():
-            raise MetricError(f"The classes {at.tolist()} of an image's counts are not different indices "
-                              f"from 0 to {len(self.classes)}: score it with its own class list.")
-        if min(both.min(initial=0), over.min(initial=0)) < 0 or (
-            (both > np.minimum(pred, target)) | (over > pred)
-        ).any():
-            raise MetricError("Counts that no two class maps give: a part is larger than the whole.")
 
     def _check_map(self, values: np.ndarray, name: str) -> np.ndarray:
         values = np.asarray(values)
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
             raise MetricError(f"The {name} class map must hold integers and be (height, width), but its "
                               f"type is {values.dtype} and its shape {values.shape}.")
-        outside = (values < 0) | (values > len(self.classes))
+        outside = (values < 0) | (values > self.n_classes)
         if name == "true" and self.ignore_index is not None:
             outside &= values != self.ignore_index
         if outside.any():
             raise MetricError(f"The {name} class map holds the index {values[outside][0]}, but the list "
-                              f"ends at {len(self.classes)} (ignore_index: {self.ignore_index}).")
+                              f"ends at {self.n_classes} (ignore_index: {self.ignore_index}).")
         return values
 
-    def _class_ious(self) -> np.ndarray:
-        """float64 ``(classes + 1,)``, NaN where a class is not in the mean."""
+    def _scores(self) -> dict[str, float]:
         both, pred, target = self._totals
         union = pred + target - both
-        out = union == 0 if self.absent != "skip_no_truth" else target == 0
-        ious = np.divide(both, union, out=np.full(len(union), np.nan), where=~out)
+        shown = target > 0 if self.absent == "skip_no_truth" else union > 0
+        ious = both / np.maximum(union, 1)
         if self.absent in ("zero", "one"):
-            ious[out] = float(self.absent == "one")
+            ious[~shown] = self.absent == "one"
+            shown[:] = True
         if self.background != "class":
-            ious[0] = np.nan
-        return ious
-
-    def _scores(self) -> dict[str, float]:
-        both, _, target = self._totals
-        ious = [iou for iou in self._class_ious().tolist() if not math.isnan(iou)]
-        pixel_acc = _ratio(int(both.sum()), int(target.sum()))
-        return {"miou": _mean(ious), "pixel_acc": pixel_acc, "n_averaged": len(ious)}
+            shown[0] = False
+        return {"miou": _mean(ious[shown]), "pixel_acc": _ratio(both.sum(), target.sum()),
+                "n_averaged": int(shown.sum())}
 
 
 _NUMBERS = {
@@ -482,26 +433,21 @@ class YesNoMetric(_Metric):
     {'f1': 0.67, 'yes_ratio': 0.67}
     """
 
-    def update(
-        self, prediction: str, answer: str, *, sample_id: str | None = None, malformed: bool = False
-    ) -> float:
+    def update(self, prediction: str, answer: str, **about: Any) -> float:
         """Score one question and return 1 or 0; a true answer must be yes or no, else `MetricError`."""
         truth = _one_line(answer).lower()
         if truth not in ("yes", "no"):
             raise MetricError(f"The true answer of a yes-no question must be yes or no, got {answer!r}.")
         said = yes_or_no(prediction)
-        self._append(sample_id, malformed, (said == "yes", truth == "yes"))
+        self._append((said == "yes", truth == "yes"), **about)
         return float(said == truth)
 
     def _scores(self) -> dict[str, float]:
-        pairs = self._samples
-        hits = sum(said and true for said, true in pairs)
-        said, true = map(sum, zip(*pairs, strict=True))
-        return {
-            "accuracy": _mean(a == b for a, b in pairs), "precision": _ratio(hits, said),
-            "recall": _ratio(hits, true), "f1": _ratio(2 * hits, said + true),
-            "yes_ratio": said / len(pairs),
-        }
+        said, true = self._columns()
+        hits, n_said, n_true = (said * true).sum(), said.sum(), true.sum()
+        return {"accuracy": _mean(said == true), "precision": _ratio(hits, n_said),
+                "recall": _ratio(hits, n_true), "f1": _ratio(2 * hits, n_said + n_true),
+                "yes_ratio": _mean(said)}
 
 
 class VQAAccuracy(_Metric):
@@ -536,13 +482,9 @@ class VQAAccuracy(_Metric):
             raise MetricError(f"The rule of VQAAccuracy is 'exact' or 'vqav2', got {rule!r}.")
         if normalise not in (True, False, "official"):
             raise MetricError(f"normalise is True, False or 'official', got {normalise!r}.")
-        self.rule = rule
-        self.normalise = normalise if normalise == "official" else bool(normalise)
+        self.rule, self.normalise = rule, normalise
 
-    def update(
-        self, prediction: str, answers: str | Sequence[str], *,
-        sample_id: str | None = None, malformed: bool = False,
-    ) -> float:
+    def update(self, prediction: str, answers: str | Sequence[str], **about: Any) -> float:
         """Score one question (0 … 1), given the true answer or, for VQAv2, all annotators' answers."""
         answers = [answers] if isinstance(answers, str) else list(answers)
         if len(answers) < (2 if self.rule == "vqav2" else 1):
@@ -550,31 +492,29 @@ class VQAAccuracy(_Metric):
                 f"The rule '{self.rule}' was given {len(answers)} true answer(s) for the "
                 f"prediction {prediction!r}: pass all the annotators' answers.")
         said, truths = self._compared(prediction, answers)
-        matches = truths.count(said)
-        score = float(matches > 0) if self.rule == "exact" else _consensus(matches, len(answers))
-        self._append(sample_id, malformed, score)
+        matches, n = truths.count(said), len(truths)
+        if self.rule == "exact":
+            score = float(matches > 0)
+        else:
+            # Those left out who agreed leave one match fewer. In thirds: 3 of 10 is 0.9, not 0.8999….
+            thirds = matches * min(matches - 1, 3) + (n - matches) * min(matches, 3) if matches else 0
+            score = thirds / (3 * n)
+        self._append(score, **about)
         return score
 
     def _compared(self, prediction: str, answers: list[str]) -> tuple[str, list[str]]:
         """Prediction and true answers in the form in which they are compared."""
-        if self.normalise is True:
-            return normalise_answer(prediction), [normalise_answer(answer) for answer in answers]
         if not self.normalise:
             return str(prediction), [str(answer) for answer in answers]
+        if self.normalise != "official":
+            return normalise_answer(prediction), [normalise_answer(answer) for answer in answers]
         said = _one_line(prediction)
         if len(set(answers)) == 1:
             return said, answers
         return normalise_answer(said), [_without_marks(_one_line(answer)) for answer in answers]
 
     def _scores(self) -> dict[str, float]:
-        return {"accuracy": _mean(self._samples)}
-
-
-def _consensus(matches: int, n: int) -> float:
-    """Mean over annotators left out of min(matches among the others / 3, 1)."""
-    # Those left out who agreed leave one match fewer. In thirds, so that 3 of 10 is 0.9, not 0.8999….
-    thirds = matches * min(matches - 1, 3) + (n - matches) * min(matches, 3) if matches else 0
-    return thirds / (3 * n)
+        return {"accuracy": _mean(self._samples.values())}
 
 
 class Interval(NamedTuple):

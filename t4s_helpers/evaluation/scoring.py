@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .metrics import BoxMetric, MeanIoU, SegmentationMetric
-from .tasks import words_metric
+from .tasks import VQA_RULES
 
 SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
          "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
@@ -71,7 +71,7 @@ def _words(rows) -> dict[str, float]:
     rules = {row.get("rule", "exact") for row in rows}
     if len(rules) > 1:
         raise ScoringError(f"Rows under the rules {sorted(rules)} have no common score.")
-    metric = words_metric(rules.pop())
+    metric = VQA_RULES[rules.pop()]()
     for row in rows:
         metric.update(row["text"], row["truth"], sample_id=row.get("id"))
     return metric.compute()
@@ -91,8 +91,7 @@ def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
         if stray:
             raise ScoringError(f"Row '{row['id']}' counts {sorted(stray)[0]!r}, which the class list "
                                "does not have: score it with the list of its run.")
-        columns = zip(*row[key].values())
-        metric.update_counts([names.index(name) for name in row[key]], *columns,
+        metric.update_counts({names.index(name): counts for name, counts in row[key].items()},
                              sample_id=row["id"], malformed=not ceiling and row["malformed"])
     return metric.compute()
 

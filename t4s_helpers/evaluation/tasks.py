@@ -17,8 +17,10 @@ tables from rows alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,10 @@ from ..data.semantic import VOID_INDEX
 from ..refine import Refiner, load_refiner, merge_masks
 from .metrics import VQAAccuracy, YesNoMetric, class_counts
 
-VQA_RULES = ("exact", "vqav2", "vqav2-official", "yes-no")
-"""How words are scored; ``vqav2-official`` is `VQAAccuracy` with ``normalise="official"``."""
-
-COUNTS = ("intersection", "pred_area", "target_area", "over_background")
-"""The numbers of a class in a row's ``counts``, in order; see `.metrics.class_counts`."""
+VQA_RULES: dict[str, Callable[[], VQAAccuracy | YesNoMetric]] = {
+    "exact": VQAAccuracy, "vqav2": partial(VQAAccuracy, "vqav2"),
+    "vqav2-official": partial(VQAAccuracy, "vqav2", normalise="official"), "yes-no": YesNoMetric}
+"""How words are scored: the rules' metrics."""
 
 UNSCORED = 65535
 """Index of pixels of a true class map that are not scored."""
@@ -97,12 +98,10 @@ class Items:
         self.samples, self.lazy = samples, hasattr(samples, "by_image")
         if not len(samples):
             raise TaskError("There are no samples to score: look whether the split or the filter is empty.")
-        seen: set[str] = set()
-        twice = [name for name in self.ids(range(len(samples))) if name in seen or seen.add(name)]
-        if twice:
-            raise TaskError(
-                f"{len(twice)} ids come twice among the samples, {twice[0]!r} for one: each sample "
-                "needs an id of its own, else it would be counted twice.")
+        (name, times), *_ = Counter(self.ids(range(len(samples)))).most_common(1)
+        if times > 1:
+            raise TaskError(f"The id {name!r} comes {times} times among the samples: each needs one of its "
+                            "own, else it would be counted twice.")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,7 +110,12 @@ class Items:
         """Ids of the turns of these items."""
         if self.lazy:
             return [self.samples.id(k) for k in numbers]
-        return [sample.id for k in numbers for sample in self.turns(k)]
+        return [sample.id for sample in self.made(numbers)]
+
+    def made(self, numbers: Sequence[int] | None = None) -> list:
+        """The samples of these items (by default of all), turn by turn; none of a lazy data set."""
+        numbers = range(len(self)) if numbers is None else numbers
+        return [] if self.lazy else [sample for k in numbers for sample in self.turns(k)]
 
     def picture(self, k: int):
         """A key that items about one picture share."""
@@ -130,16 +134,9 @@ class Items:
                             "one picture.")
         return turns
 
-    @property
-    def split(self) -> str:
-        """Of the first item."""
-        return self.samples.split if self.lazy else self.turns(0)[0].split
-
     def tasks(self) -> set[str]:
         """The tasks among the samples."""
-        if self.lazy:
-            return {self.samples.task}
-        return {sample.task for k in range(len(self)) for sample in self.turns(k)}
+        return {self.samples.task} if self.lazy else {sample.task for sample in self.made()}
 
 
 def picture_key(sample):
@@ -193,9 +190,10 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
 
     Returns:
         plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are
-        pixels; ``ceiling`` the first three of the true mask put through the grid and back; ``counts``
-        of a class map is class -> `COUNTS`; ``coco_rle`` maps label -> COCO's compressed RLE of the final
-        mask; boxes are texts, since a table's cells hold no lists.
+        pixels; ``ceiling`` the first three of the true mask put through the grid and back; ``counts`` of
+        a class map is class -> the numbers of `t4s_helpers.evaluation.metrics.class_counts`;
+        ``coco_rle`` maps label -> COCO's compressed RLE of the final mask; boxes are texts, since a
+        table's cells hold no lists.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
@@ -217,17 +215,10 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
 def _words_row(sample, answer, protocol: Protocol) -> dict:
     truth = list(sample.meta.get("answers") or [sample.answer])
     rule = protocol.vqa or sample.meta.get("rule") or "exact"
-    row = {"question": sample.question, "truth": truth if len(truth) > 1 else truth[0], "rule": rule}
-    if truth == [None]:  # a test split whose answers are not public
-        return {**row, "score": None}
-    return {**row, "score": words_metric(rule).update(answer.text, row["truth"])}
-
-
-def words_metric(rule: str) -> VQAAccuracy | YesNoMetric:
-    """The metric for answers in words under one of `VQA_RULES`."""
-    if rule == "yes-no":
-        return YesNoMetric()
-    return VQAAccuracy(rule.split("-")[0], normalise="official" if "-" in rule else True)
+    said = truth if len(truth) > 1 else truth[0]
+    public = truth != [None]  # not in some test splits
+    return {"question": sample.question, "truth": said, "rule": rule,
+            "score": VQA_RULES[rule]().update(answer.text, said) if public else None}
 
 
 def _mask_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
@@ -257,8 +248,8 @@ def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) ->
     ceiling = _layered(_through_grid(sample.masks, protocol), indices)
     return {
         "n_classes": len(classes), "unknown": dict(parsed.report.unknown),
-        "counts": _named(class_counts(pred, truth, len(classes), UNSCORED), names),
-        "ceiling_counts": _named(class_counts(ceiling, truth, len(classes), UNSCORED), names),
+        **{key: {names[k]: row for k, row in class_counts(some, truth, len(classes), UNSCORED).items()}
+           for key, some in (("counts", pred), ("ceiling_counts", ceiling))},
         "coco_rle": {names[k]: to_rle(pred == k) for k in np.unique(pred).tolist() if k},
     }
 
@@ -297,11 +288,6 @@ def _layered(masks: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     for mask, index in zip(masks, indices):
         layers[mask] = index
     return layers
-
-
-def _named(counts: dict, names: Sequence[str]) -> dict[str, list[int]]:
-    columns = zip(*(counts[key] for key in COUNTS))
-    return {names[k]: list(column) for k, column in zip(counts["classes"], columns)}
 
 
 def _box(mask: np.ndarray) -> str | None:

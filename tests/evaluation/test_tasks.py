@@ -92,7 +92,7 @@ def test_turns_are_about_one_picture_and_ids_come_once():
     other = Sample("t", np.zeros((4, 4, 3), np.uint8), ("cat",), np.zeros((1, 4, 4), bool))
     with pytest.raises(TaskError, match="one picture"):
         Items([(sample(), other)])
-    with pytest.raises(TaskError, match="'s' for one"):
+    with pytest.raises(TaskError, match="'s' comes 2 times"):
         Items([sample(), (sample(id="a"), sample())])
     assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids([1]) == ["a", "b"]
 
