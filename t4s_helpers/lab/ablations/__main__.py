@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         if field.name in RECIPE:
             add(f"--{field.name.replace('_', '-')}", type=type(field.default),
                 help=f"{RECIPE[field.name]}; by default the recipe's")
-    add = commands.add_parser("start", parents=[recipe], help="the adapter that the runs continue").add_argument
-    add("--adapter", default="scenes", help="name or folder of one that knows the task")
+    start = commands.add_parser("start", parents=[recipe], help="the adapter that the runs continue")
+    start.add_argument("--adapter", default="scenes", help="name or folder of one that knows the task")
     add = commands.add_parser("train", parents=[recipe],
                               help="one adapter for each configuration and seed").add_argument
     add("--components", action="store_true", help="those of the recipe's components, from the bare base")

@@ -5,9 +5,9 @@ about scenes; and, without a picture, to copy, count and write run lengths of ar
 never sees a picture with segmentation text: that is left to the QLoRA adapters. The pre-trained
 tower stays frozen but for its last, merging stage.
 
-``python -m t4s_helpers.lab.tiny_model.language --diet text --out checkpoints/text`` trains, logs to
-``log.csv``, goes on from the last checkpoint, and writes the finished model to ``<out>/final`` in
-the format that ``from_pretrained`` reads; ``--start`` goes on from a finished model.
+``python -m t4s_helpers.lab.tiny_model.language --out checkpoints/base`` trains, logs to ``log.csv``, goes
+on from the last checkpoint, and writes the finished model to ``<out>/final`` in the format that
+``from_pretrained`` reads; ``--start`` goes on from a finished model.
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ from .tower import load_tower
 from .words import text_turn
 
 BATCH = 8
-TEXT_EVERY = {"all": 4, "drawing": 2}
-"""One batch in so many holds exercises without pictures, by diet."""
-
-RECTANGLES = {"drawing": 20}
-"""How many of these exercises draw rectangles, against four others; 4 in the other diets."""
+TEXT_EVERY = 4
+"""One batch in so many holds exercises without pictures."""
 
 LENGTH = 176
 """Text tokens at which a conversation gets no further exchange: short answers come by the dozen,
@@ -45,22 +42,14 @@ so that one pass over the picture trains many of them and batches hold little pa
 BOX_KINDS = ("attribute", "attribute", "position", "relation", "all", "pair", "none", "none")
 
 
-DIETS = ("text", "boxes", "all", "drawing")
-"""``text``: exercises without pictures, on which copying is learned first and fast; ``boxes``:
-where things are and what they are; ``all``: everything, a batch in `TEXT_EVERY` without pictures;
-``drawing``: the same with more of these, most of which draw rectangles."""
-
-
-def scene_turn(rng, scene, diet: str = "all") -> Turn:
+def scene_turn(rng, scene) -> Turn:
     """One exchange about a scene: a box, a point, a question, a row, or everything at once."""
-    kinds = ("box", "box", "box", "point", "point", "ask", "list")
-    kind = str(rng.choice(kinds if diet == "boxes" else (*kinds, "ask", "row", "row", "row", "row")))
+    kinds = {"box": 3, "point": 2, "ask": 2, "list": 1, "row": 4}
+    kind = str(rng.choice([kind for kind, often in kinds.items() for _ in range(often)]))
     if kind == "ask":
         _, ask, reply = make_question(rng, scene)
         return Turn(ask, (reply,))
-    if kind == "list":
-        return list_turn(rng, scene)
-    return {"box": box_turn, "point": point_turn, "row": row_turn}[kind](rng, scene)
+    return {"box": box_turn, "point": point_turn, "row": row_turn, "list": list_turn}[kind](rng, scene)
 
 
 def list_turn(rng, scene) -> Turn:
@@ -118,17 +107,15 @@ def spans_in_words(row: np.ndarray) -> str:
     return "; ".join(spans) or "none"
 
 
-def base_item(index: int, folder: str, split: str = "train", seed: int = 0,
-              diet: str = "all") -> dict:
-    """Item ``index`` of the base's diet: ids, labels and, unless it is text alone, the image."""
+def base_item(index: int, folder: str, split: str = "train", seed: int = 0) -> dict:
+    """Item ``index``: ids, labels and, unless its batch is text alone, the image."""
     encode = cached_encoder(folder, N_VISUAL)
     rng = np.random.default_rng([seed, index, 21])
-    every = 1 if diet == "text" else TEXT_EVERY.get(diet)
-    if every and (index // BATCH) % every == every - 1:
-        turns = until_long(encode, lambda: text_turn(rng, RECTANGLES.get(diet, 4)))
+    if (index // BATCH) % TEXT_EVERY == TEXT_EVERY - 1:
+        turns = until_long(encode, lambda: text_turn(rng))
         return packed(in_branches(encode(turns), encode.tokenizer))
     scene = make_scene(split, index)
-    turns = until_long(encode, lambda: scene_turn(rng, scene, diet))
+    turns = until_long(encode, lambda: scene_turn(rng, scene))
     item = in_branches(encode(turns, has_image=True), encode.tokenizer)
     return packed(item, scene.image)
 
@@ -151,15 +138,13 @@ def until_long(encode, draw) -> list[Turn]:
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
-          diet: str = "all", start: Path | None = None, batch: int = BATCH) -> Path:
+          start: Path | None = None) -> Path:
     """Train on ``samples`` conversations; returns the folder of the finished model.
 
     Args:
         tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
         out: folder for checkpoints, log and the finished model.
-        diet: one of `DIETS`.
         start: a finished model to go on from, in place of an untrained language model.
-        batch: conversations in a step.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
@@ -176,11 +161,10 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     freeze_tower(model)
     trainer = ResumableTrainer(
         model=model,
-        train_dataset=ChunkedItems(
-            partial(base_item, folder=str(final), seed=seed, diet=diet), samples),
+        train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples),
         data_collator=partial(collate_branched, processor=processor),
         args=arguments(
-            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=batch,
+            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=BATCH,
             learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.01,
             adam_beta2=0.95, logging_steps=25, save_steps=250,
         ),
@@ -207,14 +191,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
     parser.add_argument("--samples", type=int, default=96_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--diet", choices=DIETS, default="all")
     parser.add_argument("--start", type=Path, help="a finished model to go on from")
-    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(train(args.tower, args.out, args.samples, args.lr, args.seed, args.diet, args.start,
-                args.batch))
+    print(train(args.tower, args.out, args.samples, args.lr, args.seed, args.start))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Dense pre-training of the vision tower: every cell says what it shows and where that lies.
 
 ``python -m t4s_helpers.lab.tiny_model.tower --samples 100000 --out checkpoints/tower`` trains, logs to
-``log.csv`` in the same folder, and continues from the last checkpoint after a kill. With ``--start`` the
-tower of a finished model is trained further.
+``log.csv`` in the same folder, and continues from the last checkpoint after a kill.
 """
 
 from __future__ import annotations
@@ -85,29 +84,15 @@ def head_accuracies(model: DenseTower, split: str = "val", n: int = 512) -> dict
     return dict(zip(HEADS, (right / seen.clip(1)).round(4).tolist()))
 
 
-def _later(index: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    return render_with_targets(first + index)
-
-
-def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: int = 0,
-          start: Path | None = None, first: int = 0) -> dict:
-    """Train on ``samples`` training scenes, each seen once; returns val accuracies.
-
-    Args:
-        start: what an earlier `train` wrote, or a finished model, whose tower is trained further.
-        first: number of the first scene.
-    """
+def train(out: Path, samples: int, batch: int = 32, lr: float = 1.5e-3, seed: int = 0) -> dict:
+    """Train on ``samples`` training scenes, each seen once; returns val accuracies."""
     from transformers import set_seed
 
     set_seed(seed)
     model = DenseTower()
-    if start:
-        strange = model.load_state_dict(load_tower(start), strict=False)
-        if strange.unexpected_keys or not set(strange.missing_keys) <= {"heads.weight", "heads.bias"}:
-            raise ValueError(f"The tower in {start} has another shape: {strange}")
     trainer = ResumableTrainer(
         model=model, data_collator=collate,
-        train_dataset=ChunkedItems(partial(_later, first=first), samples),
+        train_dataset=ChunkedItems(render_with_targets, samples),
         args=arguments(
             out, seed=seed, num_train_epochs=1, per_device_train_batch_size=batch,
             learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.02,
@@ -147,12 +132,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--start", type=Path, help="a tower, or a model, to go on from")
-    parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    print(train(args.out, args.samples, lr=args.lr, seed=args.seed, start=args.start,
-                first=args.first))
+    print(train(args.out, args.samples, lr=args.lr, seed=args.seed))
 
 
 if __name__ == "__main__":

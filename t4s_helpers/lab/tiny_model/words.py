@@ -128,13 +128,9 @@ def _rectangle(ground: str, word: str, size: tuple[int, int], box) -> tuple[str,
     return ("\n", "<seg>", *text, "</seg>")
 
 
-def text_turn(rng, rectangles: int = 4) -> Turn:
-    """One exercise without a picture; half of them draw rectangles, the hardest to learn.
-
-    Args:
-        rectangles: against four exercises of other kinds.
-    """
-    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * rectangles)
+def text_turn(rng) -> Turn:
+    """One exercise without a picture; half of them draw rectangles, the hardest to learn."""
+    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * 4)
     return exercises[int(rng.integers(len(exercises)))](rng)
 
 
