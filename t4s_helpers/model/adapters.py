@@ -1,9 +1,12 @@
-"""What to do with a trained adapter: ship it, shrink it, or merge it into the weights."""
+"""What to do with a trained adapter: ship it, or merge it into the weights."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from .backbones import load_backbone
 
@@ -16,9 +19,6 @@ def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
         out: the new folder.
         base: name of the backbone that it belongs to; replaces the path on this machine.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads((Path(adapter) / "adapter_config.json").read_text())
@@ -27,33 +27,6 @@ def export_adapter(adapter: Path | str, out: Path | str, base: str) -> Path:
     save_file({name: t.to(torch.bfloat16).contiguous() for name, t in tensors.items()},
               out / "adapter_model.safetensors", metadata={"format": "pt"})
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return out
-
-
-def shrink_adapter(adapter: Path | str, out: Path | str, rank: int, name: str,
-                   source: Path | str | None = None) -> Path:
-    """The best approximation of a LoRA adapter by one of lower rank.
-
-    Of each layer's product of matrices only the largest singular values are kept (peft's
-    ``add_weighted_adapter``).
-
-    Args:
-        adapter: folder of a peft adapter, or the name of one that ships.
-        out: the new folder.
-        rank: of the new matrices.
-        name: a key of `t4s_helpers.model.backbones.BACKBONES`.
-        source: another folder or hub id of the backbone.
-    """
-    out = Path(out)
-    model = load_backbone(name, source=source, adapter=adapter).model
-    [old] = model.peft_config
-    # The mean of the adapter and itself: peft would copy a single adapter as it is.
-    model.add_weighted_adapter([old, old], [0.5, 0.5], "shrunk", combination_type="svd", svd_rank=rank)
-    model.delete_adapter(old)
-    model.save_pretrained(out, selected_adapters=["shrunk"], save_embedding_layers=False)
-    for file in (out / "shrunk").iterdir():  # peft keeps all adapters but "default" in folders
-        file.replace(out / file.name)
-    (out / "shrunk").rmdir()
     return out
 
 
@@ -78,8 +51,6 @@ def merge_adapter(name: str, adapter: Path | str, out: Path | str,
         BackboneError: from `t4s_helpers.model.backbones.load_backbone`.
         FileExistsError: ``out`` holds files already.
     """
-    import torch
-
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: merged weights go to a new folder.")

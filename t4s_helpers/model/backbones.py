@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from ..files import ASSETS
 from .chat import ConversationEncoder
-
-if TYPE_CHECKING:
-    import torch
 
 EMBEDDED = ASSETS / "embedded"
 ADAPTERS = ASSETS / "adapters"
@@ -127,11 +127,8 @@ BACKBONES = {spec.name: spec for spec in (
          keep=(r".*vision_model", "lm_head")),
 )}
 
-NOT_NATIVE = {
-    "internvl2": ("its repositories bring their own code", "internvl3.5-8b"),
-    "qwen-vl": ("its repositories bring their own code", "qwen3-vl-8b"),
-}
-"""Backbones of the paper without a native class: name -> (why not, the nearest that works)."""
+NOT_NATIVE = {"internvl2": "internvl3.5-8b", "qwen-vl": "qwen3-vl-8b"}
+"""Backbones of the paper whose repositories bring their own code -> the nearest with a native class."""
 
 
 @dataclass
@@ -152,11 +149,8 @@ class Backbone:
 def multiplies_in_bf16() -> bool:
     """Whether this machine's GPU, or else its processor, multiplies bfloat16 in hardware.
 
-    On a processor that does, training is 4-5 times faster with it; on one that does not, 3 times
-    slower.
+    Training on a processor that does is 4-5 times faster with it; on another, 3 times slower.
     """
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -164,8 +158,6 @@ def multiplies_in_bf16() -> bool:
 
 def half() -> torch.dtype:
     """The 16-bit type of weights: float16 on a GPU without bfloat16, else bfloat16."""
-    import torch
-
     return torch.float16 if torch.cuda.is_available() and not multiplies_in_bf16() else torch.bfloat16
 
 
@@ -174,9 +166,6 @@ def quantization(keep: Sequence[str]) -> Any:
 
     Computed in the 16-bit type that the hardware multiplies in; in float32 on a CPU without one.
     """
-    import torch
-    from transformers import BitsAndBytesConfig
-
     fast = torch.cuda.is_available() or multiplies_in_bf16()
     compute = half() if fast else torch.float32
     return BitsAndBytesConfig(
@@ -202,32 +191,29 @@ def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
         BackboneError: says the need, the free amount and the setting to change.
     """
     # NF4 with double quantization takes 4.13 bits a weight; tower, embeddings and head stay in 16.
-    need = spec.billions * (0.75 if quantize else 2) * 1e9 / 2**30
-    if need <= free_gb:
-        return
-    fits = [s.name for s in BACKBONES.values() if s.billions * 0.75e9 / 2**30 <= free_gb]
-    advice = "Free the GPU" if quantize else "Load it with quantize='nf4', free the GPU"
-    raise BackboneError(
-        f"{spec.name!r} needs {need:.1f} GB of GPU memory for its weights alone and about "
-        f"{spec.memory_gb} GB to train with quantize='nf4' at batch 4, but {free_gb:.1f} GB are free. "
-        f"{advice} (nvidia-smi lists who uses it), or choose a smaller backbone: "
-        f"{', '.join(fits)} would fit.")
+    needs = {s.name: s.billions * (0.75 if quantize else 2) * 1e9 / 2**30 for s in BACKBONES.values()}
+    if needs[spec.name] > free_gb:
+        fits = ", ".join(name for name, need in needs.items() if need <= free_gb)
+        advice = "free the GPU" if quantize else "load it with quantize='nf4', free the GPU"
+        raise BackboneError(
+            f"{spec.name!r} needs {needs[spec.name]:.1f} GB of GPU memory for its weights alone (about "
+            f"{spec.memory_gb} GB to train with quantize='nf4' at batch 4), but {free_gb:.1f} GB are free: "
+            f"{advice} (nvidia-smi lists who uses it), or choose one that fits: {fits}.")
 
 
 def find(name: str) -> Spec:
     """The `Spec` called ``name``.
 
     Raises:
-        BackboneError: no such name; the message lists those that there are, and names the
-            nearest one for the paper's backbones that native transformers cannot load.
+        BackboneError: no such name; the message lists those that there are, or names the nearest.
     """
-    for start, (why, nearest) in NOT_NATIVE.items():
-        if name not in BACKBONES and name.lower().startswith(start):
-            raise BackboneError(f"{name!r} has no class in transformers: {why}, which the workbook "
-                                f"does not run. The nearest that works is {nearest!r}.")
-    if name not in BACKBONES:
-        raise BackboneError(f"No backbone is called {name!r}: choose {', '.join(BACKBONES)}.")
-    return BACKBONES[name]
+    if name in BACKBONES:
+        return BACKBONES[name]
+    for start, nearest in NOT_NATIVE.items():
+        if name.lower().startswith(start):
+            raise BackboneError(f"{name!r} has no class in transformers, and the workbook does not run "
+                                f"its repository's code; the nearest that works is {nearest!r}.")
+    raise BackboneError(f"No backbone is called {name!r}: choose {', '.join(BACKBONES)}.")
 
 
 def load_backbone(name: str = "embedded", quantize: str | None = None,
@@ -248,9 +234,6 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
         BackboneError: an unknown name or precision, weights or adapter not found, too little GPU
             memory, or a tokenizer without the image token.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     spec = find(name)
     if quantize not in (None, "nf4"):
         raise BackboneError(f"Unknown precision {quantize!r}: choose 'nf4' or None.")
@@ -266,10 +249,8 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
         processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
         model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision, **options)
     except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"The weights of {name!r} could not be loaded from {place}: {str(error)[:200]} "
-            "Check the network and the hub login, or give a folder as source."
-        ) from error
+        raise BackboneError(f"The weights of {name!r} could not be loaded from {place} ({str(error)[:200]}): "
+                            "check the network and the hub login, or give a folder as source.") from error
     check_image_token(processor, place)
     processor.tokenizer.padding_side = "left"
     if spec.squeeze:
@@ -288,10 +269,9 @@ def check_image_token(processor, place: str) -> None:
     if token is None or processor.tokenizer.encode(token, add_special_tokens=False) != [
             processor.tokenizer.convert_tokens_to_ids(token)]:
         raise BackboneError(
-            f"The tokenizer in {place} does not know its image token {token!r}, so pictures would "
-            "become plain text. Take the tokenizer that belongs to the weights, or add it with "
-            f"tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}}) and train "
-            "its embedding.")
+            f"The tokenizer in {place} does not know its image token {token!r}, so pictures would become "
+            "plain text: take the tokenizer that belongs to the weights, or add the token with "
+            f"tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}}) and train it.")
 
 
 def squeeze(image_processor) -> None:
@@ -299,9 +279,8 @@ def squeeze(image_processor) -> None:
 
     The model never sees what a crop cuts off, yet the descriptor's grid covers the whole picture.
     """
-    side = dict(image_processor.crop_size)
     image_processor.do_center_crop = False
-    image_processor.size = {"height": side["height"], "width": side["width"]}
+    image_processor.size = {side: image_processor.crop_size[side] for side in ("height", "width")}
 
 
 @contextlib.contextmanager
@@ -335,21 +314,20 @@ def open_adapter(backbone: Backbone, adapter: str | Path, trainable: bool = Fals
         shipped = sorted(p.name for p in ADAPTERS.glob("*"))
         raise BackboneError(f"No adapter lies in {folder}: give the folder that holds "
                             f"adapter_config.json, or one of {shipped}.")
-    misfit = f"The adapter in {folder} does not fit {backbone.spec.name!r}"
+    misfit = f"The adapter in {folder} does not fit {backbone.spec.name!r}, it was trained on"
     recorded = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     base = next((s.name for s in BACKBONES.values() if recorded in (s.name, s.source)), None)
     if base not in (None, backbone.spec.name):
-        raise BackboneError(f"{misfit}: it was trained on {base!r}. Load that backbone instead.")
+        raise BackboneError(f"{misfit} {base!r}: load that backbone instead.")
     try:
         with peft_calls():
             model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
-        raise BackboneError(f"{misfit}: it was trained on another base "
-                            f"({str(error)[:160]}).") from error
+        raise BackboneError(f"{misfit} another base ({str(error)[:160]}).") from error
     saved = set(load_peft_weights(str(folder), device="cpu"))
     # By default, peft would ask the hub whether the base, called "embedded", has other embeddings.
     unmatched = set(get_peft_model_state_dict(model, save_embedding_layers=False)) ^ saved
     if unmatched:  # peft only warns of them, and the model would answer like the base
-        raise BackboneError(f"{misfit}: {len(unmatched)} of its matrices have no counterpart, "
-                            f"{min(unmatched)!r} among them. It was trained on another base.")
+        raise BackboneError(f"{misfit} another base: {len(unmatched)} of its matrices have no "
+                            f"counterpart, {min(unmatched)!r} among them.")
     return model

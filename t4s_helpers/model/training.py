@@ -292,15 +292,19 @@ class CsvLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         before = [row["seconds"] for row in state.log_history if "seconds" in row]
         self._start = time.time() - (before[-1] if before else 0)
+        self._write(state)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
-            return
-        samples = (state.global_step * args.per_device_train_batch_size
-                   * args.gradient_accumulation_steps * args.world_size)
-        state.log_history[-1].update(samples=samples, seconds=round(time.time() - self._start, 1))
-        rows = pd.DataFrame([row for row in state.log_history if "loss" in row], columns=self.fields)
-        atomic_write({self.path: rows.to_csv(index=False).encode()})
+        if logs and "loss" in logs:
+            samples = (state.global_step * args.per_device_train_batch_size
+                       * args.gradient_accumulation_steps * args.world_size)
+            state.log_history[-1].update(samples=samples, seconds=round(time.time() - self._start, 1))
+            self._write(state)
+
+    def _write(self, state) -> None:
+        if state.is_world_process_zero:
+            rows = pd.DataFrame([r for r in state.log_history if "loss" in r], columns=self.fields)
+            atomic_write({self.path: rows.to_csv(index=False).encode()})
 
 
 def read_log(path: Path | str) -> list[dict]:

@@ -114,6 +114,17 @@ def really_trained(tmp_path_factory):
     return out
 
 
+def singular_values(adapter) -> dict:
+    """Of what each layer's matrices add to its weight."""
+    from safetensors.torch import load_file
+
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    return {name: scale * (tensors[name.replace("lora_A", "lora_B")].float() @ first.float()).svd().S.numpy()
+            for name, first in tensors.items() if "lora_A" in name}
+
+
 @pytest.mark.slow
 def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_path):
     from safetensors.torch import load_file
@@ -128,6 +139,9 @@ def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_pat
     after = load_file(start / "adapter_model.safetensors")
     assert shrunk.keys() == after.keys() == load_file(source / "adapter_model.safetensors").keys()
     assert {min(t.shape) for t in shrunk.values()} == {2}
+    for name, values in singular_values(source).items():
+        kept = singular_values(tmp_path / "start" / "shrunk")[name]
+        assert np.allclose(kept[:2], values[:2], rtol=1e-2) and kept[2:].max() < 1e-3 * kept[0]
     assert any((shrunk[name] != after[name]).any() for name in shrunk)
     assert (tmp_path / "shipped" / "start" / "log.csv").is_file()
     assert runs.train_start(tmp_path / "start", source, recipe, configs) == start  # done before

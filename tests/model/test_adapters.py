@@ -52,34 +52,6 @@ def test_merged_weights_answer_as_base_and_adapter_do(adapter, tmp_path):
     assert torch.equal(got.argmax(-1), want.argmax(-1))
 
 
-def products(folder) -> dict:
-    """What each layer's matrices add to its weight."""
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    return {name: scale * tensors[name.replace("lora_A", "lora_B")].float() @ matrix.float()
-            for name, matrix in tensors.items() if "lora_A" in name}
-
-
-@pytest.mark.parametrize("rank", [4, 2])
-def test_a_shrunk_adapter_keeps_the_largest_singular_values(adapter, tmp_path, rank):
-    import torch
-
-    out = adapters.shrink_adapter(adapter, tmp_path / "small", rank, "embedded", tiny_model.folder())
-    before, after = products(adapter), products(out)
-    assert before.keys() == after.keys() and not (out / "shrunk").exists()
-    for name, product in before.items():
-        values = torch.linalg.svdvals(product)
-        assert torch.linalg.matrix_rank(after[name], rtol=1e-4) <= rank
-        missing = torch.linalg.matrix_norm(product - after[name])
-        assert missing == pytest.approx(values[rank:].norm().item(), abs=2e-3)
-    if rank == 4:
-        assert torch.allclose(logits(tiny_model.backbone(adapter=out)),
-                              logits(tiny_model.backbone(adapter=adapter)), atol=2e-3)
-
-
 def test_merged_weights_never_overwrite(adapter, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):

@@ -164,7 +164,7 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
     if not finished(out):
         shrunk = out / "shrunk"
         if not (shrunk / "adapter_config.json").exists():
-            adapters.shrink_adapter(adapter, shrunk, recipe.rank, recipe.backbone, base)
+            _shrink(adapter, shrunk, recipe, base)
         backbone = _backbone(recipe, base)
         turns = max(1, recipe.samples // (len(design) * recipe.batch))
         each = [_conversations(backbone, config, replace(
@@ -176,6 +176,21 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
     if ship:
         _ship(out, Path(ship), recipe.backbone, START)
     return out / "adapter"
+
+
+def _shrink(adapter: Path | str, place: Path, recipe: Recipe, base) -> None:
+    """Save the best approximation of a LoRA adapter by one of the recipe's rank.
+
+    Of each layer's product of matrices, peft keeps only the largest singular values.
+    """
+    model = load_backbone(recipe.backbone, source=base, adapter=adapter).model
+    [old] = model.peft_config
+    # The mean of the adapter and itself: peft would copy a single adapter as it is.
+    model.add_weighted_adapter([old, old], [0.5, 0.5], place.name, combination_type="svd",
+                               svd_rank=recipe.rank)
+    model.delete_adapter(old)
+    # In a folder of the adapter's name, as peft keeps all that are not called "default".
+    model.save_pretrained(place.parent, selected_adapters=[place.name], save_embedding_layers=False)
 
 
 def _ship(folder: Path, place: Path, backbone: str, name: str = "") -> None:
