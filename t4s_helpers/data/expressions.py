@@ -19,14 +19,15 @@ Kinds of request, by `Expression.kind`:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
+from .dataset import choose
 from .sample import Sample
-from .scenes import (
-    CATEGORIES, COLORS, SIZES, SPLITS, Scene, SceneObject, is_novel, make_scene,
-)
+from .scenes import CATEGORIES, COLORS, SIZES, SPLITS, Scene, SceneObject, is_novel, make_scene
 
 MARGIN = 8.0
 """Pixels by which centres must differ before "left of", "leftmost" and the like are used."""
@@ -49,8 +50,7 @@ class Expression:
     targets: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """A conjunction of attributes; ``None`` leaves one open.
 
     >>> str(Description("small", "red", None)), Description(None, "red", "star").plural()
@@ -67,12 +67,10 @@ class Description:
     def plural(self) -> str:
         return f"{self}s"
 
-    def fits(self, thing: SceneObject) -> bool:
-        wanted = (self.size, self.color, self.category)
-        return all(word in (None, seen) for word, seen in zip(wanted, thing.words))
-
     def of(self, scene: Scene) -> tuple[int, ...]:
-        return tuple(k for k, thing in enumerate(scene.objects) if self.fits(thing))
+        """Indices of the objects that it fits."""
+        return tuple(k for k, thing in enumerate(scene.objects)
+                     if all(word in (None, seen) for word, seen in zip(self, thing.words)))
 
 
 def _describe(thing: SceneObject, use: tuple[bool, ...]) -> Description:
@@ -122,35 +120,6 @@ def extreme(scene: Scene, among: tuple[int, ...], word: str) -> int | None:
     return ranked[0] if abs(first - second) >= MARGIN else None
 
 
-# --- one builder per kind: an Expression, or None where the scene does not lend itself to it ------
-
-
-def _attribute(rng, scene: Scene) -> Expression | None:
-    k = int(rng.integers(len(scene.objects)))
-    description = _unique(rng, scene, k)
-    return description and Expression(f"the {description}", "attribute", (k,))
-
-
-def _position(rng, scene: Scene) -> Expression | None:
-    word = str(rng.choice(list(SUPERLATIVES)))
-    thing = _one_of(rng, scene.objects)
-    description = Description() if rng.random() < 0.15 else _describe(thing, _one_of(rng, _USES))
-    k = extreme(scene, description.of(scene), word)
-    return None if k is None else Expression(f"the {word} {description}", "position", (k,))
-
-
-def _relation(rng, scene: Scene) -> Expression | None:
-    if len(scene.objects) < 2:
-        return None
-    k, other = _two_of(rng, scene)
-    landmark = _unique(rng, scene, other)
-    relation = str(rng.choice(list(RELATIONS)))
-    description = _describe(scene.objects[k], _one_of(rng, _USES))
-    if landmark is None or related(scene, description, relation, other) != (k,):
-        return None
-    return Expression(f"the {description} {relation} the {landmark}", "relation", (k,))
-
-
 def related(scene: Scene, description: Description, relation: str,
             other: int) -> tuple[int, ...] | None:
     """Objects that fit and stand in the relation to ``other``; ``None`` when in doubt."""
@@ -161,60 +130,82 @@ def related(scene: Scene, description: Description, relation: str,
     return None if None in truth.values() else tuple(k for k, yes in truth.items() if yes)
 
 
-def _all(rng, scene: Scene) -> Expression | None:
+# --- one builder per kind: text and targets, or None where the scene does not lend itself to it ----
+
+
+def _attribute(rng, scene: Scene):
+    k = int(rng.integers(len(scene.objects)))
+    description = _unique(rng, scene, k)
+    return description and (f"the {description}", (k,))
+
+
+def _position(rng, scene: Scene):
+    word = str(rng.choice(list(SUPERLATIVES)))
+    thing = _one_of(rng, scene.objects)
+    description = Description() if rng.random() < 0.15 else _describe(thing, _one_of(rng, _USES))
+    k = extreme(scene, description.of(scene), word)
+    return None if k is None else (f"the {word} {description}", (k,))
+
+
+def _relation(rng, scene: Scene):
+    if len(scene.objects) < 2:
+        return None
+    k, other = _two_of(rng, scene)
+    return _beside(rng, scene, k, other, (k,))
+
+
+def _beside(rng, scene: Scene, k: int, other: int, wanted: tuple[int, ...]):
+    """Object ``k`` in words and in relation to another, if that names just the ``wanted`` ones."""
+    landmark = _unique(rng, scene, other)
+    relation = str(rng.choice(list(RELATIONS)))
+    description = _describe(scene.objects[k], _one_of(rng, _USES))
+    if landmark is None or related(scene, description, relation, other) != wanted:
+        return None
+    return f"the {description} {relation} the {landmark}", wanted
+
+
+def _all(rng, scene: Scene):
     description = Description() if rng.random() < 0.1 else _some_description(rng, scene)
     targets = description.of(scene)
-    return Expression(f"all {description.plural()}", "all", targets) if len(targets) > 1 else None
+    return (f"all {description.plural()}", targets) if len(targets) > 1 else None
 
 
-def _pair(rng, scene: Scene) -> Expression | None:
+def _pair(rng, scene: Scene):
     if len(scene.objects) < 2:
         return None
     pair = _two_of(rng, scene)
     words = [_unique(rng, scene, k) for k in pair]
-    if None in words:
-        return None
-    return Expression(f"the {words[0]} and the {words[1]}", "pair", tuple(sorted(pair)))
+    return None if None in words else (f"the {words[0]} and the {words[1]}", tuple(sorted(pair)))
 
 
-def _none(rng, scene: Scene) -> Expression | None:
+def _none(rng, scene: Scene):
     """Mostly a near miss: an object's description with one word changed."""
     if rng.random() < 0.25:
-        return _none_relation(rng, scene)
+        k, other = rng.integers(len(scene.objects), size=2)
+        found = _beside(rng, scene, k, other, ())
+        return None if k == other else found
     thing, use = _one_of(rng, scene.objects), _one_of(rng, _USES)
-    words = [word if keep else None for word, keep in zip(thing.words, use)]
     slot = int(rng.choice(np.flatnonzero(use)))
-    words[slot] = str(rng.choice((list(SIZES), list(COLORS), CATEGORIES)[slot]))
-    description = Description(*words)
+    word = str(rng.choice((list(SIZES), list(COLORS), CATEGORIES)[slot]))
+    description = _describe(thing, use)._replace(**{Description._fields[slot]: word})
     if description.of(scene):
         return None
-    text = f"all {description.plural()}" if rng.random() < 0.25 else f"the {description}"
-    return Expression(text, "none", ())
-
-
-def _none_relation(rng, scene: Scene) -> Expression | None:
-    k, other = (int(i) for i in rng.integers(len(scene.objects), size=2))
-    landmark = _unique(rng, scene, other)
-    relation = str(rng.choice(list(RELATIONS)))
-    description = _describe(scene.objects[k], _one_of(rng, _USES))
-    if k == other or landmark is None or related(scene, description, relation, other) != ():
-        return None
-    return Expression(f"the {description} {relation} the {landmark}", "none", ())
+    return f"all {description.plural()}" if rng.random() < 0.25 else f"the {description}", ()
 
 
 _BUILDERS = {
     "attribute": _attribute, "position": _position, "relation": _relation,
     "all": _all, "pair": _pair, "none": _none,
 }
+_TRIES = 12  # of each kind, so that rare kinds come up as often as a scene allows
 
 
-def make_expression(rng, scene: Scene, kinds=SINGLE_KINDS, tries: int = 12) -> Expression:
+def make_expression(rng, scene: Scene, kinds=SINGLE_KINDS) -> Expression:
     """Draw one expression of one of ``kinds`` for ``scene``.
 
     Args:
         rng: a ``numpy.random.Generator``.
-        kinds: names from `GRES_KINDS`. They are tried in random order, each ``tries`` times, so
-            that rare kinds come up as often as a scene allows.
+        kinds: names from `GRES_KINDS`, tried in random order.
 
     Returns:
         an expression whose targets are certain. Where no kind succeeds, the full description of
@@ -223,21 +214,20 @@ def make_expression(rng, scene: Scene, kinds=SINGLE_KINDS, tries: int = 12) -> E
     Raises:
         ValueError: an unknown kind.
     """
-    unknown = set(kinds) - set(_BUILDERS)
-    if unknown:
-        raise ValueError(f"Unknown kind of expression {sorted(unknown)}: use {GRES_KINDS}.")
+    for kind in kinds:
+        choose("kind", kind, GRES_KINDS)
     for i in rng.permutation(len(kinds)):
-        for _ in range(tries):
-            found = _BUILDERS[kinds[i]](rng, scene)
-            if found is not None:
-                return found
+        for _ in range(_TRIES):
+            if found := _BUILDERS[kinds[i]](rng, scene):
+                text, targets = found
+                return Expression(text, kinds[i], targets)
     return _last_resort(scene, kinds)
 
 
 def _last_resort(scene: Scene, kinds) -> Expression:
     if set(kinds) == {"none"}:
-        absent = next(d for c, k in product(COLORS, CATEGORIES)
-                      if not (d := Description(None, c, k)).of(scene))
+        pairs = (Description(None, *pair) for pair in product(COLORS, CATEGORIES))
+        absent = next(pair for pair in pairs if not pair.of(scene))
         return Expression(f"the {absent}", "none", ())
     full = [Description(*thing.words) for thing in scene.objects]
     for k, description in enumerate(full):
@@ -269,27 +259,26 @@ def make_question(rng, scene: Scene) -> tuple[str, str, str]:
 
     Kinds: ``count`` (a digit), ``exist`` and ``side`` (yes or no), ``color``, ``category``.
     """
-    builders = (_ask_count, _ask_exist, _ask_color, _ask_category, _ask_side)
     while True:
-        found = _one_of(rng, builders)(rng, scene)
-        if found is not None:
-            return found
+        kind = _one_of(rng, tuple(_ASKERS))
+        if found := _ASKERS[kind](rng, scene):
+            return kind, *found
 
 
-def _ask_count(rng, scene: Scene) -> tuple[str, str, str]:
+def _ask_count(rng, scene: Scene):
     description = Description() if rng.random() < 0.2 else _some_description(rng, scene)
     if rng.random() < 0.15:
         description = Description(None, None, str(rng.choice(CATEGORIES)))
-    return "count", f"How many {description.plural()} are there?", str(len(description.of(scene)))
+    return f"How many {description.plural()} are there?", str(len(description.of(scene)))
 
 
-def _ask_exist(rng, scene: Scene) -> tuple[str, str, str] | None:
+def _ask_exist(rng, scene: Scene):
     if rng.random() < 0.5:
-        return "exist", f"Is there {_a(_some_description(rng, scene))}?", "yes"
+        return f"Is there {_a(_some_description(rng, scene))}?", "yes"
     absent = make_expression(rng, scene, ("none",)).text
     if not absent.startswith("the ") or any(word in absent for word in RELATIONS):
         return None
-    return "exist", f"Is there {_a(absent[4:])}?", "no"
+    return f"Is there {_a(absent[4:])}?", "no"
 
 
 def _a(noun) -> str:
@@ -297,25 +286,16 @@ def _a(noun) -> str:
     return f"{'an' if str(noun)[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _ask_color(rng, scene: Scene) -> tuple[str, str, str] | None:
-    uses = ((False, False, True), (True, False, True), (True, False, False))
-    return _ask_word(rng, scene, "color", "What color is the {}?", uses)
-
-
-def _ask_category(rng, scene: Scene) -> tuple[str, str, str] | None:
-    uses = ((False, True, False), (True, True, False), (True, False, False))
-    return _ask_word(rng, scene, "category", "What is the {}?", uses)
-
-
-def _ask_word(rng, scene: Scene, kind: str, wording: str, uses) -> tuple[str, str, str] | None:
+def _ask_word(rng, scene: Scene, kind: str, wording: str, uses):
+    """Ask for the ``kind`` of word, in a description of one object that says the ``uses``."""
     k = int(rng.integers(len(scene.objects)))
     description = _describe(scene.objects[k], _one_of(rng, uses))
     if description.of(scene) != (k,):
         return None
-    return kind, wording.format(description), getattr(scene.objects[k], kind)
+    return wording.format(description), getattr(scene.objects[k], kind)
 
 
-def _ask_side(rng, scene):
+def _ask_side(rng, scene: Scene):
     if len(scene.objects) < 2:
         return None
     a, b = _two_of(rng, scene)
@@ -324,20 +304,33 @@ def _ask_side(rng, scene):
     truth = holds(scene.objects[a], relation, scene.objects[b])
     if None in words or truth is None:
         return None
-    return "side", f"Is the {words[0]} {relation} the {words[1]}?", "yes" if truth else "no"
+    return f"Is the {words[0]} {relation} the {words[1]}?", "yes" if truth else "no"
+
+
+_ASKERS = {
+    "count": _ask_count, "exist": _ask_exist,
+    "color": partial(_ask_word, kind="color", wording="What color is the {}?", uses=(
+        (False, False, True), (True, False, True), (True, False, False))),
+    "category": partial(_ask_word, kind="category", wording="What is the {}?", uses=(
+        (False, True, False), (True, True, False), (True, False, False))),
+    "side": _ask_side,
+}
 
 
 # --- samples ------------------------------------------------------------------------------------
 
 
-def scene_sample(split: str, index: int, task: str = "res", kinds=None,
-                 palette: str = "seen") -> Sample:
+_TASK_STREAM = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14}
+"""``rec`` asks what ``res`` asks, so that boxes and masks are scored on the same requests."""
+_DIALOGUE_STREAM = 15
+
+
+def scene_sample(split: str, index: int, task: str = "res", palette: str = "seen") -> Sample:
     """One request about scene ``index`` of ``split``.
 
     Args:
         task: ``res`` and ``rec`` (one target), ``gres`` (any number; one request in four has
             no target), ``semantic`` (every category present is a label), ``vqa``.
-        kinds: kinds of expression; by default those that belong to the task.
         palette: see `t4s_helpers.data.scenes.make_scene`; only ``semantic`` requests, which name
             no colour, go with another than the seen one.
 
@@ -351,54 +344,44 @@ def scene_sample(split: str, index: int, task: str = "res", kinds=None,
     if palette != "seen" and task != "semantic":
         raise ValueError(f"Task {task!r} names colours, which the palette {palette!r} does not show: "
                          "ask for task 'semantic'.")
-    scene = make_scene(split, index, palette=palette)
+    scene = make_scene(split, index, palette)
     rng = np.random.default_rng([SPLITS[split], index, _TASK_STREAM[task]])
-    return request(rng, scene, task, kinds)
+    return request(rng, scene, task)
 
 
-def request(rng, scene: Scene, task: str = "res", kinds=None) -> Sample:
+def scene_samples(split: str, n: int, task: str = "res", start: int = 0, palette: str = "seen"):
+    """The requests of scenes ``start`` to ``start + n - 1``; a list of ``n`` samples."""
+    return [scene_sample(split, index, task, palette) for index in range(start, start + n)]
+
+
+def request(rng, scene: Scene, task: str = "res") -> Sample:
     """One request about a scene, drawn with ``rng``; see `scene_sample`."""
-    common = {"id": f"{task}-{scene.id}", "image": scene.image, "task": task,
-              "split": scene.split}
     if task == "vqa":
         kind, question, answer = make_question(rng, scene)
-        return Sample(**common, labels=(), masks=np.zeros((0, *scene.image.shape[:2]), bool),
-                      question=question, answer=answer, meta={"kind": kind})
+        return _in_words(scene, f"vqa-{scene.id}", kind, question, answer)
     if task == "semantic":
         labels = tuple(sorted({o.category for o in scene.objects}))
         masks = [union_mask(scene, Description(None, None, c).of(scene)) for c in labels]
-        return Sample(**common, labels=labels, masks=np.stack(masks),
+        return Sample(f"semantic-{scene.id}", scene.image, labels, np.stack(masks), task, scene.split,
                       meta={"kind": "semantic", "n_objects": len(scene.objects)})
-    expression = make_expression(rng, scene, kinds or _task_kinds(rng, task))
-    return Sample(**common, labels=(expression.text,),
-                  masks=union_mask(scene, expression.targets)[None],
-                  meta=_facts(scene, expression))
+    kinds = SINGLE_KINDS
+    if task == "gres":
+        kinds = ("none",) if rng.random() < 0.25 else (*SINGLE_KINDS, "all", "pair")
+    return _in_masks(scene, f"{task}-{scene.id}", task, make_expression(rng, scene, kinds))
 
 
-_DIALOGUE_STREAM = 15
-_TASK_STREAM = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14}
-"""``rec`` asks what ``res`` asks, so that boxes and masks are scored on the same requests."""
+def _in_words(scene: Scene, name: str, kind: str, question: str, answer: str) -> Sample:
+    return Sample(name, scene.image, (), None, "vqa", scene.split, question, answer, {"kind": kind})
 
 
-def _task_kinds(rng, task: str):
-    if task in ("res", "rec"):
-        return SINGLE_KINDS
-    return ("none",) if rng.random() < 0.25 else (*SINGLE_KINDS, "all", "pair")
-
-
-def _facts(scene: Scene, expression: Expression) -> dict:
-    facts = {"kind": expression.kind, "n_objects": len(scene.objects),
-             "n_targets": len(expression.targets)}
-    if len(expression.targets) == 1:
-        thing = scene.objects[expression.targets[0]]
+def _in_masks(scene: Scene, name: str, task: str, expression: Expression) -> Sample:
+    targets = expression.targets
+    facts = {"kind": expression.kind, "n_objects": len(scene.objects), "n_targets": len(targets)}
+    if len(targets) == 1:
+        thing = scene.objects[targets[0]]
         facts |= {"size": thing.size, "novel": is_novel(thing.color, thing.category)}
-    return facts
-
-
-def scene_samples(split: str, n: int, task: str = "res", start: int = 0, kinds=None,
-                  palette: str = "seen"):
-    """The requests of scenes ``start`` to ``start + n - 1``; a list of ``n`` samples."""
-    return [scene_sample(split, index, task, kinds, palette) for index in range(start, start + n)]
+    return Sample(name, scene.image, (expression.text,), union_mask(scene, targets)[None], task,
+                  scene.split, meta=facts)
 
 
 def scene_dialogue(split: str, index: int) -> tuple[Sample, Sample, Sample]:
@@ -412,14 +395,8 @@ def scene_dialogue(split: str, index: int) -> tuple[Sample, Sample, Sample]:
     scene = make_scene(split, index)
     rng = np.random.default_rng([SPLITS[split], index, _DIALOGUE_STREAM])
     one = make_expression(rng, scene, ("attribute",))
-    named = scene.objects[one.targets[0]]
-    word = Description(None, None, named.category)
-    common = {"image": scene.image, "split": split}
-    words = Sample(f"talk-{scene.id}-0", labels=(), task="vqa", question="Describe the picture.",
-                   masks=np.zeros((0, *scene.image.shape[:2]), bool), answer=caption(scene),
-                   meta={"kind": "describe"}, **common)
+    word = Description(None, None, scene.objects[one.targets[0]].category)
     every = Expression(f"all {word.plural()}", "all", word.of(scene))
-    asked = [Sample(f"talk-{scene.id}-{k}", labels=(e.text,), task="gres",
-                    masks=union_mask(scene, e.targets)[None], meta=_facts(scene, e), **common)
-             for k, e in enumerate((one, every), 1)]
-    return words, *asked
+    return (_in_words(scene, f"talk-{scene.id}-0", "describe", "Describe the picture.", caption(scene)),
+            _in_masks(scene, f"talk-{scene.id}-1", "gres", one),
+            _in_masks(scene, f"talk-{scene.id}-2", "gres", every))

@@ -2,8 +2,7 @@
 
 A mixture has a length, ``turns(i)`` (the exchanges of conversation ``i``) and ``image(i)`` (its
 picture); `t4s_helpers.model.training.training_data` encodes it for a backbone. Nothing is written out
-beforehand. Which samples stand where, and how each is worded, depends on the seed alone, not on the
-process, the order of access or what was read before.
+beforehand. Which samples stand where, and how each is worded, depends on the seed alone.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .dataset import choose
 from .expressions import request
 from .prompts import Turn, ask_and_answer
 from .registry import find, load
-from .sample import MaskSource, Sample, SampleError, is_source, read_image
+from .sample import Sample, SampleError, read_image
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
 MIXES = {
@@ -49,7 +48,7 @@ class SceneMixture:
         mix: a key of `MIXES`.
         n_requests: most requests in a conversation, no two with the same mask for an answer.
         seed: changes only what is asked about the scenes.
-        encoding, rule, style: of the answers, see `t4s_helpers.data.prompts.ask_and_answer`.
+        encoding, style: of the answers, see `t4s_helpers.data.prompts.ask_and_answer`.
 
     Raises:
         ValueError: an unknown mix.
@@ -61,12 +60,10 @@ class SceneMixture:
     split: str = "train"
     seed: int = 0
     encoding: Encoding = field(default_factory=get_encoding)
-    rule: str = "area"
     style: str = "plain"
 
     def __post_init__(self) -> None:
-        if self.mix not in MIXES:
-            raise ValueError(f"Unknown mix {self.mix!r}: choose one of {', '.join(MIXES)}.")
+        choose("mix", self.mix, tuple(MIXES))
 
     def __len__(self) -> int:
         return self.n
@@ -83,68 +80,28 @@ class SceneMixture:
         """Scene and exchanges of conversation ``index``."""
         rng = np.random.default_rng([SPLITS[self.split], index, self.seed, 31])
         scene = make_scene(self.split, index)
-        return scene, self._about(rng, scene)
-
-    def _about(self, rng: np.random.Generator, scene: Scene) -> list[Turn]:
-        turns, seen, tasks = [], set(), MIXES[self.mix]
+        turns, seen, shares = [], set(), MIXES[self.mix]
         for _ in range(2 * self.n_requests):
-            task = str(rng.choice(list(tasks), p=list(tasks.values())))
+            task = str(rng.choice(list(shares), p=list(shares.values())))
             sample = request(rng, scene, task)
-            target = np.packbits(sample.masks.any(0)).tobytes() if len(sample.masks) else sample.question
+            target = sample.question or np.packbits(sample.masks.any(0)).tobytes()
             if target in seen:  # else the answer could be copied instead of read off the picture
                 continue
             seen.add(target)
-            absent = _absent_classes(rng, sample.labels) if task == "semantic" else ()
-            turns.append(ask_and_answer(sample, self.encoding, self.rule, self.style, rng,
-                                        distractors=absent))
+            n_absent = int(rng.integers(1, 5)) if task == "semantic" else 0
+            absent = _absent(CATEGORIES, sample, n_absent, rng)
+            turns.append(ask_and_answer(sample, self.encoding, self.style, rng, distractors=absent))
             if len(turns) == self.n_requests:
                 break
-        return turns
+        return scene, turns
 
 
-def _absent_classes(rng: np.random.Generator, present: Sequence[str]) -> list[str]:
-    """One to four class names that a conditioned request lists although they do not occur."""
-    others = [name for name in CATEGORIES if name not in present]
-    return [str(name) for name in rng.choice(others, int(rng.integers(1, 5)), replace=False)]
-
-
-@dataclass(frozen=True)
-class SampleMixture:
-    """One request each about any samples; every pass over the samples words the requests anew.
-
-    Attributes:
-        samples: `t4s_helpers.data.sample.Sample` objects, read from disk when their turn comes.
-        n: conversations; number ``i`` asks about sample ``i`` modulo their number.
-        seed: of wordings and modes.
-        encoding, rule, style: of the answers.
-
-    Raises:
-        SampleError: there are no samples.
-    """
-
-    samples: Sequence[Sample]
-    n: int
-    seed: int = 0
-    encoding: Encoding = field(default_factory=get_encoding)
-    rule: str = "area"
-    style: str = "plain"
-
-    def __post_init__(self) -> None:
-        if not len(self.samples):
-            raise SampleError("There are no samples to train on.")
-
-    def __len__(self) -> int:
-        return self.n
-
-    def image(self, index: int) -> np.ndarray:
-        """uint8 ``(H, W, 3)``"""
-        return self.samples[index % len(self.samples)].pixels()
-
-    def turns(self, index: int) -> list[Turn]:
-        """The exchange of conversation ``index``; its picture is not read."""
-        rng = np.random.default_rng([self.seed, index, 41])
-        sample = self.samples[index % len(self.samples)]
-        return [ask_and_answer(sample, self.encoding, self.rule, self.style, rng)]
+def _absent(classes: Sequence[str], sample: Sample, n: int | None, rng: np.random.Generator) -> list[str]:
+    """``n`` class names (None: all) that a sample does not show, for a request to list."""
+    names = [name for name in classes if name not in sample.labels]
+    if n is None or n >= len(names):
+        return names
+    return [names[k] for k in rng.choice(len(names), n, replace=False)]
 
 
 @dataclass(frozen=True)
@@ -172,16 +129,18 @@ class DataMixture:
         seed: decides the order and the wording of each.
         distractors: for semantic data sets, how many names of absent classes a conditioned request
             lists beside the present ones; None for the whole class list.
-        encoding, rule, style: of the answers.
+        encoding, style: of the answers.
 
     A sample with ``task="vqa"`` needs an answer; a data set without public answers is refused.
     """
 
+    stream = 43  # of the random numbers for wordings
+
     def __init__(self, datasets: Sequence, n: int | None = None, weights: Sequence[float] | None = None,
                  seed: int = 0, distractors: int | None = None, encoding: Encoding | None = None,
-                 rule: str = "area", style: str = "plain"):
+                 style: str = "plain"):
         self.datasets, self.seed, self.distractors = list(datasets), seed, distractors
-        self.layout = (encoding or get_encoding(), rule, style)
+        self.encoding, self.style = encoding or get_encoding(), style
         self.plan = mix_plan([len(data) for data in self.datasets], n, weights, seed)
 
     def __len__(self) -> int:
@@ -202,15 +161,21 @@ class DataMixture:
             return [Turn(asked, (answered,)) for asked, answered in source.turns]
         if source.task == "vqa" and source.answer is None:
             raise SampleError(f"{source!r} has no answer to train on; its split keeps them secret.")
-        rng = np.random.default_rng([self.seed, index, 43])
-        absent = self._absent(source, self.datasets[int(self.plan[0][index])], rng)
-        return [ask_and_answer(source, *self.layout, rng, distractors=absent)]
+        rng = np.random.default_rng([self.seed, index, self.stream])
+        classes = getattr(self.datasets[int(self.plan[0][index])], "classes", ())
+        absent = _absent(classes, source, self.distractors, rng)
+        return [ask_and_answer(source, self.encoding, self.style, rng, distractors=absent)]
 
-    def _absent(self, sample: Sample, data, rng: np.random.Generator) -> list[str]:
-        absent = [name for name in getattr(data, "classes", ()) if name not in sample.labels]
-        if self.distractors is None or self.distractors >= len(absent):
-            return absent
-        return [absent[k] for k in rng.choice(len(absent), self.distractors, replace=False)]
+
+class SampleMixture(DataMixture):
+    """Samples in their own order, ``n`` in all; every pass over them words the requests anew."""
+
+    stream = 41
+
+    def __init__(self, samples: Sequence[Sample], n: int, seed: int = 0,
+                 encoding: Encoding | None = None, style: str = "plain"):
+        super().__init__([samples], n, None, seed, 0, encoding, style)
+        self.plan = np.zeros(n, np.uint8), np.arange(n) % len(samples)
 
 
 def paper_mixture(name: str, root: str | Path | None = None, counts: str = "strict",
@@ -274,27 +239,6 @@ def _passes(length: int, count: int, seed: list[int]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *whole])[:count]
 
 
-@dataclass(frozen=True)
-class CroppedMasks:
-    """A part of other masks (a ``MaskSource``): ``keep`` of its labels, within ``box``."""
-
-    source: MaskSource
-    keep: tuple[int, ...]
-    box: tuple[int, int, int, int]
-    """``(y0, x0, y1, x1)`` in pixels, ends exclusive."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(L, H, W)``"""
-        y0, x0, y1, x1 = self.box
-        return len(self.keep), y1 - y0, x1 - x0
-
-    def decode(self) -> np.ndarray:
-        """bool ``(L, H, W)``"""
-        y0, x0, y1, x1 = self.box
-        return self.source.decode()[list(self.keep), y0:y1, x0:x1]
-
-
 class RandomCrops:
     """Samples of a semantic data set, each cut to a random part (paper, appendix B).
 
@@ -314,34 +258,27 @@ class RandomCrops:
         if not 0 <= index < len(self):
             raise IndexError(f"Sample {index} of {len(self)}")
         sample = self.whole[index % len(self.whole)]
-        masks = sample.masks
-        box = self._box(index, sample.size)
-        y0, x0, y1, x1 = box
-        keep = tuple(np.flatnonzero(masks[:, y0:y1, x0:x1].any((1, 2))).tolist())
-        if not keep:
-            return sample
-        given = {"id": f"{sample.id}/crop{index}", "labels": tuple(sample.labels[k] for k in keep),
-                 "task": sample.task, "split": sample.split, "meta": {"box": box}}
-        if isinstance(sample.image, np.ndarray):
-            return Sample(image=sample.image[y0:y1, x0:x1], masks=masks[list(keep), y0:y1, x0:x1],
-                          **given)
-        source = sample.mask_source
-        cropped = (CroppedMasks(source, keep, box) if is_source(source)
-                   else masks[list(keep), y0:y1, x0:x1])
-        return CroppedSample(image=sample.image, masks=cropped, **given)
-
-    def _box(self, index: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         rng = np.random.default_rng([self.seed, index, 59])
-        sides = [max(1, round(n * rng.uniform(*self.share))) for n in size]
-        y, x = (int(rng.integers(0, n - side + 1)) for n, side in zip(size, sides))
-        return y, x, y + sides[0], x + sides[1]
+        height, width = (max(1, round(n * rng.uniform(*self.share))) for n in sample.size)
+        y, x = (int(rng.integers(0, n - side + 1)) for n, side in zip(sample.size, (height, width)))
+        part = np.s_[y:y + height, x:x + width]
+        masks = sample.masks[:, *part]
+        shown = masks.any((1, 2))
+        if not shown.any():
+            return sample
+        image = sample.image[part] if isinstance(sample.image, np.ndarray) else sample.image
+        labels = tuple(label for label, seen in zip(sample.labels, shown) if seen)
+        return CroppedSample(f"{sample.id}/crop{index}", image, labels, masks[shown], sample.task,
+                             sample.split, meta={"box": (y, x, y + height, x + width)})
 
 
 class CroppedSample(Sample):
-    """A sample whose picture is the part ``meta["box"]`` of its file."""
+    """A sample whose picture is the part ``meta["box"]``, ``(y0, x0, y1, x1)``, of its file."""
 
     def pixels(self) -> np.ndarray:
         """uint8 RGB ``(H, W, 3)`` of the part, read anew at each call."""
+        if isinstance(self.image, np.ndarray):
+            return self.image
         y0, x0, y1, x1 = self.meta["box"]
         part = read_image(self.image)[y0:y1, x0:x1]
         self._check_pixels(part, f"the part {self.meta['box']} of {self.image}")

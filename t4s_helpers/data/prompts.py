@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding
 from ..codec.grid import mask_to_box, masks_to_grid
+from .dataset import choose
 
 BOX_BINS = 32
 """Boxes in words are given in 32nds of the image's width and height, first and last included."""
@@ -58,6 +59,8 @@ SEMANTIC_MODES = ("open", "partial", "conditioned")
 SEMANTIC_RATIO = (1, 3, 6)
 """How often each mode is drawn in training (paper, section 4.1: all, partial, conditioned)."""
 
+_SHARES = [part / sum(SEMANTIC_RATIO) for part in SEMANTIC_RATIO]
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -94,8 +97,7 @@ def question(kind: str, labels=(), rng=None, **numbers) -> str:
     >>> question("semantic_partial", ["star", "blue cloud"])
     'Segment only these: star, blue cloud.'
     """
-    if kind not in REQUESTS:
-        raise ValueError(f"No question is worded for {kind!r}: choose one of {', '.join(REQUESTS)}.")
+    choose("kind", kind, tuple(REQUESTS))
     if not labels and kind != "semantic_open":
         raise ValueError(f"A {kind!r} request needs at least one label, but none is given.")
     templates = REQUESTS[kind]
@@ -154,8 +156,7 @@ def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None) ->
         ValueError: an unknown style, style ``box`` without a mask, or a grid of another size.
         DescriptorError: an unusable label.
     """
-    if style not in SENTENCES:
-        raise ValueError(f"Unknown answer style {style!r}: choose one of {', '.join(SENTENCES)}.")
+    choose("style", style, SENTENCES)
     if style == "box" and mask is None:
         raise ValueError("Answer style 'box' reads the box from a mask, but no mask is given.")
     opening = "Here is the mask" if style == "plain" else box_in_words(mask)
@@ -182,23 +183,24 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
         return Turn(sample.question)
     labels, kind, named = sample.labels, "res", sample.labels
     if sample.task == "semantic":
-        mode = mode or _draw_mode(rng)
-        if mode not in SEMANTIC_MODES:
-            raise ValueError(f"Unknown mode {mode!r}: choose one of {', '.join(SEMANTIC_MODES)}.")
+        mode = mode or ("conditioned" if rng is None else str(rng.choice(SEMANTIC_MODES, p=_SHARES)))
+        choose("mode", mode, SEMANTIC_MODES)
         kind = f"semantic_{mode}"
-        if mode == "partial":
-            labels = _some(labels, rng)
-        named = _mixed([*labels, *distractors], rng) if mode == "conditioned" else labels
+        if mode == "partial" and rng is not None:
+            n = int(rng.integers(1, len(labels) + 1))
+            named = labels = tuple(labels[i] for i in sorted(rng.choice(len(labels), n, replace=False)))
+        elif mode == "conditioned":
+            named = [*labels, *distractors]
+            named = sorted(named) if rng is None else [named[i] for i in rng.permutation(len(named))]
     return Turn(question(kind, named, rng), (), tuple(labels))
 
 
-def ask_and_answer(sample, encoding: Encoding, rule: str = "area", style: str = "plain", rng=None,
+def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
                    mode: str | None = None, distractors=()) -> Turn:
     """The exchange for one sample: `ask` with its true answer.
 
     Args:
-        encoding: of the descriptor, with its grid.
-        rule: of down-sampling, see `t4s_helpers.codec.grid.masks_to_grid`.
+        encoding: of the descriptor, with its grid, which is drawn by the rule "area".
         style: see `answer`.
         rng, mode, distractors: see `ask`.
     """
@@ -206,25 +208,5 @@ def ask_and_answer(sample, encoding: Encoding, rule: str = "area", style: str = 
     if sample.task == "vqa":
         return replace(turn, answer=(sample.answer,))
     masks = sample.masks[[sample.labels.index(label) for label in turn.labels]]
-    grid = masks_to_grid(masks, encoding.grid_size, rule)
-    everything = masks.any(0) if style == "box" else None
-    return replace(turn, answer=answer(grid, turn.labels, encoding, style, everything))
-
-
-def _draw_mode(rng) -> str:
-    if rng is None:
-        return "conditioned"
-    share = [part / sum(SEMANTIC_RATIO) for part in SEMANTIC_RATIO]
-    return SEMANTIC_MODES[int(rng.choice(len(SEMANTIC_MODES), p=share))]
-
-
-def _some(labels, rng):
-    """A non-empty part of the labels; all of them without a generator."""
-    if rng is None:
-        return labels
-    keep = sorted(rng.choice(len(labels), int(rng.integers(1, len(labels) + 1)), replace=False))
-    return tuple(labels[i] for i in keep)
-
-
-def _mixed(names, rng):
-    return sorted(names) if rng is None else [names[i] for i in rng.permutation(len(names))]
+    grid = masks_to_grid(masks, encoding.grid_size)
+    return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0)))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,6 @@ class SampleError(ValueError):
     """A sample that cannot be used; the message names the sample or file and what to do."""
 
 
-@runtime_checkable
 class MaskSource(Protocol):
     """Masks that are kept small and decoded when they are asked for."""
 
@@ -40,8 +39,7 @@ class MaskSource(Protocol):
 
 def is_source(masks: Any) -> bool:
     """Whether masks are a `MaskSource`; fifty times as fast as ``isinstance`` with it."""
-    kind = type(masks)
-    return hasattr(kind, "decode") and (hasattr(kind, "shape") or hasattr(masks, "shape"))
+    return hasattr(masks, "decode") and hasattr(masks, "shape")
 
 
 class _MaskField:
@@ -50,13 +48,15 @@ class _MaskField:
     def __get__(self, sample: Sample | None, owner: type) -> np.ndarray:
         if sample is None:  # lets dataclass() see a field without a default
             raise AttributeError("masks")
-        return _decoded(sample.__dict__["_masks"], sample)
+        return _decoded(sample.mask_source, sample)
 
     def __set__(self, sample: Sample, value: Any) -> None:
         sample.__dict__["_masks"] = value
 
 
 def _decoded(stored: Any, sample: Sample) -> np.ndarray:
+    if stored is None:
+        return np.zeros((0, *sample.size), bool)
     if not is_source(stored):
         return stored
     masks = stored.decode()
@@ -64,6 +64,14 @@ def _decoded(stored: Any, sample: Sample) -> np.ndarray:
         raise SampleError(f"The masks of sample '{sample.id}' decode to {masks.dtype} {masks.shape}, "
                           f"but bool {tuple(stored.shape)} was announced; check its annotations.")
     return masks
+
+
+_TYPES = (
+    ("question", (str, type(None)), "text or None"), ("answer", (str, type(None)), "text or None"),
+    ("meta", dict, "a dict"),
+    ("image", (np.ndarray, str, Path), "a uint8 array (H, W, 3) or the path of an image file"),
+)
+"""Fields of a sample, their types, and the types in words."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,10 +85,10 @@ class Sample:
         labels: ``L`` referring expressions or class names, in the order of ``masks``. They follow the
             rules of `t4s_helpers.codec.encodings.check_labels` and are stored trimmed. Only ``vqa``
             samples may have none.
-        masks: bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a `MaskSource`. A
-            mask without a pixel is a no-target request. A source is decoded at every access and nothing
-            is kept, so that large data sets stay small in memory: bind ``masks = sample.masks`` once
-            where it is used often.
+        masks: bool ``(L, H, W)`` (values 0 and 1 of another type are converted), or a `MaskSource`, or
+            None without labels. A mask without a pixel is a no-target request. A source is decoded at
+            every access and nothing is kept, so that large data sets stay small in memory: bind
+            ``masks = sample.masks`` once where it is used often.
         task: one of `TASKS`.
         split: name of the part of the data set.
         question, answer: used instead of a template where they are given.
@@ -112,13 +120,17 @@ class Sample:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id.strip():
             raise SampleError(f"A sample needs a non-empty text as its id, got {self.id!r}.")
-        self._check_texts()
+        if self.task not in TASKS:
+            raise self._error(f"has the task {self.task!r}; choose one of {', '.join(TASKS)}")
+        if not isinstance(self.split, str) or not self.split:
+            raise self._error(f"has the split {self.split!r}; give a name such as 'train'")
+        for name, kinds, wanted in _TYPES:
+            if not isinstance(value := getattr(self, name), kinds):
+                raise self._error(f"has {name} of type {type(value).__name__}; give {wanted}")
         object.__setattr__(self, "labels", self._checked_labels())
-        self.__dict__["_masks"] = self._checked_masks(self.__dict__["_masks"])
+        self.__dict__["_masks"] = self._checked_masks(self.mask_source)
         if isinstance(self.image, np.ndarray):
             self._check_pixels(self.image, "its image array")
-        else:
-            self._check_type("image", (str, Path), "a uint8 array (H, W, 3) or the path of an image file")
         if {"instance_masks", "instance_owners"} & self.meta.keys():
             self._check_instances()
 
@@ -141,13 +153,17 @@ class Sample:
 
     @property
     def mask_source(self) -> Any:
-        """The masks as they are stored: an array, or a `MaskSource` that is not decoded."""
+        """The masks as they are stored: an array, a `MaskSource` that is not decoded, or None."""
         return self.__dict__["_masks"]
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(H, W)`` of the masks, known without reading an image file."""
-        height, width = self.mask_source.shape[1:]
+        """``(H, W)`` of the masks; without masks that of the image, from its file's header."""
+        if self.mask_source is not None:
+            height, width = self.mask_source.shape[1:]
+        else:
+            array = isinstance(self.image, np.ndarray)
+            height, width = self.image.shape[:2] if array else image_size(self.image)
         return int(height), int(width)
 
     @property
@@ -179,19 +195,6 @@ class Sample:
     def _error(self, what: str) -> SampleError:
         return SampleError(f"Sample '{self.id}' {what}.")
 
-    def _check_type(self, name: str, kinds: Any, wanted: str) -> None:
-        if not isinstance(getattr(self, name), kinds):
-            raise self._error(f"has {name} of type {type(getattr(self, name)).__name__}; give {wanted}")
-
-    def _check_texts(self) -> None:
-        if self.task not in TASKS:
-            raise self._error(f"has the task {self.task!r}; choose one of {', '.join(TASKS)}")
-        if not isinstance(self.split, str) or not self.split:
-            raise self._error(f"has the split {self.split!r}; give a name such as 'train'")
-        for name in ("question", "answer"):
-            self._check_type(name, (str, type(None)), "text or None")
-        self._check_type("meta", dict, "a dict")
-
     def _checked_labels(self) -> tuple[str, ...]:
         whole = isinstance(self.labels, Sequence) and not isinstance(self.labels, str)
         if not whole or not all(isinstance(label, str) for label in self.labels):
@@ -204,22 +207,21 @@ class Sample:
             raise SampleError(f"Sample '{self.id}': {error}") from error
 
     def _checked_masks(self, masks: Any) -> Any:
-        if isinstance(masks, NoMasks) and not self.labels:
-            return masks  # its size is that of the image, which is not opened for it now
+        if masks is None and not self.labels:
+            return None
         if not is_source(masks):
-            masks = self._as_bool(np.asarray(masks))
+            masks = np.asarray(masks)
+            if masks.dtype != bool:
+                if masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all():
+                    raise self._error(f"has masks of type {masks.dtype} with values other than 0 and 1; "
+                                      "give booleans, one mask (H, W) of one size per label")
+                masks = masks.astype(bool)
         shape = tuple(masks.shape)
         if len(shape) != 3 or shape[0] != len(self.labels) or 0 in shape[1:]:
             raise self._error(
                 f"has {len(self.labels)} labels but masks of shape {shape}; "
                 f"give one mask (H, W) per label, stacked to ({len(self.labels)}, H, W)")
         return masks
-
-    def _as_bool(self, masks: np.ndarray) -> np.ndarray:
-        if masks.dtype != bool and (masks.dtype.kind not in "iuf" or not np.isin(masks, (0, 1)).all()):
-            raise self._error(f"has masks of type {masks.dtype} with values other than 0 and 1; "
-                              "give booleans, one mask (H, W) of one size per label")
-        return masks.astype(bool, copy=False)
 
     def _check_pixels(self, pixels: np.ndarray, origin: str) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -259,11 +261,18 @@ def read_image(path: str | Path) -> np.ndarray:
         SampleError: the file is missing, unreadable, truncated, not an image, or of a kind that 8-bit
             RGB cannot hold (16-bit or floating point); the message names the file.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     with _opened(path) as opened:
         opened.load()
-        return _to_rgb(ImageOps.exif_transpose(opened), Path(path))
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith(("I", "F")):
+        raise SampleError(f"Image file {path} has pixels of mode {image.mode}, which 8-bit RGB cannot hold; "
+                          "save it as an 8-bit RGB image.")
+    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -272,13 +281,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         SampleError: the file is missing or is no image; the message names it.
     """
+    from PIL.ExifTags import Base
+
     with _opened(path) as opened:
         width, height = opened.size
-        turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = opened.getexif().get(Base.Orientation, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
-
-
-_ORIENTATION = 0x0112  # of EXIF; from 5 on, rows and columns change places
 
 
 @contextmanager
@@ -286,49 +294,15 @@ def _opened(path: str | Path) -> Iterator[Any]:
     """An image file, whose faults are told in one sentence."""
     from PIL import Image
 
+    if not Path(path).is_file():
+        raise SampleError(f"Image file {path} does not exist; check the path or the image folder.")
     try:
         with Image.open(path) as opened:
             yield opened
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, SampleError):
-            raise
-        if not Path(path).is_file():
-            raise SampleError(f"Image file {path} does not exist; check the path or the image "
-                              "folder.") from error
         said = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"Image file {path} cannot be read ({said}); it may be cut short or be no "
                           "image: fetch or export it again.") from error
-
-
-@dataclass(frozen=True)
-class NoMasks:
-    """The masks of a sample without labels (``vqa``): none, of the image's size (a MaskSource)."""
-
-    image: Path
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(0, H, W)``, from the image's header."""
-        return (0, *image_size(self.image))
-
-    def decode(self) -> np.ndarray:
-        """bool ``(0, H, W)``"""
-        return np.zeros(self.shape, bool)
-
-
-def _to_rgb(image: Any, path: Path) -> np.ndarray:
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        raise SampleError(
-            f"Image file {path} has pixels of mode {image.mode}, which 8-bit RGB cannot hold; "
-            "save it as an 8-bit RGB image."
-        )
-    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
 
 
 def size_text(size: tuple[int, int]) -> str:

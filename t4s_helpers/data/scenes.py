@@ -1,9 +1,9 @@
 """Rendered pictogram scenes: the data set that ships inside the workbook.
 
 A scene is a small textured picture with one to five coloured pictograms (glyphs of the DejaVu
-Sans font that matplotlib bundles, and four plain shapes). Everything about it is known exactly:
-category, colour, size, position and the visible pixels of every object. That makes scenes the
-data on which the embedded model is trained and scored without any download.
+Sans font that matplotlib bundles, and four plain shapes). Category, colour, size, position and the
+visible pixels of every object are known exactly, and nothing is downloaded: the embedded model is
+trained and scored on scenes.
 
 Scenes are made from ``(split, index)`` alone, so two runs always see the same picture, and the
 splits are disjoint because each has its own random stream.
@@ -14,10 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..codec.grid import mask_to_box
+from .dataset import choose
 
 SCENE_SIZE = 128
 """Height and width of a scene in pixels."""
@@ -99,80 +101,71 @@ class Scene:
     Attributes:
         id: ``"<split>-<index>"``.
         image: uint8 ``(128, 128, 3)``, RGB.
-        objects: back to front.
+        objects: one to five, back to front.
     """
 
     id: str
     split: str
-    index: int
     image: np.ndarray
     objects: tuple[SceneObject, ...]
 
 
-def make_scene(split: str, index: int, max_objects: int = 5, palette: str = "seen") -> Scene:
-    """Render scene number ``index`` of ``split``.
+def make_scene(split: str, index: int, palette: str = "seen") -> Scene:
+    """Render scene number ``index`` of ``split``; the same pair always gives the same scene.
 
     Args:
         split: a key of `SPLITS`.
-        index: non-negative scene number; the same pair always gives the same scene.
-        max_objects: most objects in a scene (1 to 8); the count is uniform from 1.
+        index: from 0; there is no last one.
         palette: a key of `PALETTES`; ids of scenes in other than the seen paint end in its name.
 
     Raises:
-        ValueError: an unknown split or palette, a negative index, or a count out of range.
+        ValueError: an unknown split or palette, or a negative index.
 
     >>> make_scene("val", 3).image.shape
     (128, 128, 3)
     """
-    if split not in SPLITS:
-        raise ValueError(f"Unknown scene split {split!r}: choose one of {', '.join(SPLITS)}.")
-    if palette not in PALETTES:
-        raise ValueError(f"Unknown palette {palette!r}: choose one of {', '.join(PALETTES)}.")
-    if index < 0 or not 1 <= max_objects <= 8:
-        raise ValueError(
-            f"Scene index {index} must be at least 0 and max_objects {max_objects} in 1..8."
-        )
+    choose("split", split, tuple(SPLITS))
+    choose("palette", palette, tuple(PALETTES))
+    if index < 0:
+        raise ValueError(f"There is no scene {index}: scenes are numbered from 0.")
     rng = np.random.default_rng([SPLITS[split], index, 4])
     image = _background(rng)
-    layers = _place(rng, _choose_kinds(rng, split, int(rng.integers(1, max_objects + 1))))
-    owner = np.full((SCENE_SIZE, SCENE_SIZE), -1, np.int8)
+    layers = _place(rng, _choose_kinds(rng, split))
+    for layer in layers:
+        _paint(rng, image, layer, PALETTES[palette])
+    owner = _owners(layers)
+    objects = []
     for k, layer in enumerate(layers):
-        _paint(rng, image, owner, layer, k, PALETTES[palette])
-    objects = tuple(_finish(layer, owner == k) for k, layer in enumerate(layers))
+        y, x = ((side.start + side.stop) / 2 for side in layer.window)
+        objects.append(SceneObject(*layer.kind, (x, y), owner == k, mask_to_box(owner == k)))
     name = f"{split}-{index:06d}" + f"-{palette}" * (palette != "seen")
-    return Scene(name, split, index, _to_uint8(image), objects)
+    return Scene(name, split, np.clip(np.rint(image), 0, 255).astype(np.uint8), tuple(objects))
 
 
 # --- what is in a scene -------------------------------------------------------------------------
 
 
-def _choose_kinds(rng, split: str, n: int) -> list[tuple[str, str, str]]:
-    """Draw ``n`` (category, color, size) triples that share words, so that expressions matter."""
+def _choose_kinds(rng, split: str) -> list[tuple[str, str, str]]:
+    """Draw (category, color, size) triples that share words, so that expressions matter."""
+    n = int(rng.integers(1, 6))
     some_categories = rng.choice(CATEGORIES, 2, replace=False)
     some_colors = rng.choice(list(COLORS), 2, replace=False)
     kinds = []
     while len(kinds) < n:
         category = str(rng.choice(some_categories if rng.random() < 0.5 else CATEGORIES))
         color = str(rng.choice(some_colors if rng.random() < 0.5 else list(COLORS)))
-        wants_novel = split == "novel" and not kinds
-        if is_novel(color, category) == wants_novel or (split == "novel" and kinds):
+        # Of a novel scene the first is held out, and the others may be.
+        if is_novel(color, category) == (split == "novel") or (split == "novel" and kinds):
             kinds.append((category, color, str(rng.choice(list(SIZES)))))
     order = rng.permutation(n)  # the held-out object of a novel scene is not always at the back
     return [kinds[i] for i in order]
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
+class _Layer(NamedTuple):
     kind: tuple[str, str, str]
     silhouette: np.ndarray  # uint8 alpha (h, w)
     detail: np.ndarray  # uint8 alpha of the holes drawn in a second tone (h, w)
-    x: int
-    y: int
-
-    @property
-    def window(self):
-        h, w = self.silhouette.shape
-        return slice(self.y, self.y + h), slice(self.x, self.x + w)
+    window: tuple[slice, slice]  # rows and columns of the scene
 
 
 def _place(rng, kinds) -> list[_Layer]:
@@ -185,7 +178,7 @@ def _place(rng, kinds) -> list[_Layer]:
         h, w = silhouette.shape
         for _ in range(30):
             x, y = int(rng.integers(0, SCENE_SIZE - w)), int(rng.integers(0, SCENE_SIZE - h))
-            layer = _Layer(kind, silhouette, detail, x, y)
+            layer = _Layer(kind, silhouette, detail, (slice(y, y + h), slice(x, x + w)))
             if _fits(layers, layer):
                 layers.append(layer)
                 break
@@ -194,30 +187,25 @@ def _place(rng, kinds) -> list[_Layer]:
 
 def _fits(layers: list[_Layer], new: _Layer) -> bool:
     """Whether every object stays visible enough with ``new`` on top."""
-    touching = [layer for layer in layers if not _apart(layer, new)]
-    if not touching:
-        return True
-    if any(layer.kind[1] == new.kind[1] for layer in touching):
+    if any(layer.kind[1] == new.kind[1] and not _apart(layer, new) for layer in layers):
         return False  # same colour on same colour would hide the border from any reader
-    owner = np.full((SCENE_SIZE, SCENE_SIZE), -1, np.int8)
-    everyone = [*layers, new]
-    for k, layer in enumerate(everyone):
-        owner[layer.window][layer.silhouette > 127] = k
+    owner = _owners([*layers, new])
     return all(
-        np.count_nonzero(owner[layer.window] == k)
-        >= MIN_VISIBLE * np.count_nonzero(layer.silhouette > 127)
-        for k, layer in enumerate(everyone)
+        np.count_nonzero(owner == k) >= MIN_VISIBLE * np.count_nonzero(layer.silhouette > 127)
+        for k, layer in enumerate(layers)
     )
 
 
 def _apart(a: _Layer, b: _Layer) -> bool:
-    (ha, wa), (hb, wb) = a.silhouette.shape, b.silhouette.shape
-    return a.x + wa <= b.x or b.x + wb <= a.x or a.y + ha <= b.y or b.y + hb <= a.y
+    return any(p.stop <= q.start or q.stop <= p.start for p, q in zip(a.window, b.window))
 
 
-def _finish(layer: _Layer, visible: np.ndarray) -> SceneObject:
-    h, w = layer.silhouette.shape
-    return SceneObject(*layer.kind, (layer.x + w / 2, layer.y + h / 2), visible, mask_to_box(visible))
+def _owners(layers: list[_Layer]) -> np.ndarray:
+    """Index of the object seen at each pixel, -1 for the ground; int8 ``(128, 128)``."""
+    owner = np.full((SCENE_SIZE, SCENE_SIZE), -1, np.int8)
+    for k, layer in enumerate(layers):
+        owner[layer.window][layer.silhouette > 127] = k
+    return owner
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -227,6 +215,7 @@ def _finish(layer: _Layer, visible: np.ndarray) -> SceneObject:
 def _master(category: str):
     """Master drawing of a pictogram: silhouette with small holes filled, and those holes."""
     from PIL import Image, ImageDraw, ImageFont
+    from scipy.ndimage import binary_fill_holes
 
     canvas = Image.new("L", (3 * _MASTER, 3 * _MASTER))
     draw, s = ImageDraw.Draw(canvas), _MASTER
@@ -235,28 +224,20 @@ def _master(category: str):
 
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         draw.text((s, s // 2), GLYPHS[category], font=ImageFont.truetype(str(path), s), fill=255)
-    elif category == "circle":
-        draw.ellipse((s, s, 2 * s, 2 * s), fill=255)
     elif category == "square":
         draw.rectangle((s, s, 2 * s, 2 * s), fill=255)
     elif category == "triangle":
         draw.polygon(((1.5 * s, s), (2 * s, 1.9 * s), (s, 1.9 * s)), fill=255)
-    elif category == "ring":
+    else:
         draw.ellipse((s, s, 2 * s, 2 * s), fill=255)
+    if category == "ring":
         draw.ellipse((1.3 * s, 1.3 * s, 1.7 * s, 1.7 * s), fill=0)
-    else:
-        raise ValueError(f"Unknown pictogram {category!r}: choose one of {', '.join(CATEGORIES)}.")
-    canvas = canvas.crop(canvas.getbbox())
-    framed = Image.new("L", (canvas.width + 2, canvas.height + 2))
-    framed.paste(canvas, (1, 1))
-    filled = framed.point(lambda v: 255 * (v > 127))
-    if category != "ring":  # what the border cannot reach is a hole: part of the silhouette
-        ImageDraw.floodfill(filled, (0, 0), 128)
-        filled = filled.point(lambda v: 0 if v == 128 else 255)
-    else:
-        filled = framed
-    holes = np.where(np.asarray(framed) > 127, 0, np.asarray(filled)).astype(np.uint8)
-    return filled, Image.fromarray(holes)
+    x0, y0, x1, y1 = canvas.getbbox()
+    drawn = np.asarray(canvas.crop((x0 - 1, y0 - 1, x1 + 1, y1 + 1)))
+    # What the border cannot reach is a hole: part of the silhouette.
+    filled = drawn if category == "ring" else 255 * binary_fill_holes(drawn > 127).astype(np.uint8)
+    holes = np.where(drawn > 127, 0, filled).astype(np.uint8)
+    return Image.fromarray(filled), Image.fromarray(holes)
 
 
 @lru_cache(maxsize=8192)
@@ -274,6 +255,7 @@ def pictogram(category: str, size: int, angle: int = 0) -> tuple[np.ndarray, np.
     """
     from PIL import Image
 
+    choose("category", category, CATEGORIES)
     silhouette, holes = (
         part.rotate(angle, Image.Resampling.BICUBIC, expand=True) for part in _master(category)
     )
@@ -288,11 +270,15 @@ def pictogram(category: str, size: int, angle: int = 0) -> tuple[np.ndarray, np.
 
 def _background(rng) -> np.ndarray:
     """A muted textured ground, float32 ``(128, 128, 3)``."""
+    from PIL import Image
+
     n = SCENE_SIZE
     value, tint = rng.uniform(90, 190), rng.uniform(-22, 22, 3)
     ground = np.empty((n, n, 3), np.float32)
     ground[:] = value + tint
-    field = _smooth_noise(rng, int(rng.choice((4, 8, 16, 32)))) * rng.uniform(6, 22)
+    cells = int(rng.choice((4, 8, 16, 32)))
+    coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    field = np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC)) * rng.uniform(6, 22)
     y, x = np.mgrid[0:n, 0:n].astype(np.float32)
     pattern = rng.integers(4)
     if pattern == 1:  # stripes
@@ -310,15 +296,8 @@ def _background(rng) -> np.ndarray:
     return ground
 
 
-def _smooth_noise(rng, cells: int) -> np.ndarray:
-    from PIL import Image
-
-    coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
-    return np.asarray(coarse.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BICUBIC))
-
-
-def _paint(rng, image: np.ndarray, owner: np.ndarray, layer: _Layer, k: int, paints) -> None:
-    """Blend one object into ``image`` and claim its pixels in ``owner``."""
+def _paint(rng, image: np.ndarray, layer: _Layer, paints) -> None:
+    """Blend one object into ``image``, in place."""
     base = np.asarray(paints[layer.kind[1]], np.float32) + rng.uniform(-12, 12, 3)
     h, w = layer.silhouette.shape
     shade = np.linspace(10, -10, h, dtype=np.float32)[:, None, None] * rng.uniform(-1, 1)
@@ -329,8 +308,3 @@ def _paint(rng, image: np.ndarray, owner: np.ndarray, layer: _Layer, k: int, pai
     alpha = layer.silhouette[..., None] / np.float32(255)
     patch = image[layer.window]
     patch += alpha * (body - patch)
-    owner[layer.window][layer.silhouette > 127] = k
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from t4s_helpers.data import Sample, SampleError, read_image
-from t4s_helpers.data.sample import MaskSource, NoMasks, image_size, is_source
+from t4s_helpers.data.sample import image_size, is_source
 from t4s_helpers.codec.grid import masks_to_grid
 
 RED, GREEN = (200, 10, 20), (10, 190, 30)
@@ -48,12 +48,13 @@ class Recorder:
 
 def test_holds_what_it_was_given():
     s = sample(labels=[" left ", "right"], question="what?", answer="this", meta={"a": 1})
-    assert s.labels == ("left", "right")
-    assert s.size == (6, 8)
-    assert s.pixels() is s.image
+    assert s.labels == ("left", "right") and s.size == (6, 8) and s.pixels() is s.image
     assert s.masks.dtype == bool and np.array_equal(s.masks, left_right())
-    assert (s.task, s.split, s.question, s.answer) == ("res", "train", "what?", "this")
-    assert s.meta == {"a": 1}
+    assert (s.task, s.split, s.question, s.answer, s.meta) == ("res", "train", "what?", "this", {"a": 1})
+    assert repr(s) == "Sample('demo', 8 x 6, res, labels=('left', 'right'))"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        s.masks = left_right()
+    assert sample() != sample(), "samples are compared by identity, not array by array"
 
 
 def test_masks_of_zeros_and_ones_become_booleans():
@@ -67,31 +68,28 @@ def test_has_target_per_label():
     assert sample(masks=masks, task="gres").has_target.tolist() == [True, False]
 
 
-def test_samples_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        sample().masks = left_right()
-    assert sample() != sample(), "samples are compared by identity, not array by array"
-
-
 def test_smallest_image():
     s = Sample("dot", np.zeros((1, 1, 3), np.uint8), ("dot",), np.ones((1, 1, 1), bool))
     assert s.size == (1, 1) and s.grid(4).all()
 
 
-def test_questions_need_no_label():
-    s = sample(task="vqa", labels=(), masks=np.zeros((0, 6, 8), bool))
-    assert s.labels == () and s.has_target.shape == (0,)
+def test_questions_need_no_label(tmp_path):
+    path = tmp_path / "photo.png"
+    none = np.zeros((0, 6, 8), bool)
+    made = (sample(task="vqa", labels=(), masks=none), sample(task="vqa", labels=(), masks=None),
+            sample(task="vqa", labels=(), masks=None, image=path))
+    Image.fromarray(picture()).save(path)  # only now: making the sample opened nothing
+    for s in made:
+        assert s.size == (6, 8) and s.masks.shape == none.shape and s.has_target.shape == (0,)
+        assert np.array_equal(s.pixels(), picture())
 
 
 def test_survives_pickling_and_replacing():
     lazy = sample(masks=Recorder(left_right()))
-    for copy in (pickle.loads(pickle.dumps(lazy)), dataclasses.replace(lazy, split="val")):
+    other = dataclasses.replace(lazy, split="val")
+    for copy in (pickle.loads(pickle.dumps(lazy)), other):
         assert np.array_equal(copy.masks, left_right())
-    assert dataclasses.replace(lazy, split="val").split == "val"
-
-
-def test_prints_in_one_line():
-    assert repr(sample()) == "Sample('demo', 8 x 6, res, labels=('left', 'right'))"
+    assert other.split == "val"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +98,7 @@ def test_prints_in_one_line():
         ({"labels": ("left",)}, r"demo.* 1 labels but masks of shape \(2, 6, 8\)"),
         ({"masks": left_right()[0]}, r"demo.*2 labels but masks of shape \(6, 8\)"),
         ({"masks": np.zeros((2, 0, 8), bool)}, r"demo.*\(2, 0, 8\)"),
+        ({"masks": None}, "demo.*object"),
         ({"masks": left_right().astype(np.uint8) * 255}, "demo.*uint8.*other than 0 and 1"),
         ({"masks": left_right() * 0.5}, "demo.*other than 0 and 1"),
         ({"masks": np.full((2, 6, 8), np.nan)}, "demo.*other than 0 and 1"),
@@ -138,9 +137,11 @@ def test_refuses_masks_of_different_sizes():
 
 def test_a_source_is_decoded_only_when_asked():
     source = Recorder(left_right())
-    s = sample(masks=source)
+    s = sample(masks=source, meta={"instance_masks": source, "instance_owners": [1, 0]})
     assert (s.size, source.calls) == ((6, 8), 0)
     assert np.array_equal(s.masks, left_right()) and source.calls == 1
+    masks, owners = s.instances()
+    assert np.array_equal(masks, left_right()) and owners.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("masks", [left_right()[:1], left_right().astype(int)])
@@ -150,28 +151,26 @@ def test_a_source_that_decodes_to_something_else_is_named(masks):
         s.masks  # noqa: B018
 
 
+def test_sources_are_told_from_arrays():
+    assert is_source(Recorder(left_right()))
+    for other in (left_right(), [left_right()], None, "text", b"bytes", object()):
+        assert not is_source(other)
+
+
 # the grid
 
 
-@pytest.mark.parametrize("size", [4, 16, (3, 7)])
-def test_grid_is_that_of_the_codec(size):
-    assert np.array_equal(sample().grid(size), masks_to_grid(left_right(), size))
-    assert np.array_equal(
-        sample().grid(size, rule="nearest"), masks_to_grid(left_right(), size, rule="nearest")
-    )
+@pytest.mark.parametrize("rule", ["area", "nearest"])
+def test_grid_is_that_of_the_codec(rule):
+    assert np.array_equal(sample().grid((3, 7), rule), masks_to_grid(left_right(), (3, 7), rule))
 
 
 def test_every_single_object_of_a_label_stays_visible():
     objects = np.zeros((3, 64, 64), bool)
-    objects[0, 2:40, 2:40] = True
-    objects[1, 50:52, 9:11] = True
-    objects[2, 57:58, 57:58] = True
-    owners = (0, 0, 1)
+    objects[0, 2:40, 2:40] = objects[1, 50:52, 9:11] = objects[2, 57:58, 57:58] = True
     masks = np.stack([objects[0] | objects[1], objects[2]])
-    image = np.zeros((64, 64, 3), np.uint8)
-    meta = {"instance_masks": objects, "instance_owners": owners}
-    plain = Sample("things", image, ("a", "b"), masks).grid(8)
-    grid = Sample("things", image, ("a", "b"), masks, meta=meta).grid(8)
+    meta = {"instance_masks": objects, "instance_owners": (0, 0, 1)}
+    plain, grid = (sample(image=picture(64, 64), masks=masks, meta=some).grid(8) for some in ({}, meta))
     assert plain[6, 1] == 0, "without the single objects the small one is lost"
     assert (grid[6, 1], grid[7, 7], grid[1, 1]) == (1, 2, 1)
 
@@ -179,24 +178,8 @@ def test_every_single_object_of_a_label_stays_visible():
 def test_instances_without_further_knowledge_are_the_masks():
     masks, owners = sample().instances()
     assert np.array_equal(masks, left_right()) and owners.tolist() == [0, 1]
-
-
-def test_instances_may_be_decoded_on_demand():
-    source = Recorder(left_right())
-    s = sample(meta={"instance_masks": source, "instance_owners": [1, 0]})
-    assert source.calls == 0
-    masks, owners = s.instances()
-    assert np.array_equal(masks, left_right()) and owners.tolist() == [1, 0]
-
-
-def test_no_target_has_no_instances():
-    empty = np.zeros((0, 6, 8), bool)
-    s = sample(
-        labels=("ghost",),
-        masks=np.zeros((1, 6, 8), bool),
-        meta={"instance_masks": empty, "instance_owners": ()},
-    )
-    assert not s.grid(4).any()
+    meta = {"instance_masks": np.zeros((0, 6, 8), bool), "instance_owners": ()}
+    assert not sample(labels=("ghost",), masks=np.zeros((1, 6, 8), bool), meta=meta).grid(4).any()
 
 
 @pytest.mark.parametrize(
@@ -219,78 +202,62 @@ def test_refuses_instances_that_do_not_fit(meta, words):
 # image files
 
 
-def save(path, image, **options):
-    image.save(path, **options)
-    return path
-
-
 def test_a_path_is_read_when_the_pixels_are_asked_for(tmp_path):
     path = tmp_path / "photo.png"
     s = sample(image=path)
     with pytest.raises(SampleError, match="photo.png does not exist"):
         s.pixels()
-    save(path, Image.fromarray(picture()))
+    Image.fromarray(picture()).save(path)
     assert np.array_equal(s.pixels(), picture())
     assert np.array_equal(sample(image=str(path)).pixels(), picture())
 
 
 def test_a_photo_of_another_size_is_named_with_both_sizes(tmp_path):
-    path = save(tmp_path / "photo.png", Image.fromarray(picture(6, 9)))
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture(6, 9)).save(path)
     with pytest.raises(SampleError, match=r"demo.*8 x 6 pixels.*photo\.png is 9 x 6 pixels"):
         sample(image=path).pixels()
 
 
+def read_back(tmp_path, image, suffix="png", **options):
+    image.save(tmp_path / f"i.{suffix}", **options)
+    return read_image(tmp_path / f"i.{suffix}")
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "RGBA", "LA"])
 def test_other_kinds_of_images_become_rgb(tmp_path, mode):
-    suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
     image = Image.fromarray(picture()).convert(mode)
-    pixels = read_image(save(tmp_path / f"i.{suffix}", image))
+    pixels = read_back(tmp_path, image, "tif" if mode in ("CMYK", "YCbCr") else "png")
     assert pixels.dtype == np.uint8 and pixels.shape == (6, 8, 3)
-    assert np.array_equal(pixels, np.array(image.convert("RGB")))
-    assert np.ptp(pixels) > 40
+    assert np.array_equal(pixels, np.array(image.convert("RGB"))) and np.ptp(pixels) > 40
 
 
 def test_transparent_pixels_are_laid_on_white(tmp_path):
     hidden = np.dstack([picture(), np.full((6, 8), 255, np.uint8)])
     hidden[0, 0] = (7, 7, 7, 0)
-    pixels = read_image(save(tmp_path / "i.png", Image.fromarray(hidden, "RGBA")))
-    assert pixels[0, 0].tolist() == [255, 255, 255]
-    assert np.array_equal(pixels[1:], picture()[1:])
-
-
-def test_transparent_palette_is_laid_on_white(tmp_path):
-    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
-    image.putpalette([9, 9, 9, *RED])
-    pixels = read_image(save(tmp_path / "i.png", image, transparency=0))
-    assert pixels.tolist() == [[[255, 255, 255], list(RED)]]
-
-
-def test_orientation_of_the_camera_is_applied(tmp_path):
-    image = Image.fromarray(picture())
-    exif = image.getexif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
-    pixels = read_image(save(tmp_path / "i.png", image, exif=exif))
-    assert np.array_equal(pixels, np.rot90(picture(), -1))
+    pixels = read_back(tmp_path, Image.fromarray(hidden, "RGBA"))
+    assert pixels[0, 0].tolist() == [255, 255, 255] and np.array_equal(pixels[1:], picture()[1:])
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([9, 9, 9, *RED])
+    assert read_back(tmp_path, palette, transparency=0).tolist() == [[[255, 255, 255], list(RED)]]
 
 
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.fromarray(np.full((4, 4, 3), c, np.uint8)) for c in (RED, GREEN)]
-    path = save(tmp_path / "i.gif", frames[0], save_all=True, append_images=frames[1:])
-    assert np.abs(read_image(path).astype(int) - RED).max() < 8
+    pixels = read_back(tmp_path, frames[0], "gif", save_all=True, append_images=frames[1:])
+    assert np.abs(pixels.astype(int) - RED).max() < 8
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_refuses_what_eight_bits_cannot_hold(tmp_path, mode):
-    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
-    path = save(tmp_path / "deep.tif", Image.fromarray(np.full((4, 4), 700, dtype)))
-    with pytest.raises(SampleError, match=r"deep\.tif has pixels of mode .*8-bit"):
-        read_image(path)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_refuses_what_eight_bits_cannot_hold(tmp_path, dtype):
+    with pytest.raises(SampleError, match=r"i\.tif has pixels of mode .*8-bit"):
+        read_back(tmp_path, Image.fromarray(np.full((4, 4), 700, dtype)), "tif")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp"])
 def test_refuses_a_truncated_file(tmp_path, suffix):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    path = save(tmp_path / f"cut.{suffix}", Image.fromarray(noise))
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(SampleError, match=rf"cut\.{suffix} cannot be read") as caught:
         read_image(path)
@@ -298,50 +265,23 @@ def test_refuses_a_truncated_file(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n"])
-def test_refuses_what_is_no_image(tmp_path, content):
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_refuses_what_is_no_image(tmp_path, content, read):
     path = tmp_path / "text.png"
+    for nothing in (path, tmp_path):
+        with pytest.raises(SampleError, match="does not exist"):
+            read(nothing)
     path.write_bytes(content)
     with pytest.raises(SampleError, match=r"text\.png cannot be read"):
-        read_image(path)
-
-
-def test_refuses_a_folder(tmp_path):
-    with pytest.raises(SampleError, match="does not exist"):
-        read_image(tmp_path)
-
-
-# sizes without pixels
+        read(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_that_of_the_picture_as_it_is_seen(tmp_path, orientation):
-    path = tmp_path / "photo.jpg"
-    image = Image.new("RGB", (8, 6), "olive")
+def test_a_picture_is_turned_as_the_camera_says(tmp_path, orientation):
+    image = Image.fromarray(picture())
     exif = image.getexif()
     exif[0x0112] = orientation
-    image.save(path, exif=exif)
-    assert image_size(path) == read_image(path).shape[:2]
-
-
-def test_the_size_of_what_is_no_picture(tmp_path):
-    path = tmp_path / "photo.jpg"
-    with pytest.raises(SampleError, match="photo.jpg does not exist"):
-        image_size(path)
-    path.write_bytes(b"no picture")
-    with pytest.raises(SampleError, match="photo.jpg cannot be read"):
-        image_size(path)
-
-
-def test_questions_take_their_size_from_the_picture_when_they_are_asked(tmp_path):
-    path = tmp_path / "photo.png"
-    one = Sample("q", path, (), NoMasks(path), "vqa", question="What?", answer="A bus.")
-    Image.fromarray(picture()).save(path)  # only now: making the sample opened nothing
-    assert one.size == (6, 8) and one.masks.shape == (0, 6, 8)
-    assert np.array_equal(one.pixels(), picture())
-
-
-def test_sources_are_told_from_arrays():
-    assert is_source(Recorder(left_right())) and isinstance(Recorder(left_right()), MaskSource)
-    assert is_source(NoMasks("no such file")), "which is not opened to be told"
-    for other in (left_right(), [left_right()], None, "text", b"bytes", object()):
-        assert not is_source(other)
+    pixels = read_back(tmp_path, image, exif=exif)
+    assert image_size(tmp_path / "i.png") == pixels.shape[:2]
+    if orientation == 6:  # turn by 90 degrees clockwise to show
+        assert np.array_equal(pixels, np.rot90(picture(), -1))

@@ -62,7 +62,7 @@ def test_every_pictogram_has_the_size_that_was_asked(category):
 
 
 def test_bad_requests_for_scenes_are_refused():
-    with pytest.raises(ValueError, match="split 'dev'"):
+    with pytest.raises(ValueError, match="split='dev'"):
         make_scene("dev", 0)
     with pytest.raises(ValueError, match="-1"):
         make_scene("test", -1)
