@@ -8,13 +8,15 @@ what is unclear.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .expressions import RELATIONS, SUPERLATIVES, Description, Expression, extreme, related
 from .scenes import CATEGORIES, COLORS, SIZES, Scene
 
 _ARTICLES = ("the", "a", "an")
-_RELATION_WORDS = {relation: tuple(relation.split()) for relation in RELATIONS}
+_RELATION = re.compile(rf"(?<!\S)({'|'.join(RELATIONS)})(?!\S)")
+_AND = re.compile(r"(?<!\S)and(?!\S)")
 
 
 class MeaningError(ValueError):
@@ -54,66 +56,46 @@ def meaning(scene: Scene, text: str) -> Expression:
     >>> meaning(make_scene("val", 3), "all large things").kind
     'all'
     """
-    words = text.casefold().strip(" .!?").split()
-    if not words:
+    said = " ".join(text.casefold().strip(" .!?").split())
+    if not said:
         raise MeaningError("The expression is empty: name something, such as 'the red star'.")
-    relation, at = _find_relation(words)
-    if "and" in words:
-        return _pair(scene, text, words, relation)
-    if relation is None:
-        phrase = _read(words)
-        targets = _choose(scene, phrase, phrase.description.of(scene))
-        return Expression(text, _kind(phrase, None, targets), targets)
-    phrase, landmark = _read(words[:at]), _read(words[at + len(_RELATION_WORDS[relation]):])
-    targets = _choose(scene, phrase, _related(scene, phrase, relation, landmark))
-    return Expression(text, _kind(phrase, relation, targets), targets)
-
-
-def _kind(phrase: _Phrase, relation: str | None, targets: tuple[int, ...]) -> str:
-    if not targets:
-        return "none"
-    if phrase.plural:
-        return "all"
-    return "relation" if relation else "position" if phrase.superlative else "attribute"
-
-
-def _pair(scene: Scene, text: str, words: list[str], relation: str | None) -> Expression:
-    if relation is not None or words.count("and") > 1:
+    relations, halves = _RELATION.findall(said), _AND.split(said)
+    if len(relations) > 1:
+        raise MeaningError(f"One relation at a time, please: {' and '.join(relations)}.")
+    if len(halves) > 2 or (len(halves) == 2 and relations):
         raise MeaningError("An 'and' joins two plain descriptions: ask for the rest on its own.")
+    if len(halves) == 2:
+        return Expression(text, "pair", _pair(scene, [_read(half) for half in halves]))
+    phrase, *rest = _RELATION.split(said)
+    phrase = _read(phrase)
+    targets = _choose(scene, phrase, _related(scene, phrase, rest[0], _read(rest[1])) if rest
+                      else phrase.description.of(scene))
+    kinds = {"none": not targets, "all": phrase.plural, "relation": relations,
+             "position": phrase.superlative, "attribute": True}
+    return Expression(text, next(kind for kind, holds in kinds.items() if holds), targets)
+
+
+def _pair(scene: Scene, phrases: list[_Phrase]) -> tuple[int, ...]:
+    """The objects that either of two phrases names."""
     targets: set[int] = set()
-    for part in (words[: words.index("and")], words[words.index("and") + 1:]):
-        phrase = _read(part)
+    for phrase in phrases:
         found = _choose(scene, phrase, phrase.description.of(scene))
         if not found:
             raise MeaningError(f"There is no {phrase} here, so one half of the 'and' is missing.")
         targets.update(found)
-    return Expression(text, "pair", tuple(sorted(targets)))
+    return tuple(sorted(targets))
 
 
-def _find_relation(words: list[str]) -> tuple[str | None, int]:
-    """The relation and where its words begin; ``(None, -1)`` without one."""
-    found = [
-        (relation, i)
-        for relation, phrase in _RELATION_WORDS.items()
-        for i in range(len(words))
-        if tuple(words[i:i + len(phrase)]) == phrase
-    ]
-    if len(found) > 1:
-        raise MeaningError(f"One relation at a time, please: {' and '.join(r for r, _ in found)}.")
-    return found[0] if found else (None, -1)
+def _read(text: str) -> _Phrase:
+    """A text as [all | article] [superlative] [size] [colour] noun."""
+    rest = text.split()
 
+    def take(known) -> str | None:
+        return rest.pop(0) if rest and rest[0] in known else None
 
-def _read(words: list[str]) -> _Phrase:
-    """Words as [all | article] [superlative] [size] [colour] noun."""
-    rest = list(words)
-    every = bool(rest) and rest[0] == "all"
-    if rest and (every or rest[0] in _ARTICLES):
-        rest.pop(0)
-    if every and rest and rest[0] == "the":
-        rest.pop(0)
-    superlative = rest.pop(0) if rest and rest[0] in SUPERLATIVES else None
-    size = rest.pop(0) if rest and rest[0] in SIZES else None
-    color = rest.pop(0) if rest and rest[0] in COLORS else None
+    every = take(("all",)) is not None
+    take(("the",) if every else _ARTICLES)
+    superlative, size, color = take(SUPERLATIVES), take(SIZES), take(COLORS)
     noun = rest.pop(0) if rest else ""
     category, plural = _noun(noun)
     if rest:
@@ -150,9 +132,7 @@ def _choose(scene: Scene, phrase: _Phrase, among: tuple[int, ...]) -> tuple[int,
     return (k,)
 
 
-def _related(
-    scene: Scene, phrase: _Phrase, relation: str, landmark: _Phrase
-) -> tuple[int, ...]:
+def _related(scene: Scene, phrase: _Phrase, relation: str, landmark: _Phrase) -> tuple[int, ...]:
     """What the phrase's description fits and stands in the relation to the one landmark."""
     if landmark.plural:
         raise MeaningError(f"{relation!r} needs one landmark, but {str(landmark)!r} is a plural.")

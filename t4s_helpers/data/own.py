@@ -36,18 +36,17 @@ def load_own(source: str | Path, split: str = "train") -> list[Sample]:
     return reader(source, split=split)
 
 
-def load_csv(path: str | Path, folder: str | Path | None = None, split: str = "train",
-             task: str = "res") -> list[Sample]:
+def load_csv(path: str | Path, split: str = "train") -> list[Sample]:
     """One sample per line of a CSV file with the columns ``image``, ``expression``, ``mask``.
 
     Args:
-        path: the CSV file, UTF-8, with a header line; further columns are kept in ``meta``.
-        folder: what the file names are relative to; by default the folder of the CSV file.
-        split, task: written into the samples.
+        path: the CSV file, UTF-8, with a header line; further columns are kept in ``meta``. Its file
+            names are relative to its folder.
+        split: written into the samples.
 
     Returns:
-        Samples in the file's order. An empty ``mask`` is a no-target request. Pictures and masks stay
-        on disk until they are asked for; they are read once for their sizes.
+        Samples of the task ``res`` in the file's order. An empty ``mask`` is a no-target request.
+        Pictures and masks stay on disk until they are asked for; they are read once for their sizes.
 
     Raises:
         SampleError: the file or a column is missing, a line has no image or expression, or a file
@@ -57,23 +56,22 @@ def load_csv(path: str | Path, folder: str | Path | None = None, split: str = "t
     if not path.is_file():
         raise SampleError(f"There is no file {path}; give a CSV file with the columns "
                           f"{', '.join(COLUMNS)}.")
+    samples = []
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise SampleError(f"{path} has no column {', '.join(missing)}; its first line must "
                               f"name the columns {', '.join(COLUMNS)}.")
-        rows = [(reader.line_num, row) for row in reader]
-    samples = []
-    for line, row in rows:
-        try:
-            samples.append(_sample(f"{path.stem}/{line}", row, Path(folder or path.parent), split, task))
-        except SampleError as error:
-            raise SampleError(f"Line {line} of {path}: {error}") from error
+        for row in reader:
+            try:
+                samples.append(_sample(f"{path.stem}/{reader.line_num}", row, path.parent, split))
+            except SampleError as error:
+                raise SampleError(f"Line {reader.line_num} of {path}: {error}") from error
     return samples
 
 
-def _sample(name: str, row: dict, base: Path, split: str, task: str) -> Sample:
+def _sample(name: str, row: dict, base: Path, split: str) -> Sample:
     image, expression, mask = ((row.get(column) or "").strip() for column in COLUMNS)
     if not image or not expression:
         raise SampleError("has no image or no expression; fill in both or delete the line.")
@@ -82,4 +80,4 @@ def _sample(name: str, row: dict, base: Path, split: str, task: str) -> Sample:
         raise SampleError(f"names the image {base / image}, which does not exist.")
     masks = MaskFile(base / mask, (1, *size)) if mask else np.zeros((1, *size), bool)
     meta = {key: value for key, value in row.items() if key is not None and key not in COLUMNS}
-    return Sample(name, base / image, (expression,), masks, task, split, meta=meta)
+    return Sample(name, base / image, (expression,), masks, split=split, meta=meta)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .coco import AnnotationMasks, CocoFile, read_annotations
+from .coco import read_annotations
 from .dataset import Record
 from .sample import Sample, SampleError, read_image
 
@@ -31,10 +32,7 @@ def load_photos() -> list[Sample]:
     >>> [sample.id for sample in load_photos()][:3]
     ['photos/astronaut', 'photos/coffee', 'photos/cat']
     """
-    coco = read_annotations(_OUTLINES)
-    return [_sample(coco, image, [e for e in _expressions(coco, image) if e["overview"]],
-                    f"photos/{image['name']}", "gres", read_photo(image))
-            for image in coco.images.values()]
+    return list(_samples(by_photo=True))
 
 
 def photo_samples() -> list[Sample]:
@@ -42,33 +40,25 @@ def photo_samples() -> list[Sample]:
 
     ``meta["categories"]`` names what the targets are, in the order of the single objects.
     """
+    return list(_samples(by_photo=False))
+
+
+def _samples(by_photo: bool) -> Iterator[Sample]:
+    """A sample for each photo, with the expressions that its overview has, or for each expression."""
     coco = read_annotations(_OUTLINES)
-    samples = []
     for image in coco.images.values():
         pixels = read_photo(image)
-        for expression in _expressions(coco, image):
-            task = "res" if len(expression["annotation_ids"]) == 1 else "gres"
-            name = f"photos/{image['name']}/{expression['id']}"
-            samples.append(_sample(coco, image, [expression], name, task, pixels))
-    return samples
-
-
-def _expressions(coco: CocoFile, image: Record) -> list[Record]:
-    return [e for e in coco.extra["expressions"] if e["image_id"] == image["id"]]
-
-
-def _sample(coco: CocoFile, image: Record, expressions: list[Record], name: str, task: str,
-            pixels: np.ndarray) -> Sample:
-    size = coco.size(image["id"])
-    targets = [[coco.annotations[i] for i in e["annotation_ids"]] for e in expressions]
-    single = [annotation for group in targets for annotation in group]
-    owners = tuple(label for label, group in enumerate(targets) for _ in group)
-    groups = tuple(tuple(a["segmentation"] for a in group) for group in targets)
-    objects = AnnotationMasks(tuple((a["segmentation"],) for a in single), size).decode()
-    meta = {"photo": image["name"], "instance_masks": objects, "instance_owners": owners,
-            "categories": tuple(coco.categories[a["category_id"]] for a in single)}
-    return Sample(name, pixels, tuple(e["text"] for e in expressions), AnnotationMasks(groups, size).decode(),
-                  task, "test", meta=meta)
+        mine = [one for one in coco.extra["expressions"] if one["image_id"] == image["id"]]
+        groups = [[one for one in mine if one["overview"]]] if by_photo else [[one] for one in mine]
+        for asked in groups:
+            owners = [label for label, one in enumerate(asked) for _ in one["annotation_ids"]]
+            targets = [coco.annotations[number] for one in asked for number in one["annotation_ids"]]
+            masks, objects = coco.masks(image["id"], targets, owners, len(asked))
+            meta = {**objects, "instance_masks": objects["instance_masks"].decode(), "photo": image["name"],
+                    "categories": tuple(coco.categories[one["category_id"]] for one in targets)}
+            yield Sample(f"photos/{image['name']}" + ("" if by_photo else f"/{asked[0]['id']}"), pixels,
+                         tuple(one["text"] for one in asked), masks.decode(),
+                         "gres" if by_photo or len(targets) != 1 else "res", "test", meta=meta)
 
 
 def read_photo(image: Record) -> np.ndarray:
