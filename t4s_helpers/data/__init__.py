@@ -1,6 +1,6 @@
 """Where samples come from: rendered scenes, bundled photos, and every data set of the paper.
 
-:func:`load` opens a public data set by name and ``python -m t4s_helpers.data`` lists them. Importing
+:func:`load` opens a data set by name and ``t4s data`` lists them. Importing
 this package imports none of the readers, so NumPy alone is enough for it.
 """
 

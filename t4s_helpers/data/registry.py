@@ -16,7 +16,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,8 @@ class Entry:
         return self.reported or next((n for n in names if n.startswith("val")), names[-1])
 
 
-def _entries() -> dict[str, Entry]:
-    rows = json.loads(Path(__file__).with_name("registry.json").read_text(encoding="utf-8"))
-    return {name: Entry(name, **row) for name, row in rows.items()}
-
-
-ENTRIES: dict[str, Entry] = _entries()
+ENTRIES: dict[str, Entry] = {name: Entry(name, **row) for name, row in json.loads(
+    Path(__file__).with_name("registry.json").read_text(encoding="utf-8")).items()}
 """All public data sets by name."""
 
 
@@ -117,8 +113,14 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
     if name == "scenes":
         return _scenes(split or "test", 500 if n is None else n, start, **options)
     end = None if n is None else start + n
-    if name == "photos" or (name not in ENTRIES and Path(name).expanduser().exists()):
-        return _own(name, split or "train")[start:end]
+    if name == "photos":
+        from .photos import photo_samples
+
+        return photo_samples()[start:end]
+    if name not in ENTRIES and Path(name).expanduser().exists():
+        from .own import load_own
+
+        return load_own(Path(name).expanduser(), split or "train")[start:end]
     entry = find(name)
     split = split or entry.default_split
     if split not in entry.splits:
@@ -137,13 +139,6 @@ def _scenes(split: str, n: int, start: int, task: str | None = None, palette: st
     if task == "conversation":
         return [scene_dialogue(split, k) for k in range(start, start + n)]
     return scene_samples(split, n, task or "res", start, palette=palette)
-
-
-def _own(name: str | Path, split: str) -> list[Sample]:
-    from .own import load_own
-    from .photos import photo_samples
-
-    return photo_samples() if name == "photos" else load_own(Path(name).expanduser(), split)
 
 
 def find(name: str | Path) -> Entry:
@@ -169,36 +164,21 @@ def _root(entry: Entry, root: str | Path | None) -> Path:
     return root
 
 
-def table() -> list[dict[str, str]]:
-    """The entries as rows of text, for printing and for notebooks."""
-    names = ("name", "task", "splits", "metric", "layout", "source", "licence", "folder", "note")
-    return [{name: {**asdict(one), "splits": _counted(one.splits)}[name] for name in names}
-            for one in ENTRIES.values()]
-
-
-def _counted(splits: Mapping[str, Any]) -> str:
-    """The splits with their published numbers.
-
-    >>> _counted({"train": 1200, "val": None, "test": [5, 6]})
-    'train 1,200, val, test 5 or 6'
-    """
-    texts = []
-    for name, n in splits.items():
-        numbers = " or ".join(f"{m:,}" for m in ([n] if isinstance(n, int) else n or ()))
-        texts.append(f"{name} {numbers}".strip())
-    return ", ".join(texts)
-
-
 def listing() -> str:
-    """The table as text, a paragraph for each data set."""
-    paragraphs = []
-    for row in table():
-        lines = [f"{row['name']}  ({row['task']}: {row['metric']})"]
-        row["folder"] = row["folder"] and f"${ROOT_VARIABLE}/{row['folder']}"
-        for key in ("splits", "layout", "folder", "source", "licence", "note"):
-            if row[key]:
-                lines.append(textwrap.fill(f"{key}: {row[key]}", 100, initial_indent=" " * 4,
-                                           subsequent_indent=" " * 8, break_long_words=False,
-                                           break_on_hyphens=False))
-        paragraphs.append("\n".join(lines))
-    return "\n\n".join(paragraphs)
+    """The entries as text, a paragraph for each."""
+    return "\n\n".join(map(_paragraph, ENTRIES.values()))
+
+
+def _paragraph(entry: Entry) -> str:
+    told = {"splits": ", ".join(f"{name} {_number(n)}".strip() for name, n in entry.splits.items()),
+            "layout": entry.layout, "folder": entry.folder and f"${ROOT_VARIABLE}/{entry.folder}",
+            "source": entry.source, "licence": entry.licence, "note": entry.note}
+    wrapped = (textwrap.fill(f"{key}: {text}", 100, initial_indent=" " * 4, subsequent_indent=" " * 8,
+                             break_long_words=False, break_on_hyphens=False)
+               for key, text in told.items() if text)
+    return "\n".join([f"{entry.name}  ({entry.task}: {entry.metric})", *wrapped])
+
+
+def _number(n: Any) -> str:
+    """A published number of samples, or several, or none: "1,449", "2,910 or 3,000", ""."""
+    return " or ".join(f"{one:,}" for one in ([n] if isinstance(n, int) else n or ()))
