@@ -113,8 +113,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="embedded", help="a name of the table in the README")
     add("--source", type=Path, help="folder of the backbone, if not its own")
-    add("--data", default="scenes", help="scenes, photos, a data set's name, or your own CSV file or COCO "
-        "folder")
+    add("--data", default="scenes", help="scenes, photos, a data set's name, your own CSV file or COCO "
+        "folder, or the paper's mixtures below T4S_DATA: res, gres, open")
     add("--out", type=Path, default=Path("checkpoints/adapter"), help="checkpoints, log.csv, adapter")
     add("--samples", type=int, default=32_000, help="conversations")
     add("--turns", type=int, default=4, help="requests in a conversation about a scene")

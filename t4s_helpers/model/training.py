@@ -30,7 +30,7 @@ from transformers import AutoProcessor, PreTrainedModel, Trainer, TrainerCallbac
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..codec.encodings import get_encoding
-from ..data.mixtures import SampleMixture, SceneMixture
+from ..data.mixtures import PAPER_MIXES, SampleMixture, SceneMixture, paper_mixture
 from ..data.registry import load
 from ..files import atomic_write
 from .adapters import export_adapter
@@ -424,7 +424,8 @@ def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "c
 
     Args:
         backbone: a key of `t4s_helpers.model.backbones.BACKBONES`.
-        data: ``"scenes"``, a set's name, or a COCO folder, CSV or JSON file of your own.
+        data: ``"scenes"``, a set's name, a COCO folder, CSV or JSON file of your own, or a mixture of
+            the paper: a key of `t4s_helpers.data.mixtures.PAPER_MIXES`, its sets below ``T4S_DATA``.
         out: folder for checkpoints, ``log.csv`` and ``adapter/``; a second call resumes.
         source: folder or hub id to load the backbone from, if not its own.
         quantize: ``"nf4"``, or ``None``: LoRA on the unquantized base, five times faster on a CPU.
@@ -446,6 +447,7 @@ def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "c
     loaded = load_backbone(backbone, quantize, source=source)
     layout: dict[str, Any] = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
     mixture = (SceneMixture(samples, mix=mix, n_requests=turns, **layout) if data == "scenes"
+               else paper_mixture(data, n=samples, **layout) if data in PAPER_MIXES
                else SampleMixture(load(data), samples, **layout))
     model = (open_adapter(loaded, start, trainable=True) if start
              else add_adapter(loaded, rank, 2 * rank, dropout, seed))

@@ -8,18 +8,21 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_model
 import yaml
+from miniatures import cocostuff, halves
 
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.expressions import scene_sample
-from t4s_helpers.data.mixtures import SampleMixture, SceneMixture
+from t4s_helpers.data.mixtures import SampleMixture, SceneMixture, paper_mixture
 from t4s_helpers.data.photos import load_photos
 from t4s_helpers.data.prompts import Turn
+from t4s_helpers.data.sample import SampleError
 from t4s_helpers.model import training
 from t4s_helpers.model.backbones import open_adapter, quantization
 from t4s_helpers.model.chat import ConversationEncoder, ConversationError, pad_batch
@@ -49,6 +52,22 @@ def test_lengths_are_those_of_the_text():
         tiny_model.backbone(), SampleMixture(load_photos()[:3], 5, encoding=get_encoding("rrle", 4)))
     full = [len(data[k]["input_ids"]) for k in range(5)]
     assert [n - m for n, m in zip(full, data.lengths())] == [64] * 5
+
+
+def test_a_mixture_of_the_paper_is_trained_by_its_name(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setenv("T4S_DATA", str(tmp_path))
+    monkeypatch.setattr(training, "paper_mixture", partial(paper_mixture, counts="off"))
+    monkeypatch.setattr(training, "fine_tune", lambda _, data, *rest, **more: trained.append(data.mixture))
+    cocostuff(tmp_path / "cocostuff", halves(0, 181), "train2017")
+    (tmp_path / "refer").mkdir()
+    how = dict(out=tmp_path, source=tiny_model.folder(), quantize=None, samples=3, grid_size=4)
+    training.train(data="open", **how)
+    assert len(trained[0]) == 3 and {one.labels for k in range(3) for one in trained[0].turns(k)} <= {
+        ("person",), ("wood",), ("person", "wood")}
+    for name, first in (("res", "refclef"), ("gres", "grefcoco")):
+        with pytest.raises(SampleError, match=rf"refer/{first}"):
+            training.train(data=name, **how)
 
 
 def test_an_empty_mixture_is_refused():
