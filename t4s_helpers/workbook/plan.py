@@ -129,10 +129,8 @@ def make_plan(
 def discover(folder: Path, only: Sequence[str] = (), appendix: bool = False) -> list[Path]:
     """Return the notebooks to run, in order.
 
-    Args:
-        folder: where ``NN_*.ipynb`` and ``A1_*.ipynb`` live.
-        only: numbers (``"04"``, ``"4"``, ``"A1"``) or full names; empty for all numbered ones.
-        appendix: also the ``A1_*`` ones when ``only`` is empty.
+    Those of ``only``: numbers (``"04"``, ``"4"``, ``"A1"``) or names. Without it all numbered ones
+    (``NN_*.ipynb``) and, with ``appendix``, also ``A1_*.ipynb`` and so on.
 
     Raises:
         RunError: no notebooks, or an entry of ``only`` that fits none.

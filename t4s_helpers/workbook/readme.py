@@ -35,14 +35,7 @@ HIGHLIGHTS = {
 
 
 def update_readme(root: Path = ROOT) -> list[Path]:
-    """Bring everything that is generated up to date.
-
-    Args:
-        root: the project's folder.
-
-    Returns:
-        The files that changed.
-    """
+    """Bring everything that is generated in the project's folder up to date; return what changed."""
     texts = generated(root)
     changed = {path: text.encode() for path, text in texts.items() if read_text(path) != text}
     atomic_write(changed)

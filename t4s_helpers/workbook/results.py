@@ -35,7 +35,6 @@ RESULTS_VARIABLE = "T4S_RESULTS"
 NOTEBOOK_VARIABLE = "T4S_NOTEBOOK"
 STAGE_VARIABLE = "T4S_STAGE"
 COMMAND_VARIABLE = "T4S_COMMAND"
-PROFILE_VARIABLE = "T4S_PROFILE"
 
 READS_FILE = "reads.json"
 HEADLINE_FILE = "headline.json"
@@ -74,12 +73,12 @@ def results_folder(profile: str = "cpu") -> Path:
     return results_root() if profile == "cpu" else results_root() / profile
 
 
-def run_folder(notebook: str, profile: str | None = None) -> Path:
+def run_folder(notebook: str, profile: str = "cpu") -> Path:
     """Make ``notebook``'s own folder, and write everything saved from now on to it.
 
     Args:
         notebook: the notebook's file name without ``.ipynb``, e.g. ``"02_run_length_encoding"``.
-        profile: ``"cpu"``, ``"gpu"`` or another params file's name; default: the runner's profile.
+        profile: ``"cpu"``, ``"gpu"`` or another params file's name.
 
     Returns:
         The existing folder, absolute.
@@ -88,7 +87,7 @@ def run_folder(notebook: str, profile: str | None = None) -> Path:
         ResultsError: under the runner, when ``notebook`` is not the notebook that is running.
         FileError: the folder cannot be made.
     """
-    notebook, profile = _file_name(notebook, "notebook"), _profile(profile)
+    notebook, profile = _file_name(notebook, "notebook"), _file_name(profile, "profile")
     running, stage = os.environ.get(NOTEBOOK_VARIABLE), os.environ.get(STAGE_VARIABLE)
     if stage and notebook != running:
         raise ResultsError(
@@ -102,7 +101,7 @@ def run_folder(notebook: str, profile: str | None = None) -> Path:
     return folder
 
 
-def finished_folder(notebook: str, profile: str | None = None) -> Path:
+def finished_folder(notebook: str, profile: str = "cpu") -> Path:
     """Return the folder with the finished results of another notebook.
 
     Under the runner the use is recorded, so that ``--resume`` runs this notebook again when the
@@ -111,8 +110,7 @@ def finished_folder(notebook: str, profile: str | None = None) -> Path:
     Raises:
         ResultsError: that notebook has not been run yet.
     """
-    profile = _profile(profile or _current.get("profile"))
-    folder = results_folder(profile) / _file_name(notebook, "notebook")
+    folder = results_folder(_file_name(profile, "profile")) / _file_name(notebook, "notebook")
     if not folder.is_dir():
         raise ResultsError(
             f"Notebook {notebook} has no results for profile {profile} yet: run it first, with"
@@ -157,10 +155,6 @@ def _own_folder() -> Path:
     return _current["folder"]
 
 
-def _profile(profile: str | None) -> str:
-    return _file_name(profile or os.environ.get(PROFILE_VARIABLE) or "cpu", "profile")
-
-
 def _file_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
         raise ResultsError(
@@ -174,15 +168,9 @@ def _file_name(name: str, what: str) -> str:
 
 
 def save_figure(fig: Figure, name: str, dpi: int = 100) -> Path:
-    """Save a Matplotlib figure as ``<name>.png`` in this notebook's folder.
+    """Save a Matplotlib figure as ``<name>.png`` in this notebook's folder, and return its path.
 
-    Args:
-        fig: the figure.
-        name: the file's name without ending.
-        dpi: dots per inch; figures are committed, so keep them small.
-
-    Returns:
-        The path of the PNG.
+    Figures are committed: keep ``dpi``, the dots per inch, small.
     """
     path = _own_folder() / f"{_file_name(name, 'figure')}.png"
     picture = io.BytesIO()
@@ -202,7 +190,7 @@ def save_table(table: pandas.DataFrame | Iterable[Mapping[str, Any]], name: str)
         name: the files' name without ending.
 
     Returns:
-        The path of the CSV file; ``pandas.read_csv`` reads it.
+        The path of the CSV file.
 
     Raises:
         ResultsError: no rows, or a value that no table can hold; the message names the column.
@@ -303,11 +291,7 @@ def merged_summary(
 ) -> list[dict[str, Any]]:
     """Return ``rows`` with this notebook's numbers replaced by ``fresh``, sorted by name.
 
-    Args:
-        rows: the summary as it is.
-        notebook, profile: whose rows ``fresh`` replaces.
-        fresh: the new rows.
-        existing: the names of all notebooks; rows of a notebook that no longer exists are dropped.
+    Rows of a notebook that is not among the ``existing`` ones are dropped.
 
     Raises:
         ResultsError: another notebook already owns one of the names in this profile.

@@ -111,15 +111,15 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Return the table that ends a run: notebook, seconds, status, headline number.
 
     >>> print(closing_table([Outcome("00_start", "ok", 4.2, "a.b = 100 %"), Outcome("01_x", "failed")]))
-    notebook                     seconds  status  headline
-    00_start                         4.2  ok      a.b = 100 %
+    notebook                     seconds  status   headline
+    00_start                         4.2  ok       a.b = 100 %
     01_x                                  failed
     """
-    rows = [("notebook", "seconds", "status", "headline")]
+    row = "{:<28} {:>7}  {:<7}  {}".format
+    lines = [row("notebook", "seconds", "status", "headline")]
     for o in outcomes:
-        rows.append((o.notebook, "" if o.seconds is None else f"{o.seconds:.1f}", o.status, o.headline))
-    wide = max(len(row[2]) for row in rows)
-    return "\n".join(f"{row[0]:<28} {row[1]:>7}  {row[2]:<{wide}}  {row[3]}".rstrip() for row in rows)
+        lines.append(row(o.notebook, "" if o.seconds is None else f"{o.seconds:.1f}", o.status, o.headline))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 # --- is there anything to do? --------------------------------------------------------------------
@@ -145,11 +145,8 @@ def up_to_date(plan: Plan, notebook: Notebook) -> bool:
 
 def missing_products(notebook: Notebook, folder: Path) -> list[str]:
     """Return the promised files that are absent from ``folder`` or empty."""
-    def is_there(path: Path) -> bool:
-        return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
-
-    return [product for product in notebook.produces
-            if not is_there(folder / product.removeprefix(f"{notebook.name}/"))]
+    paths = {product: folder / product.removeprefix(f"{notebook.name}/") for product in notebook.produces}
+    return [product for product, path in paths.items() if not (path.is_file() and path.stat().st_size)]
 
 
 # --- running one notebook ------------------------------------------------------------------------
@@ -213,7 +210,6 @@ def _kernel_environment(plan: Plan, notebook: Notebook, stage: Path) -> Iterator
         results.STAGE_VARIABLE: str(stage),
         results.RESULTS_VARIABLE: str(results.results_root()),
         results.COMMAND_VARIABLE: plan.command(notebook),
-        results.PROFILE_VARIABLE: plan.profile,
         "PYTHONPATH": os.pathsep.join(root for root in roots if root),
         # The kernel of this environment, also where the user has one of the same name.
         "JUPYTER_PREFER_ENV_PATH": "1",

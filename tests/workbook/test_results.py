@@ -22,7 +22,7 @@ from t4s_helpers.workbook.results import ResultsError
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     """Every test writes below tmp_path and starts without a current notebook."""
-    for name in ("T4S_NOTEBOOK", "T4S_STAGE", "T4S_COMMAND", "T4S_PROFILE"):
+    for name in ("T4S_NOTEBOOK", "T4S_STAGE", "T4S_COMMAND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("T4S_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(results, "_current", {})
@@ -40,13 +40,10 @@ def saved(name="t"):
 # --- folders
 
 
-def test_profiles_do_not_share_a_folder(own_folder):
+def test_profiles_do_not_share_a_folder(own_folder, monkeypatch):
     cpu, gpu = results.run_folder("01_grids", "cpu"), results.run_folder("01_grids", "gpu")
     assert cpu == own_folder / "01_grids" and gpu == own_folder / "gpu" / "01_grids"
     assert cpu.is_dir() and gpu.is_dir()
-
-
-def test_without_a_variable_the_results_lie_beside_the_package(monkeypatch):
     monkeypatch.delenv("T4S_RESULTS")
     assert results.results_root() == ROOT / "results"
 
@@ -67,12 +64,9 @@ def test_names_cannot_leave_the_folder(name):
             attempt()
 
 
-def test_saving_without_a_folder_says_what_to_call():
+def test_what_is_to_be_called_or_run_first_is_told():
     with pytest.raises(ResultsError, match=r"run_folder\("):
         results.save_table([{"a": 1}], "t")
-
-
-def test_reading_results_that_are_not_there_names_the_command():
     with pytest.raises(ResultsError, match=r"run it first.*python -m t4s_helpers notebooks .*--only 04"):
         results.finished_folder("04_qlora")
 
@@ -87,8 +81,7 @@ def test_reading_another_notebook_is_recorded_under_the_runner(own_folder, tmp_p
 # --- tables and figures
 
 cells = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.floats(
-    allow_infinity=False, allow_nan=False
-)
+    allow_infinity=False, allow_nan=False)
 column = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
@@ -99,9 +92,9 @@ def test_tables_come_back_as_saved(rows):
     columns = list(dict.fromkeys(k for row in rows for k in row))
     assert saved() == [{k: row.get(k) for k in columns} for row in rows]
     with open(path, newline="", encoding="utf-8") as file:
-        read = list(csv.reader(file))
-    assert [name.replace("\r\n", "\n") for name in columns] == read[0]
-    assert len([r for r in read[1:] if r]) <= len(rows)
+        header, *read = csv.reader(file)
+    assert header == [name.replace("\r\n", "\n") for name in columns]
+    assert sum(map(bool, read)) <= len(rows)
 
 
 def test_csv_and_json_agree_and_numpy_scalars_are_plain():
@@ -152,45 +145,29 @@ def test_a_figure_is_a_png_and_the_same_each_time(own_folder):
 # --- when writing fails
 
 
-@pytest.mark.parametrize("name, attempt", [
-    ("t.csv", lambda: results.save_table([{"a": 1}], "t")),
-    ("f.png", lambda: results.save_figure(Figure(), "f")),
-    ("headline.json", lambda: results.headline("a.b", 1.0, "%", 3)),
+@pytest.mark.parametrize("name, file, attempt", [
+    ("t.csv", 1, lambda: results.save_table([{"a": 1}], "t")),
+    ("t.json", 2, lambda: results.save_table([{"a": 1}], "t")),
+    ("f.png", 1, lambda: results.save_figure(Figure(), "f")),
+    ("headline.json", 1, lambda: results.headline("a.b", 1.0, "%", 3)),
 ])
-def test_a_full_disk_is_one_sentence_and_changes_nothing(name, attempt, own_folder, monkeypatch):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
+def test_a_full_disk_is_one_sentence_and_changes_nothing(name, file, attempt, own_folder, monkeypatch):
     folder = results.run_folder("01_grids")
     for old in ("t.csv", "t.json", "headline.json", "f.png"):
         (folder / old).write_bytes(b"old")
-    before = content(own_folder)
+    before, handles = content(own_folder), []
 
-    def sync(handle):  # the real error of a full disk, after the content has reached the file
-        with open("/dev/full", "wb") as file:
-            file.write(b"x")
+    def full_at_this_file(handle):
+        handles.append(handle)
+        if len(handles) == file:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", full_at_this_file)
     with pytest.raises(FileError) as caught:
         attempt()
     message = str(caught.value)
-    assert name in message and "needs" in message and "free some space" in message
-    assert "\n" not in message and content(own_folder) == before
-
-
-def test_the_second_file_failing_leaves_the_first_as_it_was(own_folder, monkeypatch):
-    results.run_folder("01_grids")
-    results.save_table([{"a": 1}], "t")
-    before, calls = content(own_folder), []
-
-    def second_fails(handle):
-        calls.append(handle)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", second_fails)
-    with pytest.raises(FileError, match=r"t\.json.*disk is full"):
-        results.save_table([{"a": 2}], "t")
-    assert content(own_folder) == before
+    assert name in message and "needs" in message and "disk is full" in message
+    assert "free some space" in message and "\n" not in message and content(own_folder) == before
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path, monkeypatch):
@@ -262,6 +239,6 @@ def test_merging_replaces_only_this_notebooks_rows():
 def test_two_notebooks_cannot_own_one_name_but_a_notebook_that_is_gone_gives_way():
     old = [row("b.x", "02_b"), row("b.y", "02_b")]
     with pytest.raises(ResultsError, match="02_b"):
-        results.merged_summary(old, "01_a", "cpu", [row("b.x")], existing=["01_a", "02_b"])
-    moved = results.merged_summary(old, "01_a", "cpu", [row("b.x")], existing=["01_a"])
+        results.merged_summary(old, "01_a", "cpu", [row("b.x")], {"01_a", "02_b"})
+    moved = results.merged_summary(old, "01_a", "cpu", [row("b.x")], {"01_a"})
     assert [(r["name"], r["notebook"]) for r in moved] == [("b.x", "01_a")]
