@@ -18,7 +18,6 @@ import functools
 import html
 import io
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +63,11 @@ WRITERS = ("the model", "true mask")
 
 SOURCES = ("scene", "photo", "own file")
 
+STATES = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "failed": "#b00020"}
+"""State of the widgets -> colour of the status line."""
+
+_KEPT = 32  # requests whose outcomes are kept
+
 
 class PlaygroundError(ValueError):
     """A request that cannot be met; the message says what to change."""
@@ -73,21 +77,12 @@ class PlaygroundError(ValueError):
 
 
 class Truth(NamedTuple):
-    """What is known about the answer to an expression.
+    """What is known about the answer to an expression."""
 
-    Attributes:
-        objects: bool ``(N, H, W)``, one mask per object that is meant (none: no target), or
-            ``None`` where the answer is not known.
-        why: why it is not known; empty where it is.
-    """
+    objects: np.ndarray | None  # bool (N, H, W), one mask per object that is meant; None: not known
+    why: str = ""  # it is not known, a sentence
 
-    objects: np.ndarray | None
-    why: str = ""
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a true mask, be it empty."""
-        return self.objects is not None
+    known = property(lambda self: self.objects is not None, doc="There is a true mask, be it empty.")
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -97,21 +92,14 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Something to ask about.
-
-    Attributes:
-        name: shown.
-        pixels: uint8 RGB ``(H, W, 3)``.
-        scene: where it is a rendered one; its grammar then knows the true masks.
-        answers: expression -> bool ``(N, H, W)``, of pictures with outlines.
-        note: what to know about the picture, a sentence.
-    """
+    """Something to ask about."""
 
     name: str
-    pixels: np.ndarray
-    scene: Scene | None = None
-    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
-    note: str = ""
+    pixels: np.ndarray  # uint8 RGB (H, W, 3)
+    scene: Scene | None = None  # where it is a rendered one; its grammar then knows the true masks
+    answers: dict[str, np.ndarray] = field(default_factory=dict)
+    """Expression -> bool ``(N, H, W)``, of pictures with outlines."""
+    note: str = ""  # what to know about the picture, a sentence
 
     def truth(self, expression: str) -> Truth:
         """The true masks of an expression, or why they are not known."""
@@ -122,13 +110,11 @@ class Picture:
                 return Truth(None, str(error))
             masks = [self.scene.objects[k].mask for k in targets]
             return Truth(np.array(masks, bool).reshape(-1, *self.pixels.shape[:2]))
-        asked = fold(expression).casefold()
         for text, masks in self.answers.items():
-            if fold(text).casefold() == asked:
+            if fold(text).casefold() == fold(expression).casefold():
                 return Truth(masks)
-        if self.answers:
-            return Truth(None, "This expression is none of those that outlines were drawn for.")
-        return Truth(None, "Nobody has drawn outlines on this picture.")
+        return Truth(None, "This expression is none of those that outlines were drawn for."
+                     if self.answers else "Nobody has drawn outlines on this picture.")
 
 
 @functools.lru_cache(maxsize=32)
@@ -145,13 +131,13 @@ def photo_pictures() -> Mapping[str, Picture]:
     Raises:
         SampleError: the photos cannot be read.
     """
-    pixels: dict[str, np.ndarray] = {}
-    answers: dict[str, dict[str, np.ndarray]] = {}
+    pictures: dict[str, Picture] = {}
     for sample in photo_samples():
         name = sample.meta["photo"]
-        pixels.setdefault(name, sample.pixels())
-        answers.setdefault(name, {})[sample.labels[0]] = sample.instances()[0]
-    return {name: Picture(f"photo {name}", pixels[name], None, answers[name]) for name in pixels}
+        if name not in pictures:
+            pictures[name] = Picture(f"photo {name}", sample.pixels())
+        pictures[name].answers[sample.labels[0]] = sample.instances()[0]
+    return pictures
 
 
 def file_picture(path: str | Path) -> Picture:
@@ -199,43 +185,26 @@ def suggestions(picture: Picture, seed: int = 0) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One request with everything that came of it.
-
-    Attributes:
-        picture: what was asked about.
-        turn: what was asked, worded for the model; its one label is the expression, trimmed.
-        writer: one of `WRITERS`.
-        model: name of the backbone, empty where it wrote nothing.
-        answer: what was written; 0 tokens where nobody counted.
-        parsed: its grid, coarse masks, and what the parser had to repair.
-        truth: what is known about the answer.
-        refiner: name of the refiner, ``none`` before or without one.
-        refined: bool ``(H, W)``, or ``None`` without a refiner.
-        fallback: the refiner's mask left the coarse one behind, which was kept.
-        refine_seconds: spent on refining.
-    """
+    """One request with everything that came of it."""
 
     picture: Picture
-    turn: prompts.Turn
-    writer: str
-    model: str
-    answer: Answer
-    parsed: ParsedAnswer
+    turn: prompts.Turn  # worded for the model; its one label is the expression, trimmed
+    writer: str  # one of WRITERS
+    model: str  # name of the backbone, empty where it wrote nothing
+    answer: Answer  # 0 tokens where nobody counted
+    parsed: ParsedAnswer  # its grid, coarse masks, and what the parser had to repair
     truth: Truth
-    refiner: str = "none"
-    refined: np.ndarray | None = None
-    fallback: bool = False
+    refiner: str = "none"  # before or without one
+    refined: np.ndarray | None = None  # bool (H, W), None without a refiner
+    fallback: bool = False  # the refiner's mask left the coarse one behind, which was kept
     refine_seconds: float = 0.0
 
     expression = property(lambda self: self.turn.labels[0])
     grid = property(lambda self: self.parsed.grid, doc="int32 ``(rows, cols)``, 1 the expression.")
     coarse = property(lambda self: self.parsed.masks[0], doc="bool ``(H, W)``, the grid's cells.")
     report = property(lambda self: self.parsed.report)
-
-    @property
-    def mask(self) -> np.ndarray:
-        """The final mask: the refined one where there is one."""
-        return self.coarse if self.refined is None else self.refined
+    mask = property(lambda self: self.coarse if self.refined is None else self.refined,
+                    doc="The final mask: the refined one where there is one.")
 
     def iou(self, mask: np.ndarray) -> float | None:
         """IoU of a mask with the truth, ``None`` where that is not known.
@@ -254,11 +223,7 @@ def check_expression(expression: str, tokenizer: Any = None) -> str:
     """The expression on one line and trimmed, if it can be asked about.
 
     What the text format gives a meaning (``|``, ``*3``, ``<seg>``) may stand in it: the codec
-    escapes that.
-
-    Args:
-        expression: as typed.
-        tokenizer: of the model that will read it, whose control tokens are refused.
+    escapes that. The ``tokenizer`` is that of the model that will read it.
 
     Raises:
         PlaygroundError: empty, too long, or with a control token of the model.
@@ -328,7 +293,7 @@ def write_truth(
     expression = check_expression(expression, encoder and encoder.tokenizer)
     truth = picture.truth(expression)
     if not truth.known:
-        raise PlaygroundError(f"The true mask of {expression!r} is not known: {_mid(truth.why)}")
+        raise PlaygroundError(f"The true mask of {expression!r} is not known. {truth.why}")
     start = time.perf_counter()
     encoding = encoding or get_encoding()
     # Without an object there is nothing to keep visible: one empty mask is the whole request.
@@ -344,17 +309,13 @@ def write_truth(
 
 
 def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
-    """The outcome with its coarse mask refined.
+    """The outcome with its coarse mask refined by one of `load_refiner`; ``none`` takes that away.
 
-    Args:
-        outcome: any.
-        refiner: from `t4s_helpers.refine.load_refiner`; ``none`` takes a refined mask away.
-        seed: of the points that a refiner draws.
+    ``seed`` is of the points that a refiner draws.
     """
-    if isinstance(refiner, NoRefiner):
-        return replace(outcome, refiner=refiner.name, refined=None, fallback=False, refine_seconds=0.0)
-    if not outcome.coarse.any():  # nothing to refine, and no reason to look at the picture for it
-        return replace(outcome, refiner=refiner.name, refined=outcome.coarse.copy(), fallback=False)
+    if isinstance(refiner, NoRefiner) or not outcome.coarse.any():  # no reason to look at the picture
+        refined = None if isinstance(refiner, NoRefiner) else outcome.coarse
+        return replace(outcome, refiner=refiner.name, refined=refined, fallback=False, refine_seconds=0.0)
     start = time.perf_counter()
     done = refiner.set_image(outcome.picture.pixels).refine(outcome.coarse[None], seed=seed)
     return replace(outcome, refiner=refiner.name, refined=done.masks[0], fallback=bool(done.fallback[0]),
@@ -366,7 +327,7 @@ def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
 
 def describe(outcome: Outcome) -> list[str]:
     """What came of a request, in sentences: cost, format, agreement with the truth, warnings."""
-    told = [_cost(outcome), outcome.report.summary(), *_agreement(outcome)]
+    told = [_cost(outcome), outcome.report.summary(), _agreement(outcome)]
     if outcome.report.malformed and not outcome.coarse.any():
         told.append("The mask is empty, but the text is malformed: that does not count as saying "
                     "that nothing is there.")
@@ -379,39 +340,32 @@ def describe(outcome: Outcome) -> list[str]:
     return [*told, outcome.picture.note] if outcome.picture.note else told
 
 
-def _mid(text: str) -> str:
-    """A sentence as it stands after a colon."""
-    return text[:1].lower() + text[1:]
-
-
 def _cost(outcome: Outcome) -> str:
-    tokens = f", {outcome.answer.n_tokens} tokens" if outcome.answer.n_tokens else ""
-    if outcome.writer == WRITERS[1]:
-        said = f"This text was written from the true mask{tokens}; no model was asked"
-    else:
-        said = (f"The {outcome.model} model wrote {outcome.answer.n_tokens} tokens in "
-                f"{outcome.answer.seconds:.1f} s")
+    tokens = f"{outcome.answer.n_tokens} tokens"
+    if outcome.writer == WRITERS[0]:
+        said = f"The {outcome.model} model wrote {tokens} in {outcome.answer.seconds:.1f} s"
         said += "" if outcome.answer.finished else " and was stopped at the limit"
+    else:
+        counted = f", {tokens}" if outcome.answer.n_tokens else ""
+        said = f"This text was written from the true mask{counted}; no model was asked"
     if outcome.refined is not None and outcome.coarse.any():
         said += f"; {outcome.refiner} took {outcome.refine_seconds:.1f} s"
     return f"{said}."
 
 
-def _agreement(outcome: Outcome) -> Iterator[str]:
+def _agreement(outcome: Outcome) -> str:
     if not outcome.truth.known:
-        yield f"Whether the mask is right cannot be scored: {_mid(outcome.truth.why)}"
-    elif outcome.truth.mask.any():
+        return f"Whether the mask is right cannot be scored. {outcome.truth.why}"
+    if outcome.truth.mask.any():
         scores = f"{outcome.iou(outcome.coarse):.2f} for the coarse mask"
         if outcome.refined is not None:
             scores += f" and {outcome.iou(outcome.refined):.2f} for the refined one"
         missed = outcome.iou(outcome.mask) < 0.5
-        yield f"IoU with the true mask: {scores}" + ("; the target is missed." if missed else ".")
-    elif outcome.coarse.any():
-        yield "Nothing in the picture fits the expression, yet the answer marks something."
-    elif not outcome.report.malformed:
-        yield "Nothing in the picture fits the expression, and the answer says so: right."
-    else:
-        yield "Nothing in the picture fits the expression."
+        return f"IoU with the true mask: {scores}" + ("; the target is missed." if missed else ".")
+    said = "Nothing in the picture fits the expression"
+    if outcome.coarse.any():
+        return f"{said}, yet the answer marks something."
+    return f"{said}." if outcome.report.malformed else f"{said}, and the answer says so: right."
 
 
 def draw_outcome(
@@ -437,26 +391,18 @@ def draw_outcome(
     panels = [p for p in PANELS[view] if p != "refined" or outcome.refined is not None]
     with matplotlib.rc_context(STYLE):
         figure = figure or pyplot.figure()
-        width = 3.2 * len(panels)
-        told = _wrapped(describe(outcome), width, 9) if notes else ""
-        asked = _wrapped([f"{outcome.picture.name}: {outcome.turn.question}"], width, 11)
-        height, across = outcome.picture.pixels.shape[:2]
-        figure.set_size_inches(width, 1.3 + 3.0 * min(max(height / across, 0.75), 1.5)
-                               + 0.17 * len(told.splitlines()))
+        told = [printable(line) for line in describe(outcome)] if notes else []
+        height, width = outcome.picture.pixels.shape[:2]
+        figure.set_size_inches(3.2 * len(panels), 1.3 + 3.0 * min(max(height / width, 0.75), 1.5)
+                               + 0.2 * len(told))
         figure.set_layout_engine("constrained")
-        figure.suptitle(asked, x=0.01, ha="left", fontsize=11, parse_math=False)
+        look = {"x": 0.01, "ha": "left", "wrap": True, "parse_math": False}
+        figure.suptitle(printable(f"{outcome.picture.name}: {outcome.turn.question}"), fontsize=11, **look)
         if told:
-            figure.supxlabel(told, x=0.01, ha="left", fontsize=9, parse_math=False)
+            figure.supxlabel("\n".join(told), fontsize=9, **look)
         for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
             _draw_panel(ax, panel, outcome, true_outline)
     return figure
-
-
-def _wrapped(sentences: Sequence[str], inches: float, points: float) -> str:
-    """Sentences on lines of their own, broken at about ``inches``."""
-    columns = int(inches * 72 / (0.56 * points))
-    return "\n".join(line for sentence in sentences
-                     for line in textwrap.wrap(printable(sentence), columns))
 
 
 def _draw_panel(ax: Any, panel: str, outcome: Outcome, true_outline: bool) -> None:
@@ -489,8 +435,12 @@ def _verdict(outcome: Outcome, mask: np.ndarray) -> str:
 
 def as_png(figure: Figure, dpi: int = 90) -> bytes:
     """The figure as the bytes of a PNG file."""
+    return _png(figure.savefig, dpi=dpi, bbox_inches="tight")
+
+
+def _png(save: Callable[..., Any], **options: Any) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
+    save(content, format="png", **options)
     return content.getvalue()
 
 
@@ -509,10 +459,6 @@ def sentence(error: BaseException) -> str:
 
 
 # --- the widgets --------------------------------------------------------------------------------
-
-STATES = ("ready", "busy", "answered", "failed")
-_COLOURS = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "failed": "#b00020"}
-_KEPT = 32  # requests whose outcomes are kept
 
 
 def playground(backbone: Any, **options: Any) -> Playground:
@@ -543,6 +489,7 @@ class Playground:
 
     Attributes:
         panel: the widget to display.
+        controls: name -> widget, of what can be chosen.
         picture: what is chosen, ``None`` where the choice cannot be shown.
         outcome: what is shown, ``None`` before the first answer about a picture.
         message: what the status line says, as plain text.
@@ -563,13 +510,16 @@ class Playground:
         self.failure: BaseException | None = None
         self.state, self.message, self.written = "ready", "", 0
         self._asking = False
-        self._uploaded = False  # of the two ways to an own file, the one used last counts
         # A picture is loaded once while it is chosen, so requests are remembered by the object.
         self._written = functools.lru_cache(_KEPT)(self._write)
         self._refined = functools.lru_cache(2 * _KEPT)(self._refine)
-        self._make_controls(refiners, split)
-        self._make_panel()
-        self._connect()
+        self._make_widgets(refiners, split)
+        for react, names in ((self._choose_picture, ("source", "split", "index", "photo", "path")),
+                             (self._show_again, ("refiner", "view", "true_outline"))):
+            for name in names:
+                self.controls[name].observe(react, "value")
+        self.upload.observe(self._choose_upload, "value")
+        self.button.on_click(self._ask)
         self._choose_picture()
 
     def request(self, **choices: Any) -> Outcome | None:
@@ -594,8 +544,7 @@ class Playground:
 
     def _set(self, name: str, value: Any) -> None:
         if name not in self.controls:
-            known = ", ".join(self.controls)
-            raise PlaygroundError(f"There is no control {name!r}: choose {known}.")
+            raise PlaygroundError(f"There is no control {name!r}: choose {', '.join(self.controls)}.")
         control = self.controls[name]
         refused = PlaygroundError(f"The control {name!r} does not take {value!r}.")
         try:
@@ -605,87 +554,78 @@ class Playground:
         if control.value != value:  # a number outside the range was moved into it
             raise refused
 
-    # -- making
-
-    def _make_controls(self, refiners: Sequence[str], split: str) -> None:
-        w, wide, narrow = ipywidgets, ipywidgets.Layout(width="32em"), {"button_width": "7em"}
+    def _make_widgets(self, refiners: Sequence[str], split: str) -> None:
+        w, box, row = ipywidgets, ipywidgets.VBox, ipywidgets.HBox
+        wide = {"layout": w.Layout(width="32em")}
+        typed, toggled = wide | {"continuous_update": False}, wide | {"style": {"button_width": "7em"}}
         self.controls: dict[str, Any] = {
-            "source": w.ToggleButtons(options=SOURCES, description="picture", layout=wide,
-                                      style=narrow),
+            "source": w.ToggleButtons(options=SOURCES, description="picture", **toggled),
             "split": w.Dropdown(options=list(SPLITS), value=split, description="split"),
             "index": w.BoundedIntText(value=0, min=0, max=10**6, description="scene"),
             "photo": w.Dropdown(options=list(photo_pictures()), description="photo"),
-            "path": w.Text(description="file", placeholder="/path/to/picture.jpg", layout=wide,
-                           continuous_update=False),
-            "expression": w.Combobox(description="expression", layout=wide,
-                                     placeholder="the red star", continuous_update=False),
-            "writer": w.ToggleButtons(options=WRITERS, description="text by", layout=wide,
-                                      style=narrow),
+            "path": w.Text(description="file", placeholder="/path/to/picture.jpg", **typed),
+            "expression": w.Combobox(description="expression", placeholder="the red star", **typed),
+            "writer": w.ToggleButtons(options=WRITERS, description="text by", **toggled),
             "refiner": w.Dropdown(options=list(dict.fromkeys(refiners)), description="refiner"),
             "view": w.Dropdown(options=list(PANELS), description="view"),
             "true_outline": w.Checkbox(value=True, description="dash the true outline"),
         }
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="upload")
         self.button = w.Button(description="Ask", button_style="primary")
-
-    def _make_panel(self) -> None:
-        w, c, box, row = ipywidgets, self.controls, ipywidgets.VBox, ipywidgets.HBox
         self.status, self.notes, self.text = w.HTML(), w.HTML(), w.HTML()
         self.preview = w.Image(format="png", layout=w.Layout(width="240px"))
         self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
-        self._places = {"scene": row([c["split"], c["index"]]), "photo": row([c["photo"]]),
-                        "own file": row([c["path"], self.upload])}
-        asking = box([c["source"], *self._places.values(), c["expression"], c["writer"],
-                      c["refiner"], self.button])
-        showing = row([c["view"], c["true_outline"]])
+        c = self.controls
+        self._sources = {  # source -> its widgets, and how its picture is loaded
+            "scene": (row([c["split"], c["index"]]),
+                      lambda: scene_picture(c["split"].value, c["index"].value)),
+            "photo": (row([c["photo"]]), lambda: photo_pictures()[c["photo"].value]),
+            "own file": (row([c["path"], self.upload]), self._own_picture),
+        }
+        asking = box([c["source"], *(place for place, _ in self._sources.values()), c["expression"],
+                      c["writer"], c["refiner"], self.button])
         raw = w.Accordion(children=[self.text], titles=("the text as it was written",))
-        self.panel = box([row([asking, self.preview]), self.status, showing, self.image,
-                          self.notes, raw])
+        self.panel = box([row([asking, self.preview]), self.status,
+                          row([c["view"], c["true_outline"]]), self.image, self.notes, raw])
 
-    def _connect(self) -> None:
-        for name in ("source", "split", "index", "photo", "path"):
-            self.controls[name].observe(self._on_picture, names="value")
-        self.upload.observe(self._on_upload, names="value")
-        self.controls["refiner"].observe(self._on_refiner, names="value")
-        for name in ("view", "true_outline"):
-            self.controls[name].observe(self._on_view, names="value")
-        self.button.on_click(self._on_ask)
+    # -- reacting: to a change of widgets, or to a click
 
-    # -- reacting
+    def _choose_picture(self, change: Any = None) -> None:
+        """Load and show the chosen picture; an answer about another one is taken away."""
+        source = self.controls["source"].value
+        for name, (place, _) in self._sources.items():
+            place.layout.display = "flex" if name == source else "none"
+        self.picture = self.outcome = None
+        self._put(self.preview, b"")
+        self._put(self.image, b"")
+        self.notes.value = self.text.value = ""
+        self.controls["expression"].options = ()
+        if source == SOURCES[2] and not self.controls["path"].value.strip():
+            self._tell("ready", "Give the path of an image file, or upload one.")
+            return
+        with self._working("reading the picture"):
+            self.picture = self._load_picture()
+            self._put(self.preview, _png(Image.fromarray(self.picture.pixels).save))
+            self.controls["expression"].options = suggestions(self.picture, self.seed)
+            self._tell("ready", f"Ask for something in {self.picture.name}.")
 
-    def _on_picture(self, change: Mapping[str, Any]) -> None:
-        if change["owner"] is self.controls["path"]:
-            self._uploaded = False
-        self._choose_picture()
-
-    def _on_upload(self, change: Mapping[str, Any]) -> None:
-        self._uploaded = bool(self.upload.value)
-        if self.controls["source"].value == SOURCES[2]:
-            self._choose_picture()
-        else:
+    def _choose_upload(self, change: Any) -> None:
+        for file in self.upload.value:
+            self.controls["path"].value = _path_of(file)
             self.controls["source"].value = SOURCES[2]
+            self._choose_picture()  # another file of the same name changes no widget
 
-    def _on_refiner(self, change: Mapping[str, Any]) -> None:
+    def _show_again(self, change: Any) -> None:
         if self.outcome is not None and not self._asking:
-            with self._working("refining the mask"):
-                outcome = self.outcome
-                self._answer(outcome.picture, outcome.expression, outcome.writer)
+            with self._working("showing the answer"):
+                self._answer(self.outcome.picture, self.outcome.expression, self.outcome.writer)
 
-    def _on_view(self, change: Mapping[str, Any]) -> None:
-        if self.outcome is not None:
-            with self._working("drawing"):
-                self._show(self.outcome)
-
-    def _on_ask(self, button: Any) -> None:
-        with self._working("the model is writing" if self._by_model else "writing"):
+    def _ask(self, button: Any) -> None:
+        with self._working("writing the answer"):
             if self.picture is None:
                 self.picture = self._load_picture()  # tells again what is wrong with the choice
             self._answer(self.picture, self.controls["expression"].value,
                          self.controls["writer"].value)
-
-    @property
-    def _by_model(self) -> bool:
-        return self.controls["writer"].value == WRITERS[0]
 
     @contextmanager
     def _working(self, doing: str) -> Iterator[None]:
@@ -703,52 +643,36 @@ class Playground:
 
     def _tell(self, state: str, message: str) -> None:
         self.state, self.message = state, message
-        colour = _COLOURS[state]
-        self.status.value = f'<span style="color:{colour}">{html.escape(message)}</span>'
+        self.status.value = f'<span style="color:{STATES[state]}">{html.escape(message)}</span>'
         self.button.disabled = state == "busy"
         self.button.icon = "spinner" if state == "busy" else ""
-
-    # -- doing
-
-    def _choose_picture(self) -> None:
-        """Load and show the chosen picture; an answer about another one is taken away."""
-        source = self.controls["source"].value
-        for name, place in self._places.items():
-            place.layout.display = "flex" if name == source else "none"
-        self.picture = self.outcome = None
-        self._put(self.preview, b"")
-        self._put(self.image, b"")
-        self.notes.value = self.text.value = ""
-        self.controls["expression"].options = ()
-        if source == SOURCES[2] and not (self._uploaded or self.controls["path"].value.strip()):
-            self._tell("ready", "Give the path of an image file, or upload one.")
-            return
-        with self._working("reading the picture"):
-            self.picture = self._load_picture()
-            self._put(self.preview, _thumbnail(self.picture.pixels))
-            self.controls["expression"].options = suggestions(self.picture, self.seed)
-            self._tell("ready", f"Ask for something in {self.picture.name}.")
 
     @staticmethod
     def _put(place: Any, png: bytes) -> None:
         """Show a picture; a browser draws an empty one as a broken one, so that is hidden."""
         place.value, place.layout.display = png, "block" if png else "none"
 
+    # -- doing
+
     def _load_picture(self) -> Picture:
-        c = self.controls
-        if c["source"].value == SOURCES[0]:
-            return scene_picture(c["split"].value, c["index"].value)
-        if c["source"].value == SOURCES[1]:
-            return photo_pictures()[c["photo"].value]
-        if self._uploaded:
-            file = self.upload.value[0]
-            return uploaded_picture(file["name"], file["content"])
-        return file_picture(c["path"].value)
+        return self._sources[self.controls["source"].value][1]()
+
+    def _own_picture(self) -> Picture:
+        path = self.controls["path"].value
+        for file in self.upload.value:
+            if path == _path_of(file):
+                return uploaded_picture(file["name"], file["content"])
+        return file_picture(path)
 
     def _answer(self, picture: Picture, expression: str, writer: str) -> None:
         expression = check_expression(expression, self.backbone.encoder.tokenizer)
         self.outcome = self._refined(picture, expression, writer, self.controls["refiner"].value)
-        self._show(self.outcome)
+        view, dashed = self.controls["view"].value, self.controls["true_outline"].value
+        self._put(self.image, as_png(draw_outcome(self.outcome, view, dashed, Figure())))
+        told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(self.outcome))
+        self.notes.value = f"<ul>{told}</ul>"
+        self.text.value = descriptor_html(self.outcome.answer.text, self.outcome.turn.labels).data
+        self._tell("answered", f"{self.outcome.turn.question} Answered, see below.")
 
     def _write(self, picture: Picture, expression: str, writer: str) -> Outcome:
         self.written += 1
@@ -759,18 +683,7 @@ class Playground:
     def _refine(self, picture: Picture, expression: str, writer: str, name: str) -> Outcome:
         return refine(self._written(picture, expression, writer), self.load(name), self.seed)
 
-    def _show(self, outcome: Outcome) -> None:
-        view, dashed = self.controls["view"].value, self.controls["true_outline"].value
-        self._put(self.image, as_png(draw_outcome(outcome, view, dashed, Figure())))
-        told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(outcome))
-        self.notes.value = f"<ul>{told}</ul>"
-        self.text.value = descriptor_html(outcome.answer.text, outcome.turn.labels).data
-        self._tell("answered", f"{outcome.turn.question} Answered, see below.")
 
-
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    """PNG bytes of a picture, at most 480 pixels long."""
-    image, content = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((480, 480))
-    image.save(content, format="PNG")
-    return content.getvalue()
+def _path_of(file: Mapping[str, Any]) -> str:
+    """What stands as the path of an uploaded file."""
+    return f"{file['name']} (uploaded)"
