@@ -1,8 +1,8 @@
 """Model x samples x refiner -> a row per sample, and scores made from the rows.
 
-`evaluate` answers samples batch by batch. With a folder it writes each row as it comes, can be stopped at
-any moment and resumed, and shares the work among the processes of ``accelerate launch`` or ``torchrun``.
-Batches are formed once, from the order of the samples alone, and handed out whole: what a model answers
+`evaluate` answers samples batch by batch. With a folder it writes each batch's rows as they come, can be
+stopped at any moment and resumed, and shares the work among the processes of ``accelerate launch`` or
+``torchrun``. Batches are formed once, from the order of the samples alone, and handed out whole: an answer
 can depend on the batch that a request is in (padding changes how sums are rounded), so the same batches
 give the same rows on any number of processes.
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,9 @@ from ..decoding.generate import DecodingError, generate, parse_answer
 from ..decoding.grammar import GrammarError, grammar_of
 from ..refine import Refiner, load_refiner
 from . import provenance
-from .scoring import ScoringError, answer_kind, excluded_table, score_rows, table_rows
+from .scoring import ScoringError, excluded_table, score_rows, table_rows
 from .store import RUN_FILE, Processes, RunStore, StoreError, read_run
-from .tasks import Items, Protocol, TaskError, check_classes, row_of, turn_of
+from .tasks import Items, Protocol, TaskError, check_classes, grouped, row_of, turn_of
 
 
 def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner | None = None, *,
@@ -69,8 +71,8 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     Returns:
         ``(rows, scores)``: a row per sample in their order (`t4s_helpers.evaluation.tasks.row_of`; one with
         ``excluded`` for a sample whose picture or labels cannot be used), and the scores of
-        `t4s_helpers.evaluation.scoring.score_rows`. Rows with answers of several kinds have no common
-        scores: the dictionary is empty, and `t4s_helpers.evaluation.scoring.table_rows` makes a table.
+        `t4s_helpers.evaluation.scoring.score_rows`; of answers of several kinds there are none, but
+        `t4s_helpers.evaluation.scoring.table_rows` makes a table.
 
     Raises:
         TaskError: an id that comes twice, or a label outside the class list; before any answer.
@@ -78,30 +80,29 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         StoreError: ``folder`` belongs to another run or is in use.
     """
     items, data = Items(samples), getattr(samples, "name", data)
-    tasks = items.tasks()
     vqa = vqa or "yes-no" * data.startswith("pope")
     protocol = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
-    if "semantic" in tasks and None in conventions.values():
+    if "semantic" in items.tasks and None in conventions.values():
         raise ScoringError("Semantic samples need background= and absent=, the conventions of mIoU "
                            "(t4s_helpers.evaluation.metrics.MeanIoU), chosen before the run.")
     run = _Run(backbone, items, protocol, refiner or load_refiner("none"), seed, expected_iou, options)
-    batches = plan_batches([items.picture(k) for k in range(len(items))], batch)
+    batches = plan_batches(items.pictures, batch)
     if folder is None:
         rows = run.in_memory(batches, progress)
     else:
         split = getattr(samples, "split", None) or items.turns(0)[0].split
         about = {"data": {"name": data, "split": split}, "conventions": conventions}
         rows = _on_disk(run, batches, batch, folder, restart, progress, about)
-    kinds = {(answer_kind(row["task"]), row.get("rule")) for row in rows
-             if not row.get("excluded") and row.get("score", 0) is not None}
-    return rows, score_rows(rows, **conventions, classes=protocol.classes) if len(kinds) == 1 else {}
+    with suppress(ScoringError):  # answers of several kinds, or none that can be scored
+        return rows, score_rows(rows, **conventions, classes=protocol.classes)
+    return rows, {}
 
 
 def _classes(items: Items, given: Sequence[str]) -> tuple[str, ...]:
     """The class list of the run, against which the labels of every sample are checked."""
     known = tuple(given) or tuple(getattr(items.samples, "classes", ()))
-    samples = [sample for sample in items.made() if sample.task == "semantic"]
+    samples = [sample for sample in items.made if sample.task == "semantic"]
     known = known or tuple(sorted({label for sample in samples for label in sample.labels}))
     for sample in samples:
         check_classes(sample, known)
@@ -122,11 +123,8 @@ def plan_batches(pictures: Sequence, batch: int) -> list[list[int]]:
     """
     if batch < 1:
         raise TaskError(f"A batch holds at least one request, got batch={batch}.")
-    groups: dict = {}
-    for k, key in enumerate(pictures):
-        groups.setdefault(key, []).append(k)
     out: list[list[int]] = []
-    for group in groups.values():
+    for group in grouped(range(len(pictures)), pictures.__getitem__).values():
         for at in range(0, len(group), batch):
             part = group[at:at + batch]
             if out and len(out[-1]) + len(part) <= batch:
@@ -150,7 +148,7 @@ class _Run:
 
     def in_memory(self, batches, progress: bool) -> list[dict]:
         made = [row for k, numbers in enumerate(_bar(batches, progress)) for row in self.rows(numbers, k)]
-        order = {name: k for k, name in enumerate(self.items.ids(range(len(self.items))))}
+        order = {name: k for k, name in enumerate(chain(*self.items.ids))}
         return sorted(made, key=lambda row: order[row["id"]])
 
     def settings(self, batch: int) -> dict:
@@ -158,15 +156,15 @@ class _Run:
         plain = (str, int, float, bool, type(None))
         return {**_identity(self.backbone), **self.protocol.plain(), "batch": batch,
                 "refiner": self.refiner.name, "seed": self.seed, "expected_iou": self.expected_iou,
-                "samples": self._digest(), "n": len(self.items),
+                "samples": self._digest(), "n": len(self.items.ids),
                 **{key: value if isinstance(value, plain) else repr(value)
                    for key, value in sorted(self.options.items())}}
 
     def _digest(self) -> str:
         total = hashlib.sha256()
-        for k in range(len(self.items)):
-            total.update("\0".join(self.items.ids([k])).encode() + b"\n")
-            for sample in self.items.made([k]):
+        for k, ids in enumerate(self.items.ids):
+            total.update("\0".join(ids).encode() + b"\n")
+            for sample in self.items.turns(k) if self.items.made else ():
                 turn = turn_of(sample, self.protocol)
                 total.update(repr((turn, sample.task, sample.size, sample.answer)).encode())
                 if isinstance(sample.image, np.ndarray):
@@ -179,7 +177,9 @@ class _Run:
         for k, samples in enumerate(talks):
             try:
                 pictures[k] = samples[0].pixels()
-                self._check_labels(samples)
+                for labels in (turn_of(sample, self.protocol).labels for sample in samples):
+                    if labels and self.options.get("mode") != "plain":  # which decodes without a grammar
+                        grammar_of(self.backbone.encoder, labels, self.protocol.encoding)
             except SampleError as error:
                 excluded[k] = {"excluded": "unreadable image", "detail": str(error)}
             except GrammarError as error:
@@ -188,26 +188,17 @@ class _Run:
             answered = self._talk({k: samples for k, samples in enumerate(talks) if k not in excluded},
                                   pictures, batch)
         except DecodingError as error:
-            raise DecodingError(f"{error} This came up among the samples {self.items.ids(numbers)}.") \
-                from error
+            names = [sample.id for samples in talks for sample in samples]
+            raise DecodingError(f"{error} This came up among the samples {names}.") from error
         rows = []
         for k, samples in enumerate(talks):
             for turn, sample in enumerate(samples):
-                row = {"id": sample.id, "task": sample.task, "split": sample.split, **excluded[k]} \
-                    if k in excluded else row_of(sample, *answered[k][turn], self.protocol, self.refiner,
-                                                 self.seed)
+                if k in excluded:
+                    row = {"id": sample.id, "task": sample.task, "split": sample.split, **excluded[k]}
+                else:
+                    row = row_of(sample, *answered[k][turn], self.protocol, self.refiner, self.seed)
                 rows.append(row if len(samples) == 1 else {**row, "turn": turn})
         return rows
-
-    def _check_labels(self, samples) -> None:
-        """Build the grammars that decoding will need, all but in mode ``plain``.
-
-        Raises:
-            GrammarError: labels that cannot be told apart.
-        """
-        for labels in (turn_of(sample, self.protocol).labels for sample in samples):
-            if labels and self.options.get("mode") != "plain":
-                grammar_of(self.backbone.encoder, labels, self.protocol.encoding)
 
     def _talk(self, talks: dict, pictures: dict, batch: int) -> dict[int, list[tuple]]:
         """Number -> (answer, parsed answer) of each turn; one turn of all conversations goes together."""
@@ -215,12 +206,12 @@ class _Run:
         history: dict[int, list[Turn]] = {k: [] for k in talks}
         for number in range(max(map(len, talks.values()), default=0)):
             going = [k for k, samples in talks.items() if number < len(samples)]
-            asked = [turn_of(talks[k][number], self.protocol) for k in going]
-            answers = self._answers([pictures[k] for k in going],
-                                    [[*history[k], turn] for k, turn in zip(going, asked)], batch)
-            for k, turn, answer in zip(going, asked, answers):
+            for k in going:
+                history[k].append(turn_of(talks[k][number], self.protocol))
+            answers = self._answers([pictures[k] for k in going], [history[k] for k in going], batch)
+            for k, answer in zip(going, answers):
                 answered[k].append(answer)
-                history[k].append(replace(turn, answer=(answer[0].text,)))
+                history[k][-1] = replace(history[k][-1], answer=(answer[0].text,))
         return answered
 
     def _answers(self, pictures: list, conversations: list[list[Turn]], batch: int) -> list[tuple]:
@@ -230,21 +221,18 @@ class _Run:
         for draws in sorted(set(wanted)):
             numbers = [k for k, n in enumerate(wanted) if n == draws]
             drawing = {"draws": draws, "temperature": 1.0} if draws else {}
-            answers = generate(
+            answers = iter(generate(
                 self.backbone, [pictures[k] for k in numbers], [conversations[k] for k in numbers],
                 self.protocol.encoding, batch=len(numbers), seed=self.seed + batch, progress=False,
-                **{**self.options, **drawing})
-            each = max(1, draws)
-            for at, k in enumerate(numbers):
-                found[k] = self._chosen(answers[at * each:(at + 1) * each], conversations[k][-1].labels,
-                                        pictures[k].shape[:2])
+                **{**self.options, **drawing}))
+            for k in numbers:
+                mine, labels = [next(answers) for _ in range(max(1, draws))], conversations[k][-1].labels
+                found[k] = self._chosen(mine, labels, pictures[k].shape[:2]) if labels else (mine[0], None)
         return [found[k] for k in range(len(pictures))]
 
-    def _chosen(self, answers, labels, image_size) -> tuple:
+    def _chosen(self, answers: list, labels, image_size) -> tuple:
         """The answer that counts among those to one request, and what it parses to."""
         encoding = self.protocol.encoding
-        if not labels:
-            return answers[0], None
         pairs = [(one, parse_answer(one.text, labels, image_size, encoding)) for one in answers]
         return best_expected_iou(pairs, image_size, encoding) if self.expected_iou else pairs[0]
 
@@ -274,9 +262,9 @@ def _on_disk(run: _Run, batches, batch: int, folder, restart: bool, progress: bo
               "package": provenance.package_digest(), "commit": commit, "dirty": dirty,
               "device": provenance.device(), "processes": processes.count,
               "threads": torch.get_num_threads(), "versions": provenance.versions()}
-    with RunStore(folder, run.settings(batch), [items.ids(numbers) for numbers in batches],
-                  order=items.ids(range(len(items))), restart=restart, processes=processes,
-                  about=about) as store:
+    ids = [list(chain.from_iterable(items.ids[k] for k in numbers)) for numbers in batches]
+    with closing(RunStore(folder, run.settings(batch), ids, list(chain(*items.ids)), about, restart,
+                          processes)) as store:
         for k in _bar(store.todo(), progress and processes.rank == 0):
             store.write(k, run.rows(batches[k], k))
         return store.finish()

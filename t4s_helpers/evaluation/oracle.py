@@ -14,7 +14,7 @@ from ..codec.grid import GridSize, box_iou, grid_to_masks, mask_to_box, masks_to
 from ..codec.parsing import parse
 from ..refine import Prompts, Refiner, load_refiner
 from .metrics import BoxMetric, SegmentationMetric
-from .tasks import picture_key
+from .tasks import grouped, picture_key
 
 
 def oracle_scores(samples: Sequence, grid_size: GridSize = 16, rule: str = "area") -> dict[str, float]:
@@ -83,7 +83,8 @@ def oracle_table(samples: Sequence, grid_sizes: Sequence[GridSize] = (16, 24, 32
     refiners = {one.name: one for one in (none, refiner or none)}
     asked = [(name, one, {}) for name, one in refiners.items()]
     further = [(name, refiner, {"prompts": prompts}) for name, prompts in (others or {}).items()]
-    for group in tqdm(_by_picture(samples), desc="oracle", unit="image", disable=not progress):
+    groups = list(grouped(samples, picture_key).values())
+    for group in tqdm(groups, desc="oracle", unit="image", disable=not progress):
         pixels, truth = group[0].pixels(), np.concatenate([sample.masks for sample in group])
         names = [(sample.id, label) for sample in group for label in sample.labels]
         for one in refiners.values():
@@ -107,26 +108,16 @@ def oracle_summary(rows: Sequence[dict]) -> list[dict]:
         one row a case (``grid``, ``rule``, ``refiner``) with ``ciou`` and ``giou`` in [0, 1],
         ``fallbacks`` and ``n``.
     """
-    cases: dict[tuple, list[dict]] = {}
-    for row in rows:
-        cases.setdefault((row["grid"], row["rule"], row["refiner"]), []).append(row)
     table = []
-    for (grid, rule, refiner), members in cases.items():
+    for case, members in grouped(rows, lambda row: (row["grid"], row["rule"], row["refiner"])).items():
         metric = SegmentationMetric()
         for row in members:
             metric.update_counts(row["intersection"], row["predicted"], row["target"])
         scores = metric.compute()
-        table.append({"grid": grid, "rule": rule, "refiner": refiner, "ciou": scores["ciou"],
+        table.append({**dict(zip(("grid", "rule", "refiner"), case)), "ciou": scores["ciou"],
                       "giou": scores["giou"], "fallbacks": sum(row["fallback"] for row in members),
                       "n": len(members)})
     return table
-
-
-def _by_picture(samples: Sequence) -> list[list]:
-    groups: dict = {}
-    for sample in samples:
-        groups.setdefault(picture_key(sample), []).append(sample)
-    return list(groups.values())
 
 
 def _grid_name(encoding: Encoding) -> str:

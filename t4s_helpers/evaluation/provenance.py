@@ -7,13 +7,15 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from ..files import PACKAGE, ROOT
 
@@ -33,17 +35,19 @@ def package_digest(folder: Path | None = None) -> str:
     return total.hexdigest()[:16]
 
 
-def _git(*arguments: str) -> str | None:
+def _said(*command: str) -> str | None:
+    """What a command prints, without outer blanks; None where it fails or cannot be run."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=30, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              timeout=120, check=True).stdout.strip()
     return None
 
 
 def commit() -> tuple[str, bool | None]:
     """Return the commit, and whether the sources differ from it; unknown without git."""
-    changes = _git("status", "--porcelain", "--", "t4s_helpers", "notebooks", "requirements")
-    return _git("rev-parse", "HEAD") or "unknown", None if changes is None else bool(changes)
+    git = ("git", "-C", str(ROOT))
+    changes = _said(*git, "status", "--porcelain", "--", "t4s_helpers", "notebooks", "requirements")
+    return _said(*git, "rev-parse", "HEAD") or "unknown", None if changes is None else bool(changes)
 
 
 def versions() -> dict[str, str]:
@@ -66,20 +70,15 @@ def cuda_device() -> str:
     if not signs and sys.platform != "win32":
         return ""
     question = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=120,
-                              check=True).stdout.strip()
-    return ""
+    return _said(sys.executable, "-c", question) or ""
 
 
 def device() -> str:
-    """Describe the machine: the GPU when there is one, otherwise processor and cores."""
+    """Describe the machine: the GPU when there is one, then processor and cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        if found := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            name = found[1].strip()
     gpu = cuda_device()
     return f"{gpu}; " * bool(gpu) + f"{name}, {os.cpu_count()} cores"
 
@@ -97,7 +96,7 @@ class PeakMemory:
         self.megabytes = 0.0
 
     def __enter__(self) -> PeakMemory:
-        self._older = {p.pid for p in self._children()}
+        self._older = {process.pid for process in psutil.Process().children(recursive=True)}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -109,28 +108,18 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
-            sizes = [self._sizes(p) for p in self._children() if p.pid not in self._older]
-            highest = max([sum(now for now, _ in sizes), *(peak for _, peak in sizes)])
-            self.megabytes = max(self.megabytes, highest / 1e6)
+            with contextlib.suppress(psutil.Error):
+                sizes = [_resident(process) for process in psutil.Process().children(recursive=True)
+                         if process.pid not in self._older]
+                highest = max([sum(now for now, _ in sizes), *(peak for _, peak in sizes)])
+                self.megabytes = max(self.megabytes, highest / 1e6)
 
-    @staticmethod
-    def _children() -> list[Any]:
-        import psutil
 
-        try:
-            return psutil.Process().children(recursive=True)
-        except psutil.Error:
-            return []
-
-    @staticmethod
-    def _sizes(process: Any) -> tuple[int, int]:
-        """Return (resident bytes now, resident bytes at their highest) of one process."""
-        import psutil
-
-        now = peak = 0
-        with contextlib.suppress(psutil.Error):
-            now = peak = process.memory_info().rss
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        return now, peak
+def _resident(process: psutil.Process) -> tuple[int, int]:
+    """Return (resident bytes now, resident bytes at their highest) of one process; 0 if it is gone."""
+    now = peak = 0
+    with contextlib.suppress(psutil.Error, OSError, ValueError, IndexError):
+        now = peak = process.memory_info().rss
+        status = Path(f"/proc/{process.pid}/status").read_text()  # where the system has it
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return now, peak

@@ -47,25 +47,20 @@ def read_published(folder: Path | str | None = None) -> list[dict[str, Any]]:
     Raises:
         PublishedError: no files, a missing column, a number without a source, or no number.
     """
-    folder = Path(folder or FOLDER)
-    rows = [row for path in sorted(folder.glob("*.csv")) for row in _rows(path)]
+    rows = []
+    for path in sorted(Path(folder or FOLDER).glob("*.csv")):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if tuple(table) != FIELDS:
+            raise PublishedError(f"{path} must have the columns {', '.join(FIELDS)}.")
+        for number, row in enumerate(table.assign(file=path.name).to_dict("records"), 2):
+            if not all(row[key] for key in ("method", "dataset", "metric", "reported_by", "where", "url")):
+                raise PublishedError(f"Line {number} of {path} does not say where its number is from.")
+            try:
+                rows.append({**row, "value": float(row["value"])})
+            except ValueError:
+                raise PublishedError(f"Line {number} of {path} holds no number: {row['value']!r}.") from None
     if not rows:
-        raise PublishedError(f"{folder} holds no published numbers: it comes with the repository.")
-    return rows
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(table) != FIELDS:
-        raise PublishedError(f"{path} must have the columns {', '.join(FIELDS)}.")
-    rows = table.assign(file=path.name).to_dict("records")
-    for number, row in enumerate(rows, 2):
-        if not all(row[key] for key in ("method", "dataset", "metric", "reported_by", "where", "url")):
-            raise PublishedError(f"Line {number} of {path} does not say where its number is from.")
-        try:
-            row["value"] = float(row["value"])
-        except ValueError:
-            raise PublishedError(f"Line {number} of {path} holds no number: {row['value']!r}.") from None
+        raise PublishedError(f"{folder or FOLDER} holds no published numbers: it comes with the repository.")
     return rows
 
 
@@ -85,12 +80,12 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
         known to.
     """
     published = read_published() if published is None else published
-    known = record.get("data", {})
-    dataset, split = known.get("name", ""), known.get("split", "")
-    out = []
+    known, out = record.get("data", {}), []
     for line in (line for line in lines if line["who"] == "model"):
         kind = task or line["task"]
-        want = STANDS_BESIDE.get(kind) if dataset in ("", "scenes") else (dataset, split, None)
+        dataset, split, metrics = known.get("name", ""), known.get("split", ""), line
+        if dataset in ("", "scenes"):
+            dataset, split, metrics = STANDS_BESIDE.get(kind, ("", "", ()))
         out += [{
             "task": kind, "metric": number["metric"],
             "run": round(100 * line[number["metric"]], 2), "published": number["value"],
@@ -98,15 +93,9 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
             "group": number["group"], "source": f"{number['where']}, {number['reported_by']}",
             "dataset": f"{number['dataset']} {number['split']}".strip(),
             "warning": warning(line, record, number),
-        } for number in published
-            if want and _same(number, want) and number["unit"] == "%" and number["metric"] in line]
+        } for number in published if number["dataset"] == dataset and number["split"] in ("", split)
+            and number["metric"] in metrics and number["metric"] in line and number["unit"] == "%"]
     return out
-
-
-def _same(number: Mapping, want: tuple) -> bool:
-    dataset, split, metrics = want
-    return (number["dataset"] == dataset and number["split"] in ("", split)
-            and (metrics is None or number["metric"] in metrics))
 
 
 def warning(line: Mapping, record: Mapping, number: Mapping) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .metrics import BoxMetric, MeanIoU, SegmentationMetric
-from .tasks import VQA_RULES
+from .tasks import VQA_RULES, grouped
 
 SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
          "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
@@ -136,11 +136,11 @@ def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[di
     >>> [(row["group"], row["n"], round(row["giou"], 2)) for row in score_groups(rows, "size")]
     [('small', 1, 0.33)]
     """
-    found = {row[by] for row in rows if by in row}
-    names = [*(name for name in order if name in found), *sorted(found - set(order))]
-    groups = [(name, [row for row in rows if row.get(by) == name]) for name in names]
-    return [{"by": by, "group": name, "n": len(chosen),
-             **{key: score_rows(chosen)[key] for key in ("ciou", "giou")}} for name, chosen in groups]
+    groups = grouped((row for row in rows if by in row), lambda row: row[by])
+    names = [*(name for name in order if name in groups), *sorted(groups.keys() - set(order))]
+    scores = {name: score_rows(groups[name]) for name in names}
+    return [{"by": by, "group": name, "n": len(groups[name]), "ciou": found["ciou"], "giou": found["giou"]}
+            for name, found in scores.items()]
 
 
 def excluded_table(rows: Sequence[dict], excluded: Sequence[dict] = ()) -> list[dict]:
@@ -173,10 +173,8 @@ def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
         where it is one, and the scores among `SHOWN`.
     """
     left_out = sum(one["n"] for one in excluded_table(rows, excluded))
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        if not row.get("excluded"):
-            groups.setdefault((row["task"], row.get("turn")), []).append(row)
+    groups = grouped((row for row in rows if not row.get("excluded")),
+                     lambda row: (row["task"], row.get("turn")))
     lines = []
     for (task, turn), chosen in groups.items():
         given = conventions if task == "semantic" else {}

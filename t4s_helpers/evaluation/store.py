@@ -131,7 +131,7 @@ class Processes:
 
 
 class RunStore:
-    """A run that is being written; as a context manager it lets go of its folder at the end.
+    """A run that is being written; `close` lets go of its folder.
 
     Args:
         folder: of the run; made where there is none. Machines may share it or have one each.
@@ -158,12 +158,6 @@ class RunStore:
         # Held while this process lives, so a kill leaves no lock behind.
         self._lock = FileLock(Path(tempfile.gettempdir()) / f"t4s-run-{place}.lock")
         self.done = set(self._together(lambda: self._open(restart, dict(about or {}))))
-
-    def __enter__(self) -> RunStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _together(self, act: Callable[[], list]) -> list:
         """When all have come here, let the first process of each machine act; what they return, for all.

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -84,42 +85,39 @@ class Protocol:
 class Items:
     """Samples, tuples of samples (conversations) or a lazy data set, by number.
 
-    Ids and pictures are known without making a sample, so that a plan for a large data set costs
-    neither time nor memory.
+    Of a data set nothing is made here: a plan for a large one costs neither time nor memory.
 
     Args:
         samples: a sequence of `Sample` and of tuples of them, or a `t4s_helpers.data.dataset.Dataset`.
+
+    Attributes:
+        ids: of the turns of each item.
+        pictures: a key for each item, the same for items about one picture.
+        tasks: the tasks among the samples.
+        made: the samples, turn by turn, where they are there already; none of a data set.
 
     Raises:
         TaskError: no samples, or an id that comes twice; the message names it.
     """
 
     def __init__(self, samples: Sequence):
-        self.samples, self.lazy = samples, hasattr(samples, "by_image")
         if not len(samples):
             raise TaskError("There are no samples to score: look whether the split or the filter is empty.")
-        (name, times), *_ = Counter(self.ids(range(len(samples)))).most_common(1)
+        self.samples, numbers = samples, range(len(samples))
+        if hasattr(samples, "by_image"):
+            self.made, self.tasks = [], {samples.task}
+            self.ids = [[samples.id(k)] for k in numbers]
+            self.pictures = [str(samples.image(k)) for k in numbers]
+        else:
+            talks = [self.turns(k) for k in numbers]
+            self.made = [sample for turns in talks for sample in turns]
+            self.tasks = {sample.task for sample in self.made}
+            self.ids = [[sample.id for sample in turns] for turns in talks]
+            self.pictures = [picture_key(turns[0]) for turns in talks]
+        (name, times), *_ = Counter(chain(*self.ids)).most_common(1)
         if times > 1:
             raise TaskError(f"The id {name!r} comes {times} times among the samples: each needs one of its "
                             "own, else it would be counted twice.")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def ids(self, numbers: Sequence[int]) -> list[str]:
-        """Ids of the turns of these items."""
-        if self.lazy:
-            return [self.samples.id(k) for k in numbers]
-        return [sample.id for sample in self.made(numbers)]
-
-    def made(self, numbers: Sequence[int] | None = None) -> list:
-        """The samples of these items (by default of all), turn by turn; none of a lazy data set."""
-        numbers = range(len(self)) if numbers is None else numbers
-        return [] if self.lazy else [sample for k in numbers for sample in self.turns(k)]
-
-    def picture(self, k: int):
-        """A key that items about one picture share."""
-        return str(self.samples.image(k)) if self.lazy else picture_key(self.turns(k)[0])
 
     def turns(self, k: int) -> tuple:
         """The samples of item ``k``: the turns of a conversation in order; most items have one.
@@ -134,9 +132,17 @@ class Items:
                             "one picture.")
         return turns
 
-    def tasks(self) -> set[str]:
-        """The tasks among the samples."""
-        return {self.samples.task} if self.lazy else {sample.task for sample in self.made()}
+
+def grouped(things: Iterable, key: Callable[[Any], Hashable]) -> dict[Any, list]:
+    """The things by their keys, which stand in the order in which they first come.
+
+    >>> grouped("Ab aB".split(), str.lower)
+    {'ab': ['Ab', 'aB']}
+    """
+    groups: dict[Any, list] = {}
+    for one in things:
+        groups.setdefault(key(one), []).append(one)
+    return groups
 
 
 def picture_key(sample):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ ORDER = ["a", "b", "c", "d", "e"]
 
 
 def opened(folder, settings=SETTINGS, **options):
-    return RunStore(folder, settings, BATCHES, ORDER, **options)
+    return closing(RunStore(folder, settings, BATCHES, ORDER, **options))
 
 
 def rows(batch: int, seconds: float = 1.0):
@@ -66,15 +67,17 @@ def test_other_settings_are_refused_and_named_until_restart(tmp_path):
 
 
 def test_a_changed_package_is_said_aloud(tmp_path):
-    opened(tmp_path, about={"package": "old"}).close()
-    with pytest.warns(UserWarning, match="package has changed"):
-        opened(tmp_path, about={"package": "new"}).close()
+    with opened(tmp_path, about={"package": "old"}):
+        pass
+    with pytest.warns(UserWarning, match="package has changed"), opened(tmp_path, about={"package": "new"}):
+        pass
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with opened(tmp_path), pytest.raises(StoreError, match="Another process is writing"):
         opened(tmp_path)
-    opened(tmp_path).close()
+    with opened(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
@@ -183,7 +186,8 @@ def test_what_stops_one_machine_stops_all(tmp_path):
 
     Machines(2).run(work)
     assert len(said) == 2 and said[0] == said[1] and "size: 16 there" in said[0]
-    opened(tmp_path / "0", {**SETTINGS, "size": 24}).close()  # and all let go of their folders
+    with opened(tmp_path / "0", {**SETTINGS, "size": 24}):
+        pass  # and all let go of their folders
 
 
 def test_processes_wait_for_all_and_then_part():

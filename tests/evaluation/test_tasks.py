@@ -94,7 +94,7 @@ def test_turns_are_about_one_picture_and_ids_come_once():
         Items([(sample(), other)])
     with pytest.raises(TaskError, match="'s' comes 2 times"):
         Items([sample(), (sample(id="a"), sample())])
-    assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids([1]) == ["a", "b"]
+    assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids[1] == ["a", "b"]
 
 
 # --- masks ---------------------------------------------------------------------------------------
