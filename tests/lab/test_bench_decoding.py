@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,7 @@ import tiny_model
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.prompts import ask, ask_and_answer
 from t4s_helpers.data.registry import load
-from t4s_helpers.decoding.constrained import Choice, Trace
-from t4s_helpers.decoding.generate import MODES, Answer, answer_samples, generate
-from t4s_helpers.decoding.grammar import START
+from t4s_helpers.decoding.generate import MODES, answer_samples, generate
 from t4s_helpers.lab.benchmarks import decoding as bench
 
 SMALL = get_encoding("rrle", 4)
@@ -62,41 +59,6 @@ def test_what_the_grammar_costs_is_a_part_of_every_step(requests):
     assert 0 < row["grammar_ms"] < row["step_ms"]
     assert row["share"] == pytest.approx(row["grammar_ms"] / row["step_ms"])
     assert written().text == before.text
-
-
-def test_fast_and_constrained_are_compared(requests, monkeypatch):
-    backbone, encoding = tiny_model.backbone(), get_encoding("rrle", 3)
-    for mode in ("fast", "trees"):
-        row = bench.compare_modes(backbone, requests, encoding, 2, mode)
-        assert (row["mode"], row["equal"], row["tied"], row["n"], row["first"]) == (mode, 2, 0, 2, "")
-    honest = bench.answer_samples
-
-    def wrong(*args, mode, **options):
-        out = honest(*args, mode=mode, **options)
-        return [(replace(a, text=a.text + "!"), r) if mode == "fast" and k else (a, r)
-                for k, (a, r) in enumerate(out)]
-
-    monkeypatch.setattr(bench, "answer_samples", wrong)
-    row = bench.compare_modes(backbone, requests, encoding, 2)
-    assert (row["equal"], row["first"]) == (1, requests[1].id)
-
-
-@pytest.mark.parametrize(("gap", "source", "tie"), [
-    (1e-5, "chosen", True), (0.1, "chosen", False), (1e-5, "free", False)])
-def test_only_a_choice_between_equals_counts_as_a_tie(gap, source, tie):
-    choices = [Choice(START, np.array([4, 5]), np.array([2.0, 0.0], np.float32)),
-               Choice(START, np.array([3, 7]), np.array([9.0, 9.0 + gap], np.float32))]
-    trace = Trace(sources=["free", "chosen", "forced", source], choices=choices)
-    one = Answer("a", 4, True, 0.0, trace, None, (1, 4, 2, 7))
-    assert bench.part_at_a_tie(one, Answer("b", 4, True, 0.0, trace, None, (1, 4, 2, 3))) == tie
-    assert not bench.part_at_a_tie(one, Answer("c", 4, True, 0.0, trace, None, (1, 4, 2, 8)))
-    assert not bench.part_at_a_tie(one, one)
-
-
-def test_confidence_is_compared_with_draws(requests):
-    row = bench.check_confidence(tiny_model.backbone(), requests[0], SMALL, draws=200)
-    assert row["beyond"] == 0 and 0 < row["known"] <= 1 and row["noise"] < 0.05
-    assert row["map"] < row["text"]  # an untrained model is unsure; its text hides that
 
 
 def test_a_table_resumes_where_it_stopped(tmp_path):

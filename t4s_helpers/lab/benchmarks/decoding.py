@@ -1,9 +1,7 @@
 """What an answer costs: passes, tokens and milliseconds by decoding mode, encoding, grid and batch.
 
 ``python -m t4s_helpers.lab.benchmarks.decoding`` measures all of it in one run and keeps the table in
-``results/bench_decoding/decoding.csv``; a run that was stopped resumes. ``--equality 500`` compares
-``fast`` with ``constrained`` instead, token by token (``equality.csv``), and ``--confidence 50`` the
-confidence of answers with 256 draws of a row each (``confidence.csv``).
+``results/bench_decoding/decoding.csv``; a run that was stopped resumes.
 
 By default every mode is made to write the requests' true answers, box sentence included, and pays for each
 of its passes. So the table does not depend on what an adapter has learned, nor does it need a model that
@@ -32,10 +30,8 @@ from ...data.prompts import ask, ask_and_answer
 from ...data.refer import load_refer
 from ...data.registry import load
 from ...decoding import generate as generation
-from ...decoding.confidence import answer_confidence
 from ...decoding.constrained import ConstrainedSequence, DescriptorProcessor, FiniteLogits
-from ...decoding.generate import MODES, Answer, answer_samples, generate, prompt_inputs
-from ...decoding.speculative import DraftingDecoder
+from ...decoding.generate import MODES, answer_samples, generate
 from ...evaluation.oracle import distinct_targets
 from ...files import ROOT, atomic_write
 from ...model.backbones import load_backbone
@@ -47,16 +43,9 @@ TABLE = ROOT / "results" / "bench_decoding" / "decoding.csv"
 LIMIT = 9000
 """Tokens after which an answer is cut: a full-length one of a 32x32 grid is shorter."""
 
-EQUAL_GRIDS = (8, 12, 16, 20, 24, 28, 32)
-"""Grid sizes at which the modes are compared."""
-
 CONFIGURATIONS = {**{mode: {"mode": mode, "trees": False} for mode in MODES},
                   "trees": {"mode": "fast", "trees": True}}
 """How answers are written, by name: ``trees`` is ``fast`` with trees of drafts, as on a GPU."""
-
-TIE = 2e-4
-"""Difference of two logits within which rounding decides: a pass over many tokens sums in another order
-than passes over one."""
 
 KEYS = ("pictures", "answers", "encoding", "grid", "batch")
 """What tells the rows of the table apart, beside the mode."""
@@ -160,48 +149,6 @@ def speedups(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_modes(backbone, samples: Sequence, encoding: Encoding, batch: int = 1, mode: str = "fast",
-                  limit: int = 600) -> dict:
-    """Whether ``fast`` writes what ``constrained`` writes, token by token.
-
-    Args:
-        mode: ``"fast"`` or ``"trees"``.
-
-    Returns:
-        a row: the settings, ``n``, ``equal`` (answers that are the same), ``tied`` (others, see
-        `part_at_a_tie`), ``tokens`` compared, medians of ``passes_fast`` and ``passes_constrained``,
-        ``first`` (id of the first sample that differs otherwise, or "").
-    """
-    def answers(mode: str, batch: int) -> list[Answer]:
-        return [answer for answer, _ in answer_samples(
-            backbone, samples, encoding, batch=batch, progress=False, max_new_tokens=limit,
-            **CONFIGURATIONS[mode])]
-
-    slow, fast = answers("constrained", max(batch, 8)), answers(mode, batch)
-    same = [a.text == b.text and a.n_tokens == b.n_tokens and a.trace.sources == b.trace.sources
-            for a, b in zip(slow, fast, strict=True)]
-    tied = [not equal and part_at_a_tie(a, b) for equal, a, b in zip(same, slow, fast)]
-    different = [sample.id for sample, *alike in zip(samples, same, tied) if not any(alike)]
-    return {"encoding": encoding.name, "grid": encoding.rows, "batch": batch, "mode": mode,
-            "n": len(samples), "equal": sum(same), "tied": sum(tied), "tokens": sum(a.n_tokens for a in slow),
-            "passes_fast": float(np.median([a.trace.passes for a in fast])),
-            "passes_constrained": float(np.median([a.trace.passes for a in slow])),
-            "first": next(iter(different), "")}
-
-
-def part_at_a_tie(a: Answer, b: Answer) -> bool:
-    """Whether two different answers to one request part at a choice that the model left to rounding.
-
-    There, the logits of both tokens are within `TIE`.
-    """
-    at = next((k for k, (one, other) in enumerate(zip(a.ids, b.ids)) if one != other), None)
-    if at is None or a.trace.sources[at] != "chosen":
-        return False
-    choice = a.trace.choices[a.trace.sources[:at].count("chosen")]
-    scores = dict(zip(choice.tokens.tolist(), choice.scores.tolist()))
-    return abs(scores[a.ids[at]] - scores.get(b.ids[at], float("inf"))) < TIE
-
-
 def grammar_cost(backbone, samples: Sequence, encoding: Encoding, batch: int = 1) -> dict:
     """What it takes to hold ``constrained`` decoding to the grammar.
 
@@ -224,64 +171,6 @@ def grammar_cost(backbone, samples: Sequence, encoding: Encoding, batch: int = 1
     return {"mode": "constrained", "encoding": encoding.name, "grid": encoding.rows, "batch": batch,
             "steps": len(spent), "step_ms": 1e3 * whole / len(spent),
             "grammar_ms": 1e3 * sum(spent) / len(spent), "share": sum(spent) / whole}
-
-
-def sampled_row(backbone, sample, answer: Answer, row: int, draws: int = 256, seed: int = 0) -> np.ndarray:
-    """How often each label stands in each cell of a row, if the model goes on from the rows above.
-
-    Args:
-        answer: to the sample, in mode ``fast`` or ``constrained``, encoding ``rrle``.
-        row: of the grid, from 0; the rows above stay as they were written.
-        draws: how many times the row is written.
-
-    Returns:
-        float64 ``(L + 1, cols)``, frequencies.
-    """
-    class UpToTheRow(ConstrainedSequence):
-        @property
-        def finished(self) -> bool:
-            return super().finished or (self.state is not None and self.state.at.line > row)
-
-    rng, grammar = np.random.default_rng(seed), answer.grammar
-    sequences = [UpToTheRow(backbone.encoder, grammar, rng=rng) for _ in range(draws)]
-    for sequence in sequences:
-        for token in answer.ids:
-            if sequence.state is not None and sequence.state.at.line == row:
-                break
-            sequence.push(token)
-    inputs = prompt_inputs(backbone, [sample.pixels()], [[ask(sample)]])
-    said = torch.tensor([sequences[0].ids], device=inputs["input_ids"].device)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
-    for name in set(inputs) & {"attention_mask", "token_type_ids", "mm_token_type_ids"}:
-        fill = torch.full_like(said, int(name == "attention_mask"))
-        inputs[name] = torch.cat([inputs[name], fill], 1)
-    with torch.inference_mode():
-        backbone.model.generate(**inputs, do_sample=False, max_new_tokens=LIMIT,
-                                custom_generate=DraftingDecoder(sequences))
-    cells = np.stack([grammar.encoding.restore(sequence.cells)[row] for sequence in sequences])
-    return np.stack([(cells == label).mean(0) for label in range(len(grammar.words))])
-
-
-def check_confidence(backbone, sample, encoding: Encoding, draws: int = 256) -> dict:
-    """Compare the map of an answer with draws, in its most doubtful row.
-
-    Returns:
-        a row: ``id``, ``row``, mean absolute errors over its cells of the map (``map``), of the answer
-        taken for certain (``text``), what chance alone makes of so many draws (``noise``), the
-        ``known`` share, and ``beyond``: cells off by more than the unknown share and four standard
-        errors, of which there must be none.
-    """
-    [(answer, parsed)] = answer_samples(backbone, [sample], encoding, progress=False)
-    found = answer_confidence(answer, parsed)
-    row = int((found.probs * (1 - found.probs)).sum((0, 2)).argmax())
-    truth, stated = sampled_row(backbone, sample, answer, row, draws), found.probs[:, row]
-    said = np.stack([parsed.grid[row] == label for label in range(len(stated))])
-    spread = np.sqrt(truth * (1 - truth) / draws)
-    beyond = np.abs(stated - truth) > 1 - found.known[row] + 4 * np.maximum(spread, 1 / draws)
-    return {"id": sample.id, "grid": encoding.rows, "row": row, "map": float(np.abs(stated - truth).mean()),
-            "text": float(np.abs(said - truth).mean()),
-            "noise": float((spread * np.sqrt(2 / np.pi)).mean()),
-            "known": float(found.known[row].mean()), "beyond": int(beyond.sum())}
 
 
 def fill_table(jobs: Iterable[Job], path: Path, fresh: bool = False) -> pd.DataFrame:
@@ -337,22 +226,6 @@ def timing_jobs(backbone, args: argparse.Namespace) -> Iterator[Job]:
                                 args.own, pictures)
 
 
-def equality_jobs(backbone, n: int) -> Iterator[Job]:
-    """Samples with and without a target spread over the grid sizes, one at a time and together."""
-    cases = list(product(EQUAL_GRIDS, ((1, "fast"), (8, "fast"), (4, "trees"))))
-    each = -(-n // len(cases))
-    for k, (grid, (batch, mode)) in enumerate(cases):
-        settings = {"encoding": "rrle", "grid": grid, "batch": batch, "mode": mode, "n": each}
-        samples = load("scenes", "test", n=each, start=90_000 + k * each, task="gres")
-        yield settings, partial(compare_modes, backbone, samples, get_encoding("rrle", grid), batch, mode)
-
-
-def confidence_jobs(backbone, n: int) -> Iterator[Job]:
-    """Doubtful rows of ``n`` requests against draws."""
-    for sample in load("scenes", "test", n=n, start=80_000, task="res"):
-        yield {"id": sample.id, "grid": 16}, partial(check_confidence, backbone, sample, get_encoding())
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="embedded")
@@ -365,29 +238,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", nargs="+", default=[*CONFIGURATIONS], choices=CONFIGURATIONS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--own", action="store_true", help="the model's own answers, not true ones")
-    parser.add_argument("--equality", type=int, metavar="N",
-                        help="compare fast with constrained on N samples instead")
-    parser.add_argument("--confidence", type=int, metavar="N",
-                        help="compare the confidence of N answers with draws instead")
     parser.add_argument("--out", type=Path, default=results_root() / "bench_decoding")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, compare or check, as the command line says; 1 where a comparison failed."""
+    """Measure what the command line says, and print how much faster ``fast`` is."""
     args = _parser().parse_args(arguments)
     backbone = load_backbone(args.backbone, adapter=args.adapter or None)
-    if args.equality:
-        table = fill_table(equality_jobs(backbone, args.equality), args.out / "equality.csv", args.fresh)
-        equal, tied, n = table[["equal", "tied", "n"]].sum()
-        print(f"{equal} of {n} answers are the same, {tied} others part at a tie")
-        return int(equal + tied < n)
-    if args.confidence:
-        jobs = confidence_jobs(backbone, args.confidence)
-        table = fill_table(jobs, args.out / "confidence.csv", args.fresh)
-        print(table[["map", "text", "noise", "known", "beyond"]].mean().round(4).to_dict())
-        return int(table["beyond"].any())
     table = fill_table(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh)
     if (table["mode"] == "fast").any():
         print(speedups(table).round(1).to_string(index=False))

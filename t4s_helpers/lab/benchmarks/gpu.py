@@ -144,7 +144,7 @@ def training_cost(backbone, out: Path | str, batch: int = 4, tokens: int = 1024,
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     fine_tune(backbone, [item] * (batch * steps), partial(
-        pad_batch, pad_id=backbone.processor.tokenizer.pad_token_id), out, batch=batch, accumulate=1,
+        pad_batch, processor=backbone.processor), out, batch=batch, accumulate=1,
         resume=False, callbacks=[clock], optim=optim, save_strategy="no")
     spent = float(np.median(clock.seconds[1:]))
     return {"weights_gb": before, "peak_gb": _gigabytes("max_memory_allocated"), "ms": 1000 * spent,

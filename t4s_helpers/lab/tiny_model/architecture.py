@@ -52,14 +52,6 @@ def text_config(vocab_size: int, pad: int, bos: int, eos: int):
     )
 
 
-def pixel_values(images):
-    """uint8 ``(B, 128, 128, 3)`` array -> float32 tensor ``(B, 3, 128, 128)``, normalised."""
-    import torch
-
-    pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
-    return ((pixels - IMAGE_MEAN) / IMAGE_STD).contiguous(memory_format=torch.contiguous_format)
-
-
 def build_model(tokenizer, tower_state: dict | None = None):
     """An untrained ``LlavaForConditionalGeneration``, with a pre-trained tower if one is given.
 

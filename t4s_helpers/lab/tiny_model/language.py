@@ -22,9 +22,9 @@ from ...codec.grid import masks_to_grid
 from ...data.expressions import caption, make_expression, make_question, union_mask
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE, make_scene
-from ...model.chat import in_branches, packed
+from ...model.chat import in_branches, packed, pad_batch
 from ...model.training import (
-    ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, collate_branched, last_checkpoint,
+    ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, last_checkpoint,
 )
 from .architecture import N_VISUAL, build_model, build_processor
 from .tokenizer import train_tokenizer
@@ -162,7 +162,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 1e-3, seed: int = 0,
     trainer = ResumableTrainer(
         model=model,
         train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples),
-        data_collator=partial(collate_branched, processor=processor),
+        data_collator=partial(pad_batch, processor=processor),
         args=arguments(
             out, seed=seed, num_train_epochs=1, per_device_train_batch_size=BATCH,
             learning_rate=lr, lr_scheduler_type="cosine", warmup_steps=0.03, weight_decay=0.01,

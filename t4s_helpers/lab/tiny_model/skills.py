@@ -7,8 +7,7 @@ import numpy as np
 from ...data.expressions import make_question
 from ...data.prompts import Turn
 from ...data.scenes import make_scene
-from ...model.chat import IGNORE_INDEX, packed
-from ...model.training import collate_branched
+from ...model.chat import IGNORE_INDEX, packed, pad_batch
 from . import words
 from .language import box_turn, list_turn, point_turn, row_turn
 
@@ -72,7 +71,7 @@ def skill_scores(backbone, skills=SKILLS, n: int = 64, batch: int = 16) -> list[
 def _right_tokens(backbone, items) -> list[np.ndarray]:
     import torch
 
-    batch = collate_branched(items, backbone.processor)
+    batch = pad_batch(items, backbone.processor)
     labels = batch.pop("labels")[:, 1:]
     with torch.no_grad():
         said = backbone.model(**{k: v.to(backbone.model.device) for k, v in batch.items()})

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...model.chat import IGNORE_INDEX
+from ...model.chat import IGNORE_INDEX, pixel_values
 from ...model.training import (
     ChunkedItems, CsvLog, ResumableTrainer, arguments, last_checkpoint, on_all_cores,
 )
-from .architecture import pixel_values, vision_config
+from .architecture import IMAGE_MEAN, IMAGE_STD, vision_config
 from .dense import HEADS, render_with_targets
 
 WEIGHTS = {"category": 2.0}
@@ -63,7 +63,7 @@ def head_loss(logits, truth):
 def collate(items) -> dict:
     """Rendered scenes with targets as one batch for `DenseTower`."""
     images, targets = zip(*items)
-    return {"pixel_values": pixel_values(np.stack(images)),
+    return {"pixel_values": pixel_values(np.stack(images), IMAGE_MEAN, IMAGE_STD),
             "targets": torch.as_tensor(np.stack(targets)).long()}
 
 
