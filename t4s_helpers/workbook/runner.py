@@ -216,7 +216,7 @@ def _kernel_environment(plan: Plan, notebook: Notebook, stage: Path) -> Iterator
         # Kernels that load frozen modules warn about the debugger in the executed copy.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    for name in ("T4S_CACHE", "T4S_SHARED"):  # the kernel starts in another folder
+    for name in ("T4S_CACHE", "T4S_DATA", "T4S_SHARED"):  # the kernel starts in another folder
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     os.environ.pop("MPLBACKEND", None)  # figures belong in the executed copy
