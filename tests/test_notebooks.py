@@ -46,14 +46,14 @@ def code_cells(node):
     return [(i, cell) for i, cell in enumerate(node.cells, 1) if cell.cell_type == "code"]
 
 
-def python(source):
-    """The cell without the lines that only IPython reads."""
-    return "\n".join("" if re.match(r"\s*[%!?]", line) else line for line in source.splitlines())
+def syntax(cell, *kinds):
+    """Nodes of a cell's syntax tree, without the lines that only IPython reads."""
+    lines = ["" if re.match(r"\s*[%!?]", line) else line for line in cell.source.splitlines()]
+    return [n for n in ast.walk(ast.parse("\n".join(lines))) if isinstance(n, kinds)]
 
 
-def functions(source):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return [n for n in ast.walk(ast.parse(python(source))) if isinstance(n, kinds)]
+def functions(cell):
+    return syntax(cell, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def comments(source):
@@ -123,7 +123,7 @@ def short_cells(node, name):
             yield f"cell {number} has more than {CODE_LINES} lines of code"
         if len(lines) > ALL_LINES:
             yield f"cell {number} has more than {ALL_LINES} lines"
-        for function in functions(cell.source):
+        for function in functions(cell):
             if function.end_lineno - function.lineno + 1 > FUNCTION_LINES:
                 yield f"{function.name}() is longer than {FUNCTION_LINES} lines: to the package"
 
@@ -134,12 +134,11 @@ def no_golf(node, name):
     Long lines and several statements on a line are found by `make check`.
     """
     for number, cell in code_cells(node):
-        tree = ast.parse(python(cell.source))
-        loops = [n for n in ast.walk(tree) if isinstance(n, (ast.comprehension, ast.For))]
+        loops = syntax(cell, ast.comprehension, ast.For)
         if any(isinstance(n.iter, (ast.List, ast.Tuple)) and len(n.iter.elts) == 1 for n in loops):
             yield f"cell {number} loops over a single element, where an assignment is meant"
         if any(sum(hasattr(n, "generators") for n in ast.walk(top)) > 2
-               for top in ast.walk(tree) if hasattr(top, "generators")):
+               for top in syntax(cell, ast.expr) if hasattr(top, "generators")):
             yield f"cell {number} nests three comprehensions"
 
 
@@ -153,8 +152,7 @@ def plain_python(node, name):
 
 def checks(node, name):
     found = tagged(node, "checks")
-    asserts = [n for i in found for n in ast.walk(ast.parse(python(node.cells[i].source)))
-               if isinstance(n, ast.Assert)]
+    asserts = [n for i in found for n in syntax(node.cells[i], ast.Assert)]
     if not found or len(asserts) < 2:
         yield "there is no cell tagged 'checks' with a few asserts"
     if any(isinstance(a.test, ast.Constant) for a in asserts):
@@ -204,10 +202,9 @@ def names_defined_twice(nodes, package):
     """Functions that two notebooks, or a notebook and the package, define: name -> places."""
     places = {name: ["t4s_helpers"] for name in package}
     for name, node in nodes.items():
-        for function in (f.name for cell in code(node) for f in functions(cell.source)):
+        for function in (f.name for cell in code(node) for f in functions(cell)):
             places.setdefault(function, []).append(name)
-    notebooks = [place for place in places.items() if set(place[1]) != {"t4s_helpers"}]
-    return {name: where for name, where in notebooks if len(where) > 1}
+    return {name: where for name, where in places.items() if len(where) > 1}
 
 
 def package_functions():
@@ -228,8 +225,7 @@ def test_the_notebook_has_the_shape(path):
     nbformat.validate(node)
     assert not problems(node, path.stem, RULES if path in PATHS else SOLUTION_RULES)
     assert (FOLDER / path.name).is_file()
-    asserts = [n for c in code(node) for n in ast.walk(ast.parse(python(c.source)))]
-    assert any(isinstance(n, ast.Assert) for n in asserts), "nothing is asserted"
+    assert any(syntax(cell, ast.Assert) for cell in code(node)), "nothing is asserted"
 
 
 @pytest.mark.slow
