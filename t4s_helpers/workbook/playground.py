@@ -393,7 +393,7 @@ def draw_outcome(
         figure = figure or pyplot.figure()
         told = [printable(line) for line in describe(outcome)] if notes else []
         height, width = outcome.picture.pixels.shape[:2]
-        figure.set_size_inches(3.2 * len(panels), 1.3 + 3.0 * min(max(height / width, 0.75), 1.5)
+        figure.set_size_inches(3.2 * len(panels), 1.6 + 3.0 * min(max(height / width, 0.75), 1.5)
                                + 0.2 * len(told))
         figure.set_layout_engine("constrained")
         look = {"x": 0.01, "ha": "left", "wrap": True, "parse_math": False}
