@@ -61,9 +61,9 @@ data: $(STAMP) ## data sets that can be read; ARGS="refcoco --root /data" checks
 evaluate: $(STAMP) ## answer and score samples; ARGS="run OUT --adapter scenes", ARGS="tables OUT"
 	@$(RUN) -m t4s_helpers evaluate $(ARGS)
 
-BENCHMARKS := codec data decoding refine
+BENCHMARKS := data decoding refine
 
-benchmark: $(STAMP) ## time codec, reading, decoding and refining; BENCHMARKS=codec for one
+benchmark: $(STAMP) ## time reading, decoding and refining; BENCHMARKS=data for one
 	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.lab.benchmarks.$$name $(ARGS); done
 
 readme: $(STAMP) ## bring tables, minutes and links in README and notebooks up to date

@@ -151,14 +151,6 @@ def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_pat
     assert all((same[name] == after[name]).all() for name in after), "it begins where start ended"
 
 
-def test_turns_are_whole_batches_of_distinct_items():
-    parts = [[f"{name}{k}" for k in range(6)] for name in "abc"]
-    seen = list(runs.InTurn(parts, 2))
-    assert sorted(seen) == sorted(one for part in parts for one in part) and len(seen) == 18
-    for k in range(0, 18, 2):
-        assert seen[k][0] == seen[k + 1][0] == "abc"[k // 2 % 3]
-
-
 def test_losses_are_found_where_an_adapter_was_trained_and_where_it_ships(tmp_path):
     for k, place in enumerate(("rrle-16-s0/adapter", "irle-16-s1", "rrle-24-s0")):
         (tmp_path / place).mkdir(parents=True)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from t4s_helpers.lab.benchmarks import refine as bench_refine
 from t4s_helpers.lab.benchmarks.refine import time_stages, trust_table
 
 
@@ -52,17 +51,6 @@ def test_an_embedding_counts_once_and_stages_are_medians():
     refiner = Scripted([], [stage(900.0, 50.0), stage(3.0, 70.0), stage(4.0, 60.0)])
     row = time_stages(refiner, [sample] * 3)
     assert row == {"n": 3, "image": 900.0, "prompts": 2.0, "decoder": 60.0, "masks": 1.0, "own": 3.0}
-
-
-def test_a_bare_call_is_the_predictors_own():
-    asked = []
-    predictor = SimpleNamespace(predict=lambda at, signs, **told: asked.append({"points": at, **told}))
-    refiner = SimpleNamespace(set_image=lambda pixels: SimpleNamespace(predictor=predictor))
-    sample = SimpleNamespace(size=(30, 40), pixels=lambda: None)
-    assert bench_refine.time_bare_call(refiner, sample, 3) >= 0
-    assert len(asked) == 4 and all(told["mask_input"].shape == (1, 256, 256) for told in asked)
-    points = asked[0]["points"]
-    assert points.shape == (20, 2) and (points < (40, 30)).all() and points[:, 0].max() > 30
 
 
 def test_objects_of_a_coco_folder_come_photo_by_photo_the_largest_first(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ...codec.encodings import get_encoding
@@ -113,31 +114,18 @@ def _conversations(backbone, config: RunConfig, recipe: Recipe):
     return training.training_data(backbone, mixture)
 
 
-class InTurn:
-    """Data sets that take turns, a batch each; read in order.
+def in_turn(parts: Sequence, batch: int):
+    """Equally long data sets that take turns, a batch each, so that a batch holds items of like length.
 
-    One batch holds items of one data set: of like length, where the data sets differ in that.
-
-    Args:
-        parts: map-style data sets, equally long.
-        batch: items of a turn.
-
-    >>> "".join(InTurn(["abcd", "ABCD"], 2))
+    >>> "".join(in_turn(["abcd", "ABCD"], 2))
     'abABcdCD'
     """
+    from torch.utils.data import ConcatDataset, Subset
 
-    def __init__(self, parts: Sequence, batch: int):
-        self.parts, self.batch = list(parts), batch
-
-    def __len__(self) -> int:
-        return len(self.parts) * len(self.parts[0])
-
-    def __getitem__(self, i: int):
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        turn, within = divmod(i, self.batch)
-        lap, part = divmod(turn, len(self.parts))
-        return self.parts[part][lap * self.batch + within]
+    first = np.arange(len(parts)) * len(parts[0])
+    order = [start + k for turn in range(0, len(parts[0]), batch) for start in first.tolist()
+             for k in range(turn, turn + batch)]
+    return Subset(ConcatDataset(parts), order)
 
 
 def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe = START_RECIPE,
@@ -170,7 +158,7 @@ def train_start(out: Path | str, adapter: Path | str = "scenes", recipe: Recipe 
         each = [_conversations(backbone, config, replace(
             recipe, samples=turns * recipe.batch, data_seed=recipe.data_seed + 1000 + k))
             for k, config in enumerate(design)]
-        _fine_tune(out, backbone, InTurn([data for data, _ in each], recipe.batch), each[0][1],
+        _fine_tune(out, backbone, in_turn([data for data, _ in each], recipe.batch), each[0][1],
                    open_adapter(backbone, shrunk, trainable=True), recipe,
                    train_sampling_strategy="sequential")
     if ship:

@@ -7,7 +7,6 @@ folder in COCO's format, how many masks that each threshold would reject were be
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,20 +40,6 @@ def time_stages(refiner, samples: Sequence, grid_size=16, seed: int = 0) -> dict
     ms["image"] = ms["image"].where(ms["image"] > _KEPT_MS)
     row = ms.median().to_dict()
     return {"n": len(samples), **row, "own": row["prompts"] + row["masks"]}
-
-
-def time_bare_call(refiner, sample, times: int = 9) -> float:
-    """Median milliseconds of ``segment_anything``'s own ``predict``, to judge a machine by."""
-    predictor = refiner.set_image(sample.pixels()).predictor
-    height, width = sample.size
-    points = np.random.default_rng(0).random((20, 2)) * (width, height)
-    spent = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        predictor.predict(points, np.arange(20) % 2, mask_input=np.zeros((1, 256, 256), np.float32),
-                          multimask_output=False)
-        spent.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(spent[1:]))  # the first warms up
 
 
 def trust_table(refiner, objects: Iterator[tuple[np.ndarray, np.ndarray]],
@@ -116,7 +101,6 @@ def main() -> None:
         samples = distinct_targets(photo_samples())
         rows = {name: time_stages(sam.with_prompts(told), samples) for name, told in CONFIGURATIONS.items()}
         print(pd.DataFrame(rows).T.round(1).to_string())
-        print(f"one bare call {time_bare_call(sam, samples[0]):.1f} ms", flush=True)
     if args.coco:
         objects = tqdm(coco_objects(args.coco, args.n), total=args.n, unit="object")
         print(trust_table(sam, objects).round(4).to_string(index=False))

@@ -91,41 +91,23 @@ def _runs(row: list[str]) -> list[str]:
 def rectangle_turn(rng) -> Turn:
     """Draw a rectangle of one word on a ground of another, as run lengths: keeping count of rows.
 
-    Corners are given as boxes are elsewhere, in 32nds, or as plain row and column numbers. The tags
-    stand around it where counting starts and ends, as they will around masks.
+    Corners are given as boxes are elsewhere, in 32nds, on 16 rows of 16; a cell that is covered by half
+    belongs to the rectangle. Half of the answers first say the corners again, as those about pictures
+    will. The tags stand where counting starts and ends.
     """
-    ground, word = any_phrase(rng, 2), any_phrase(rng, 4)
-    if rng.random() < 0.65:
-        return _rectangle_in_bins(rng, ground, word)
-    rows, cols = ((16, 16) if rng.random() < 0.3 else rng.integers(2, 25, 2))
-    y0, y1 = sorted(int(v) for v in rng.integers(0, rows, 2))
-    x0, x1 = sorted(int(v) for v in rng.integers(0, cols, 2))
-    ask = (f"{rows} rows of {cols} {ground}, with {word} in rows {y0} to {y1}, "
-           f"columns {x0} to {x1}, as runs:")
-    return Turn(ask, _rectangle(ground, word, (int(rows), int(cols)), (x0, y0, x1, y1)))
-
-
-def _rectangle_in_bins(rng, ground: str, word: str) -> Turn:
-    """Corners in 32nds on 16 rows of 16; a cell that is covered by half belongs to the rectangle.
-
-    Half of the answers first say the corners again, as those about pictures will.
-    """
+    ground = word = any_phrase(rng, 2)
+    while word == ground:
+        word = any_phrase(rng, 4)
     (x0, x1), (y0, y1) = (sorted(int(v) for v in rng.integers(0, 32, 2)) for _ in range(2))
-    drawn = _rectangle(ground, word, (16, 16), (x0 // 2, y0 // 2, x1 // 2, y1 // 2))
-    if rng.random() < 0.5:
-        return Turn(f"16 rows of 16 {ground}, {word} at {x0} {y0} {x1} {y1}:", drawn)
-    return Turn(f"Draw {word} at {x0} {y0} {x1} {y1} on {ground}.",
-                (f"At {x0} {y0} {x1} {y1}", ":", *drawn))
-
-
-def _rectangle(ground: str, word: str, size: tuple[int, int], box) -> tuple[str, ...]:
-    """Pieces of the runs; ``box``: first and last column and row, ``x0 y0 x1 y1``."""
-    (rows, cols), (x0, y0, x1, y1) = size, box
-    full = [ground] * x0 + [word] * (x1 + 1 - x0) + [ground] * (cols - 1 - x1)
+    left, right = x0 // 2, x1 // 2 + 1
+    drawn, empty = [ground] * left + [word] * (right - left) + [ground] * (16 - right), [ground] * 16
     text: list[str] = []
-    for row in range(rows):
-        text += (["\n"] if row else []) + _runs(full if y0 <= row <= y1 else [ground] * cols)
-    return ("\n", "<seg>", *text, "</seg>")
+    for row in range(16):
+        text += (["\n"] if row else []) + _runs(drawn if y0 // 2 <= row <= y1 // 2 else empty)
+    answer = ("\n", "<seg>", *text, "</seg>")
+    if rng.random() < 0.5:
+        return Turn(f"16 rows of 16 {ground}, {word} at {x0} {y0} {x1} {y1}:", answer)
+    return Turn(f"Draw {word} at {x0} {y0} {x1} {y1} on {ground}.", (f"At {x0} {y0} {x1} {y1}", ":", *answer))
 
 
 def text_turn(rng) -> Turn:
