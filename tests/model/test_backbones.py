@@ -135,7 +135,7 @@ def test_qwen_is_told_which_tokens_are_visual(name, samples):
     assert len(item["mm_token_type_ids"]) == len(item["input_ids"])
     assert [t == image_id for t in item["input_ids"]] == [k == 1 for k in item["mm_token_type_ids"]]
     short = item | {k: item[k][:-5] for k in ("input_ids", "labels", "mm_token_type_ids")}
-    batch = pad_batch([item, short], 0)
+    batch = pad_batch([item, short], backbone.processor)
     assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
     assert batch["mm_token_type_ids"][1, -5:].sum() == 0
 

@@ -17,9 +17,8 @@ from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.model.backbones import EMBEDDED
 from t4s_helpers.model.chat import (
     IGNORE_INDEX, ConversationEncoder, ConversationError, TokenizerError, branch_mask, count_tokens,
-    in_branches, load_tokenizer, packed, pad_batch,
+    in_branches, load_tokenizer, packed, pad_batch, pixel_values,
 )
-from t4s_helpers.model.training import collate_branched, pixel_values
 
 SCENES = SceneMixture(8, style="box")
 
@@ -69,7 +68,7 @@ def test_the_fast_path_equals_the_processors(encoder):
     slow = ConversationEncoder(encoder.processor)(turns, scene.image)
     fast = encoder(turns, has_image=True)
     assert slow["input_ids"] == fast["input_ids"] and slow["labels"] == fast["labels"]
-    pixels = pixel_values(scene.image[None], encoder.processor.image_processor)
+    pixels = pixel_values(scene.image[None], 0.5, 0.25)
     assert np.allclose(slow["pixel_values"], pixels, atol=1e-5)
 
 
@@ -96,7 +95,7 @@ def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
 
     scene, turns = SCENES.conversation(3)
     image = scene.image if has_image else None
-    collate = partial(collate_branched, processor=encoder.processor)
+    collate = partial(pad_batch, processor=encoder.processor)
     item, first = (in_branches(encoder(some, has_image=has_image), encoder.tokenizer)
                    for some in (turns, turns[:1]))
     batch = collate([packed(item, image), packed(first, image)])
@@ -120,7 +119,7 @@ def test_one_request_a_picture_needs_no_mask_to_read(encoder):
     scene, turns = SCENES.conversation(3)
     items = [packed(in_branches(encoder([turn], has_image=True), encoder.tokenizer), scene.image)
              for turn in turns]
-    batch = collate_branched(items, encoder.processor)
+    batch = pad_batch(items, encoder.processor)
     assert len({len(item["input_ids"]) for item in items}) > 1 and batch["attention_mask"].all()
     length = batch["input_ids"].shape[1]
     parts = torch.tensor([[*item["part"], *[-1] * (length - len(item["part"]))] for item in items])
@@ -132,9 +131,10 @@ def test_one_request_a_picture_needs_no_mask_to_read(encoder):
     assert float(ours.loss) == pytest.approx(float(theirs.loss), abs=1e-5)
 
 
-def test_padding_is_never_trained_nor_attended():
-    batch = pad_batch([{"input_ids": [5, 6, 7], "labels": [IGNORE_INDEX, 6, 7]},
-                       {"input_ids": [5], "labels": [5], "pixel_values": np.ones((1, 3, 2, 2))}], 0)
+def test_padding_is_never_trained_nor_attended(encoder):
+    items = [{"input_ids": [5, 6, 7], "labels": [IGNORE_INDEX, 6, 7]},
+             {"input_ids": [5], "labels": [5], "pixel_values": np.ones((1, 3, 2, 2))}]
+    batch = pad_batch(items, encoder.processor)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORE_INDEX, 6, 7], [5, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -41,7 +41,7 @@ def test_scenes_made_ahead_equal_those_encoded_by_the_processor():
     backbone = tiny_model.backbone()
     data, collate = training.training_data(backbone, SceneMixture(2, n_requests=1))
     plain = training.TrainingSet(ConversationEncoder(backbone.processor), SceneMixture(2, n_requests=1))
-    ahead, read = collate([data[k] for k in (0, 1)]), pad_batch([plain[k] for k in (0, 1)], 0)
+    ahead, read = collate([data[0], data[1]]), pad_batch([plain[0], plain[1]], backbone.processor)
     assert set(ahead) - set(read) == {"position_ids"} and set(read) <= set(ahead)
     for name in set(read) - {"attention_mask"}:
         assert np.allclose(ahead[name], read[name], atol=1e-5), name
@@ -251,7 +251,7 @@ def test_a_run_killed_at_any_step_resumes_along_the_same_curve(tmp_path):
         # Encoded one by one, so that batches hold items of similar length in an order of their own.
         data = training.TrainingSet(ConversationEncoder(backbone.processor),
                                     scenes(32, 6, mix="res", n_requests=1))
-        training.fine_tune(backbone, data, lambda items: pad_batch(items, 0), out, batch=2,
+        training.fine_tune(backbone, data, partial(pad_batch, processor=backbone.processor), out, batch=2,
                            accumulate=2, model=model, learning_rate=1e-2, logging_steps=1,
                            save_steps=3, callbacks=callbacks)
         return [(row["step"], row["loss"]) for row in training.read_log(out / "log.csv")]

