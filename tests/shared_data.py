@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from t4s_helpers.data.shared import shared_folder
+
 
 def shared_data(name: str) -> Path:
-    """A folder of ``T4S_SHARED`` or ``../shared``; skips the test where it is absent."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    folder = Path(os.environ.get("T4S_SHARED", beside)) / "data" / name
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}: set T4S_SHARED to the folder with data/{name}")
+    """A folder of the shared data; skips the test where it is absent."""
+    folder = shared_folder("data", name)
+    if folder is None:
+        pytest.skip(f"set T4S_SHARED to the folder with data/{name}")
     return folder
 
 
 def shared_tokenizer(name: str):
     """Token ids of a piece by a real tokenizer, as it stands after other text; skips as above."""
-    from functools import cache
-
     tokenizers = pytest.importorskip("tokenizers")
     file = shared_data("refcoco_mini").parents[1] / "tokenizers" / name / "tokenizer.json"
     if not file.is_file():

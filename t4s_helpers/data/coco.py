@@ -21,8 +21,6 @@ import numpy as np
 from .dataset import BadRow, Record, check_photo, list_of, read_json
 from .sample import Sample, SampleError
 
-_TABLES = ("images", "annotations", "categories")
-
 
 def load_coco(source: str | Path, image_folder: str | Path | None = None,
               split: str = "train") -> list[Sample]:
@@ -62,13 +60,12 @@ def load_coco(source: str | Path, image_folder: str | Path | None = None,
 
 @dataclass(frozen=True)
 class CocoFile:
-    """An annotation file, indexed by id; ``extra`` holds entries beyond those of COCO."""
+    """An annotation file, indexed by id."""
 
     path: Path
     images: dict[Any, Record]
     annotations: dict[Any, Record]
     categories: dict[Any, str]
-    extra: dict[str, Any]
 
     def size(self, image_id: Any) -> tuple[int, int]:
         """``(H, W)`` of an image, in pixels."""
@@ -166,7 +163,8 @@ def read_annotations(path: str | Path) -> CocoFile:
     data = read_json(path)
     if not isinstance(data, dict):
         raise SampleError(f"Annotation file {path} holds no JSON object; give a COCO file.")
-    images, annotations, categories = (_by_id(list_of(data, path, name), name, path) for name in _TABLES)
+    images, annotations, categories = (_by_id(list_of(data, path, name), name, path) for name in
+                                       ("images", "annotations", "categories"))
     for identity, image in images.items():
         sides = [image.get("height"), image.get("width")]
         if not all(isinstance(side, int) and side > 0 for side in sides):
@@ -181,8 +179,7 @@ def read_annotations(path: str | Path) -> CocoFile:
             raise SampleError(f"Category {identity!r} of {path} has the name {name!r}, which is no text "
                               "or is taken by another category; give each its own name.")
         names[identity] = name
-    extra = {name: value for name, value in data.items() if name not in _TABLES}
-    return CocoFile(path, images, annotations, names, extra)
+    return CocoFile(path, images, annotations, names)
 
 
 def is_known(identity: Any, table: Mapping[Any, Any]) -> bool:

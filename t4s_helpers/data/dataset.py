@@ -99,13 +99,15 @@ class Dataset(Sequence):
     def __init__(self, name: str, split: str, task: str, source: Path, rows: Sequence[Any],
                  published: int | Sequence[int] | None = None, listed: int | None = None,
                  counts: str = "strict", bad: str = "refuse", verify: bool = True):
+        from tqdm.auto import tqdm
+
         choose("counts", counts, COUNTS)
         choose("bad", bad, BAD)
         self.name, self.split, self.task, self.source, self.verify = name, split, task, source, verify
         _check_count(f"{split!r} of {source}", len(rows) if listed is None else listed, published, counts)
         self.rows, excluded, ids = [], [], set()
         self._fine: set[tuple[Path, Any]] = set()
-        for row in progress(rows, f"{name} {split}"):
+        for row in tqdm(rows, f"{name} {split}", delay=3):  # no bar where a few seconds are enough
             row_id = self.row_id(row)
             try:
                 self.check(row)
@@ -252,13 +254,6 @@ def choose(name: str, value: Any, known: Sequence[str]) -> None:
         raise SampleError(f"{name}={value!r} is not known; choose one of {', '.join(known)}.")
 
 
-def progress(rows: Sequence[Any], name: str):
-    """The rows, with a progress bar where they take more than three seconds."""
-    from tqdm.auto import tqdm
-
-    return tqdm(rows, name, delay=3)
-
-
 def first_there(root: Path, *names: str) -> Path:
     """The first of these files or folders below ``root`` that exists, else the first."""
     return next((root / name for name in names if (root / name).exists()), root / names[0])
@@ -278,11 +273,10 @@ def read_json(path: Path, what: str = "Annotation file", lines: bool = False) ->
     """
     if not path.is_file():
         raise SampleError(f"{what} {path} does not exist; check the path.")
-    found = []
+    found: list[Any] = []
     try:
         text = path.read_text(encoding="utf-8-sig")
-        for part in text.rstrip().split("\n") if lines else [text]:
-            found.append(json.loads(part))
+        found.extend(map(json.loads, text.rstrip().split("\n") if lines else [text]))
     except (OSError, ValueError, RecursionError) as error:
         where = f"line {len(found) + 1}: " if lines else ""
         raise SampleError(f"{what} {path} cannot be read as JSON ({where}{error}); it may be cut short: "

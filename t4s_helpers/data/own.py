@@ -27,32 +27,25 @@ class MaskFile:
 
 
 def load_own(source: str | Path, split: str = "train") -> list[Sample]:
-    """Samples from a CSV file (`load_csv`), or from COCO's folder or file (`load_coco`).
-
-    Raises:
-        SampleError: from the reader of either form.
-    """
-    reader = load_csv if Path(source).suffix.lower() == ".csv" else load_coco
-    return reader(source, split=split)
-
-
-def load_csv(path: str | Path, split: str = "train") -> list[Sample]:
-    """One sample per line of a CSV file with the columns ``image``, ``expression``, ``mask``.
+    """Samples from a CSV file, or from COCO's folder or file (`load_coco`).
 
     Args:
-        path: the CSV file, UTF-8, with a header line; further columns are kept in ``meta``. Its file
-            names are relative to its folder.
+        source: a CSV file, UTF-8, with the columns ``image``, ``expression``, ``mask`` named in its
+            first line; further columns are kept in ``meta``. Its file names are relative to its folder.
         split: written into the samples.
 
     Returns:
-        Samples of the task ``res`` in the file's order. An empty ``mask`` is a no-target request.
-        Pictures and masks stay on disk until they are asked for; they are read once for their sizes.
+        One sample per line, of the task ``res``, in the file's order. An empty ``mask`` is a no-target
+        request. Pictures and masks stay on disk until they are asked for; they are read once for their
+        sizes.
 
     Raises:
         SampleError: the file or a column is missing, a line has no image or expression, or a file
             that it names is missing or unreadable; the message names file and line.
     """
-    path = Path(path)
+    path = Path(source)
+    if path.suffix.lower() != ".csv":
+        return load_coco(path, split=split)
     if not path.is_file():
         raise SampleError(f"There is no file {path}; give a CSV file with the columns "
                           f"{', '.join(COLUMNS)}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco import read_annotations
-from .dataset import Record
+from .dataset import Record, read_json
 from .sample import Sample, SampleError, read_image
 
 _OUTLINES = Path(__file__).with_name("photos.json")
@@ -45,10 +45,10 @@ def photo_samples() -> list[Sample]:
 
 def _samples(by_photo: bool) -> Iterator[Sample]:
     """A sample for each photo, with the expressions that its overview has, or for each expression."""
-    coco = read_annotations(_OUTLINES)
+    coco, expressions = read_annotations(_OUTLINES), read_json(_OUTLINES)["expressions"]
     for image in coco.images.values():
         pixels = read_photo(image)
-        mine = [one for one in coco.extra["expressions"] if one["image_id"] == image["id"]]
+        mine = [one for one in expressions if one["image_id"] == image["id"]]
         groups = [[one for one in mine if one["overview"]]] if by_photo else [[one] for one in mine]
         for asked in groups:
             owners = [label for label, one in enumerate(asked) for _ in one["annotation_ids"]]

@@ -32,15 +32,14 @@ class ReasonMask:
 class ReasonSeg(Dataset):
     """Instructions that need reasoning, with one mask each.
 
-    Layout: ``<split>/NAME.jpg`` and ``<split>/NAME.json`` for ``train``, ``val``, ``test``, from
-    https://github.com/dvlab-research/LISA#dataset. A JSON file holds ``text`` (instructions),
-    ``is_sentence`` and ``shapes``, polygons labelled "target" or "ignore".
+    Beside each photo lies a JSON file of its name with ``text`` (instructions), ``is_sentence`` and
+    ``shapes``, polygons labelled "target" or "ignore".
 
     One sample per image with its first instruction, as the benchmark is scored; in ``train`` one
-    for each instruction. ``meta["ignore"]`` is a mask source of pixels that are not scored. The rules
-    of the release hold: corners in whole pixels, outlines included, and where polygons overlap the
-    smaller one counts. ``checks`` are those of `t4s_helpers.data.dataset.Dataset`; images are
-    what is counted.
+    for each instruction. ``meta["ignore"]`` is a mask source ``(1, H, W)`` of pixels that are not
+    scored. The rules of the release hold: corners in whole pixels, outlines included, and where
+    polygons overlap the smaller one counts. ``checks`` are those of
+    `t4s_helpers.data.dataset.Dataset`; images are what is counted.
     """
 
     def __init__(self, root: str | Path, split: str = "val", **checks: Any):

@@ -1,12 +1,7 @@
 """The RefCOCO family on its official files: refCLEF, RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO.
 
-Layout, as the public distributions unpack::
-
-    <root>/<dataset>/refs(<split_by>).p            expressions and what they refer to
-    <root>/<dataset>/instances.json                outlines, COCO's format
-    <root>/images/mscoco/images/train2014/*.jpg    photos (refCLEF: images/saiapr_tc-12)
-
-gRefCOCO has ``grefs(unc).json`` instead; any expressions may be given as ``.json`` or ``.p``.
+``t4s data`` shows how the files lie. Expressions, ``refs(<split_by>).p`` and for gRefCOCO
+``grefs(unc).json``, may be given as ``.json`` or ``.p``.
 
 Sources: the RefCOCO family, https://github.com/lichengunc/refer (Kazemzadeh et al., EMNLP 2014; Yu
 et al., ECCV 2016; Mao et al., CVPR 2016); gRefCOCO, https://github.com/henghuiding/gRefCOCO (Liu et
@@ -57,7 +52,7 @@ class ReferDataset(Dataset):
     """Expressions with the objects that they name, one sample per sentence, in the file's order.
 
     Args:
-        root: folder with the layout shown above.
+        root: folder with the layout of the data set.
         dataset, split_by: a key of `DATASETS` and one of its splittings (by default the first).
         split: ``"train"``, ``"val"``, ``"testA"``, ... ; None for all of them.
         checks: see `t4s_helpers.data.dataset.Dataset`; sentences are what is counted.

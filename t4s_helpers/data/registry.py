@@ -85,26 +85,12 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
         bad: what an annotation that cannot be used is: ``"refuse"``, an error that names it;
             ``"exclude"``, an entry of ``dataset.excluded`` with a reason.
         verify: also look at every image's header: is it an image, and of its annotation's size.
-        options: for the reader, see the class that the entry names.
+        options: for the reader.
 
     Returns:
-        A list of samples for scenes, photos and own files; else a `t4s_helpers.data.dataset.Dataset`:
-        ``len``, ``[i]`` (a Sample), ``[a:b]``, ``id(i)``, ``image(i)``, ``by_image()``,
-        ``subset(numbers)``, ``classes``, ``excluded``, ``exclusions()``. ``llava-665k`` holds
-        `t4s_helpers.data.mixtures.Conversation` instead of samples.
-
-        What samples hand on in ``meta``, beside ids:
-
-        - ``res``, ``gres``: ``ann_ids`` (empty: no target), ``category``; with several targets the
-          single objects. ``reasonseg``: ``ignore``, a mask source ``(1, H, W)`` of pixels that are not
-          scored.
-        - ``semantic``: labels are the classes that the image shows. ``class_ids`` are their values
-          ``k`` in the class map (``dataset.classes[k-1]``), ``class_map`` the map itself, read by its
-          ``.read()``: int32 ``(H, W)``, 0 background, 255 ignored. ``dataset.background`` and
-          ``dataset.ignore_index`` are what `t4s_helpers.evaluation.metrics.MeanIoU` wants to know.
-        - ``vqa``: ``question`` ends with how to answer; ``answers``, all true answers; ``rule``, how
-          they are compared (``exact``, ``vqav2``, ``yes-no``). Without public answers ``answer`` is
-          None.
+        A list of samples for scenes, photos and own files; else a `t4s_helpers.data.dataset.Dataset`.
+        What its samples hand on in ``meta`` is said by their reader, the class that the entry names.
+        ``llava-665k`` holds `t4s_helpers.data.mixtures.Conversation` instead of samples.
 
     Raises:
         SampleError: an unknown name or split, no root, or whatever the reader finds; before any sample

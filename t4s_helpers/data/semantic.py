@@ -201,7 +201,11 @@ class SemanticDataset(Dataset):
             raise SampleError(f"There is no folder {photos}; `t4s data` says where its files come from "
                               "and how they lie.")
         if form.lists:
-            stems = _listed(first_there(root, *(name.format(split) for name in form.lists)))
+            listed = first_there(root, *(name.format(split) for name in form.lists))
+            if not listed.is_file():
+                raise SampleError(f"The list of images {listed} does not exist; unpack ImageSets too.")
+            stems = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines()
+                     if line.strip()]
         else:
             stems = sorted({*_stems(folder, form.ending), *_stems(photos, ".jpg")})
         if form.classes is ADE20K_150:
@@ -260,12 +264,6 @@ def _find_annotations(root: Path, forms: dict[str, Form], split: str, maps: str 
                           f"{', '.join(str(path) for path, _ in tried)}, or name their folder and what "
                           f"its values mean with annotations=FOLDER and maps=..., one of {', '.join(forms)}.")
     return found[0]
-
-
-def _listed(path: Path) -> list[str]:
-    if not path.is_file():
-        raise SampleError(f"The list of images {path} does not exist; unpack ImageSets too.")
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _stems(folder: Path, ending: str) -> list[str]:

@@ -13,9 +13,8 @@ one class with two methods, `VqaDataset.questions` and `VqaDataset.read`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .dataset import BadRow, Dataset, Record, first_there, list_of, needed, read_json
@@ -35,7 +34,7 @@ class Item(NamedTuple):
     image: Path | None
     question: str
     answers: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = MappingProxyType({})
+    meta: Record | None = None
     answer: str | None = None
 
 
@@ -89,7 +88,7 @@ class VqaDataset(Dataset):
         question = f"{item.question}\n{self.instruction}" if self.instruction else item.question
         common = max(item.answers, key=item.answers.count, default=None)  # the first of several
         meta = {"question_id": row[0], "dataset": self.name, "rule": self.rule, "answers": item.answers,
-                **item.meta}
+                **(item.meta or {})}
         return Sample(self.row_id(row), item.image, (), None, "vqa", self.split, question,
                       common if item.answer is None else item.answer, meta)
 

@@ -10,7 +10,7 @@ from shared_data import shared_data
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data import load
 from t4s_helpers.data.mixtures import SampleMixture
-from t4s_helpers.data.own import load_csv, load_own
+from t4s_helpers.data.own import load_own
 from t4s_helpers.data.sample import SampleError
 
 
@@ -31,7 +31,7 @@ def write(folder, *lines, header="image,expression,mask"):
 def test_lines_become_samples(folder):
     path = write(folder, 'a.png,"the cup, left",m.png,Ann', "a.png,the dog,,Bob",
                  header="image,expression,mask,who")
-    cup, dog = load_csv(path, split="mine")
+    cup, dog = load_own(path, split="mine")
     assert cup.labels == ("the cup, left",) and cup.size == (20, 30) and cup.split == "mine"
     assert cup.masks.sum() == 18 and cup.masks[0, 2:5, 3:9].all() and cup.meta["who"] == "Ann"
     assert dog.masks.shape == (1, 20, 30) and not dog.has_target.any()
@@ -45,21 +45,21 @@ def test_lines_become_samples(folder):
 def test_a_bad_line_is_named(folder, line, said):
     path = write(folder, "a.png,fine,m.png", line)
     with pytest.raises(SampleError, match=rf"(?s)Line 3 of .*own\.csv.*{said}"):
-        load_csv(path)
+        load_own(path)
 
 
 def test_a_mask_of_another_size_is_found_when_the_picture_is_read(folder):
     Image.fromarray(np.ones((5, 5), np.uint8)).save(folder / "small.png")
-    sample, = load_csv(write(folder, "a.png,the dog,small.png"))
+    sample, = load_own(write(folder, "a.png,the dog,small.png"))
     with pytest.raises(SampleError, match="a.png"):
         sample.pixels()
 
 
 def test_a_missing_file_or_column_is_named(folder):
     with pytest.raises(SampleError, match="nothing.csv"):
-        load_csv(folder / "nothing.csv")
+        load_own(folder / "nothing.csv")
     with pytest.raises(SampleError, match="no column mask"):
-        load_csv(write(folder, "a.png,b", header="image,expression"))
+        load_own(write(folder, "a.png,b", header="image,expression"))
 
 
 def test_either_form_is_read_by_one_name(folder, tmp_path):

@@ -39,9 +39,9 @@ def filled(x0, y0, x1, y1):
 
 
 def test_a_target_with_its_outline(tmp_path):
-    sample = opened(put(tmp_path))[0]
+    sample = opened(put(tmp_path, shapes=[shape("target", 2, 3, 5, 6), shape("target", 4, 5, 9, 9)]))[0]
     assert sample.labels == ("the thing to sit on",) and sample.task == "res"
-    assert np.array_equal(sample.masks, filled(2, 3, 9, 8)[None])
+    assert np.array_equal(sample.masks, [filled(2, 3, 5, 6) | filled(4, 5, 9, 9)])
     assert sample.meta["is_sentence"] and not sample.meta["ignore"].decode().any()
     assert sample.pixels().shape == (H, W, 3)
 
@@ -56,17 +56,15 @@ def test_the_smaller_polygon_counts(tmp_path, reverse):
     assert np.array_equal(sample.masks[0], filled(2, 3, 15, 12) & ~ignored)
 
 
-def test_several_targets_are_one_mask(tmp_path):
-    shapes = [shape("target", 2, 3, 5, 6), shape("target", 4, 5, 9, 9)]
-    sample = opened(put(tmp_path, shapes=shapes))[0]
-    assert np.array_equal(sample.masks[0], filled(2, 3, 5, 6) | filled(4, 5, 9, 9))
-
-
 def test_one_sample_per_instruction_in_training_only(tmp_path):
     for split in ("train", "val"):
         put(tmp_path, text=("one", "two"), split=split)
     assert [s.labels[0] for s in opened(tmp_path, "train")] == ["one", "two"]
     assert [s.labels[0] for s in opened(tmp_path, "val")] == ["one"]
+    put(tmp_path, "b", text=(), split="train")
+    assert [one.id for one in opened(tmp_path, "train", bad="exclude").excluded] == ["reasonseg/train/b/0"]
+    with pytest.raises(SampleError, match="holds 2 samples instead of the 239"):  # images are counted
+        load("reasonseg", "train", tmp_path)
 
 
 def test_files_written_on_windows(tmp_path):
@@ -100,8 +98,3 @@ def test_names_the_half_that_is_missing(tmp_path, ending):
     (tmp_path / "val" / f"a{ending}").unlink()
     with pytest.raises(SampleError, match=f"a{ending} .*does not exist"):
         opened(tmp_path)
-
-
-def test_counts_images(tmp_path):
-    with pytest.raises(SampleError, match="holds 1 samples instead of the 239"):
-        load("reasonseg", "train", put(tmp_path, text=("one", "two"), split="train"))

@@ -383,6 +383,9 @@ def test_real_files_agree_with_pycocotools(dataset, split_by, n_refs, n_sentence
     samples = load_refer(where, dataset, split_by)
     assert len(samples) == n_sentences
     assert len({s.meta["ref_id"] for s in samples}) == n_refs
+    with pytest.raises(SampleError, match="that are published"):
+        load(dataset, "val", where)
+    assert not load(dataset, "val", where, counts="off").excluded
     reference = COCO(where / dataset / "instances.json")
     for sample in samples:
         (number,) = sample.meta["ann_ids"]

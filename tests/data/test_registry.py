@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 from miniatures import ade, halves
-from shared_data import shared_data
 
 from t4s_helpers.data import ENTRIES, SampleError, load
 from t4s_helpers.data.photos import photo_samples
 from t4s_helpers.data.registry import listing
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_entries_are_complete_and_their_readers_exist(name):
-    entry = ENTRIES[name]
-    module, _, called = entry.reader.partition(":")
-    reader = getattr(importlib.import_module(f"t4s_helpers.data.{module}"), called)
-    assert reader.__doc__ and entry.layout and entry.source and entry.licence and entry.metric
-    assert entry.default_split in entry.splits and entry.name == name
-    assert entry.task in ("res", "gres", "semantic", "vqa", "conversation")
+def test_entries_are_complete_and_their_readers_exist():
+    text = listing()
+    for name, entry in ENTRIES.items():
+        module, _, called = entry.reader.partition(":")
+        reader = getattr(importlib.import_module(f"t4s_helpers.data.{module}"), called)
+        assert reader.__doc__ and entry.layout and entry.licence and entry.metric
+        assert entry.default_split in entry.splits and entry.name == name
+        assert entry.task in ("res", "gres", "semantic", "vqa", "conversation")
+        assert f"{name}  ({entry.task}: {entry.metric})" in text and entry.source.split()[0] in text
+    assert "splits: test 2,910 or 3,000" in text and "splits: train, val, testA, testB, testC" in text
 
 
 def test_the_published_counts():
@@ -31,13 +32,6 @@ def test_the_published_counts():
     assert [counts["refcoco"][s] for s in ("val", "testA", "testB")] == [10834, 5657, 5095]
     assert [counts["refcoco+"][s] for s in ("val", "testA", "testB")] == [10758, 5726, 4889]
     assert counts["refcocog"]["val"] == 4896
-
-
-def test_listing_has_every_name_and_what_it_needs():
-    text = listing()
-    for name, entry in ENTRIES.items():
-        assert f"{name}  ({entry.task}" in text
-        assert entry.source.split()[0] in text
 
 
 def test_unknown_names_and_splits():
@@ -55,14 +49,10 @@ def test_the_folder_of_data_sets(tmp_path, monkeypatch):
     with pytest.raises(SampleError, match="ADEChallengeData2016 of ade20k-150 does not exist"):
         load("ade20k-150")
     ade(tmp_path / "ADEChallengeData2016", halves(1, 2))
-    assert len(load("ade20k-150", counts="off")) == 1
-
-
-def test_limit(tmp_path):
-    for n in range(4):
-        ade(tmp_path, halves(1, 2), f"ADE_val_{n}")
-    data = load("ade20k-150", root=tmp_path, counts="off", n=3)
-    assert len(data) == 3 and data.classes[0] == "wall" and data.background == "ignored"
+    ade(tmp_path / "ADEChallengeData2016", halves(1, 2), "ADE_val_00000002")
+    assert len(load("ade20k-150", counts="off")) == 2
+    (sample,) = load("ade20k-150", counts="off", n=3, start=1)
+    assert sample.id == "ade20k-150/validation/ADE_val_00000002"
 
 
 def test_every_name_opens(tmp_path):
@@ -86,15 +76,3 @@ def test_the_package_imports_numpy_alone():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[2])
     assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.parametrize(("name", "split", "n"), [("refcoco", "val", 45), ("refcocog", "val", None)])
-def test_real_files(name, split, n):
-    where = shared_data("refcoco_mini")
-    with pytest.raises(SampleError, match="that are published"):
-        load(name, split, where)
-    data = load(name, split, where, counts="off")
-    assert not data.excluded and (n is None or len(data) == n)
-    for index, sample in enumerate(data):
-        assert sample.id == data.id(index) and sample.image == data.image(index)
-        assert sample.pixels().shape[:2] == sample.size and sample.has_target.all()
