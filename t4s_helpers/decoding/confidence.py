@@ -39,9 +39,11 @@ truth is one of them with equal probability: a mixture, over which expectations 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 
 from ..codec.encodings import Encoding, wrap
 from .constrained import Choice
@@ -51,10 +53,6 @@ from .speculative import FIRST_WIDTH
 
 LEAST = 1e-5
 """States of the chain with less probability than this are not followed."""
-
-
-class ConfidenceError(ValueError):
-    """Choices that do not belong to a finished descriptor; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,15 +153,13 @@ def expected_ious(probs: np.ndarray, order: np.ndarray) -> np.ndarray:
     return out
 
 
-def best_mask(maps: Sequence[np.ndarray], empty: float, weights: Sequence[float] | None = None
-              ) -> tuple[np.ndarray, float]:
+def best_mask(maps: Sequence[np.ndarray], empty: float) -> tuple[np.ndarray, float]:
     """The mask with the highest expected IoU.
 
     Args:
         maps: float ``(rows, cols)`` each, probabilities of the cells in each part of a mixture in
-            which they are independent. One map for one answer, several for drawn ones.
+            which they are independent. One map for one answer, several for drawn ones, of equal weight.
         empty: probability that there is no target. The maps speak of the rest.
-        weights: of the maps, by default all the same.
 
     Returns:
         bool ``(rows, cols)`` and its expected IoU. All False where "no target" is the better bet.
@@ -172,11 +168,9 @@ def best_mask(maps: Sequence[np.ndarray], empty: float, weights: Sequence[float]
     [[True, True, False]]
     """
     maps = np.asarray(maps, np.float64)
-    weights = np.full(len(maps), 1 / len(maps)) if weights is None else np.asarray(weights)
-    mean = np.tensordot(weights / weights.sum(), maps, 1)
+    mean = maps.mean(0)
     order = np.argsort(-mean, axis=None, kind="stable")
-    scores = sum(w * expected_ious(one.reshape(-1), order)
-                 for w, one in zip(weights / weights.sum(), maps))
+    scores = np.mean([expected_ious(one.reshape(-1), order) for one in maps], 0)
     k = int(scores.argmax())
     mask = np.zeros(mean.size, bool)
     if (best := (1 - empty) * scores[k]) > empty:
@@ -184,14 +178,14 @@ def best_mask(maps: Sequence[np.ndarray], empty: float, weights: Sequence[float]
     return mask.reshape(mean.shape), float(max(best, empty))
 
 
-def best_grid(confidences: Sequence, grids: Sequence[np.ndarray]) -> np.ndarray:
+def best_grid(confidences: Sequence[Confidence], grids: Sequence[np.ndarray]) -> np.ndarray:
     """The label grid whose masks each have the highest expected IoU.
 
     A label is taken to have no target with the share of answers that do not show it; the maps of the
     others are the mixture. A cell that several labels want goes to the likeliest of them.
 
     Args:
-        confidences: `Confidence` objects of one request's answers.
+        confidences: of one request's answers.
         grids: int ``(rows, cols)`` each, what these answers say.
 
     Returns:
@@ -206,12 +200,6 @@ def best_grid(confidences: Sequence, grids: Sequence[np.ndarray]) -> np.ndarray:
     return wanted.argmax(0).astype(np.int32)
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities, float64, of logits ``(n,)``."""
-    powers = np.exp(scores.astype(np.float64) - scores.max())
-    return powers / powers.sum()
-
-
 def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarray) -> Confidence:
     """The map of an answer.
 
@@ -221,12 +209,12 @@ def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarra
         grid: int ``(rows, cols)``, the labels that were written.
 
     Raises:
-        ConfidenceError: the choices are not those of this grid.
+        DecodingError: the choices are not those of this grid.
     """
     encoding = grammar.encoding
     if grid.shape != (encoding.rows, encoding.cols):
-        raise ConfidenceError(f"A grid of {grid.shape[0]}x{grid.shape[1]} cells came with the grammar of "
-                              f"{encoding.rows}x{encoding.cols} cells.")
+        raise DecodingError(f"A grid of {grid.shape[0]}x{grid.shape[1]} cells came with the grammar of "
+                            f"{encoding.rows}x{encoding.cols} cells.")
     runs = _written_runs(grammar, choices, encoding.arrange(grid).reshape(-1))
     chain = _Chain(runs, grammar, grid.size)
     maps = [chain.row(begin) for begin in range(0, grid.size, grammar.row_width)]
@@ -236,8 +224,7 @@ def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarra
     return Confidence(np.stack([encoding.restore(one) for one in probs]), encoding.restore(known), empty)
 
 
-@dataclass
-class _Run:
+class _Run(NamedTuple):
     """A run that was written, and what the model thought of in its place.
 
     Attributes:
@@ -255,78 +242,54 @@ class _Run:
     end: int
     label: int
     labels: np.ndarray
-    ends: dict[int, np.ndarray] = field(default_factory=dict)
-    stated: list[tuple[int, int, int, float]] = field(default_factory=list)
-    taken: float = 1.0
+    ends: dict[int, np.ndarray]
+    stated: list[tuple[int, int, int, float]]
+    taken: float
 
 
 def _written_runs(grammar: Grammar, choices: Sequence[Choice], cells: np.ndarray) -> list[_Run]:
     asked: dict[Position, dict] = {}
     for state, tokens, scores in choices:
-        asked.setdefault(state.at, {})[state.said] = dict(zip(tokens.tolist(), softmax(scores)))
+        asked.setdefault(state.at, {})[state.said] = dict(zip(tokens.tolist(),
+                                                              softmax(scores.astype(np.float64))))
     at, out = Position(0, 0, -1), []
     while at.line < grammar.n_lines:
-        start = at.line * grammar.width + at.cell
-        limit = start + grammar.longest(at)
-        other = np.flatnonzero(cells[start:limit] != cells[start])
-        label, length = int(cells[start]), int(other[0]) if len(other) else limit - start
-        out.append(_run(grammar, at, start, label, length, asked.pop(at, {}), len(cells)))
+        label, length = grammar.first_run(at, cells[grammar.index(at):])
+        out.append(_run(grammar, at, label, length, asked.pop(at, {}), len(cells)))
         at = grammar.move(at, label, length)
     if asked:
-        raise ConfidenceError(f"There was a choice at {min(asked)}, where this grid has no run.")
+        raise DecodingError(f"There was a choice at {min(asked)}, where this grid has no run.")
     return out
 
 
-def _run(grammar: Grammar, at: Position, start: int, label: int, length: int, asked: dict,
-         cells: int) -> _Run:
+def _run(grammar: Grammar, at: Position, label: int, length: int, asked: dict, cells: int) -> _Run:
     """What the model thought of at a position, as probabilities of labels and lengths."""
-    said = grammar.tokens(at, label, length)
-    out = _Run(start, start + length, label, np.zeros(len(grammar.words)))
-    reach, chance = [1.0], 1.0  # probability of having said the first k tokens
-    for k, token in enumerate(said):
-        chance *= asked[said[:k]][token] if said[:k] in asked else 1.0
-        reach.append(chance)
-    out.taken = chance
-    followed, groups = [], {}
-    for other in range(len(grammar.words)):
-        if not grammar.may_follow(at, other):
-            continue
-        ids = grammar.label_ids[other]
-        if said[:len(ids)] == ids:
-            followed.append(other)
-        else:
-            groups.setdefault(ids[:_common(ids, said) + 1], []).append((other, None))
-    for other in followed:
-        for n in range(1, grammar.longest(at) + 1):
-            ids = grammar.tokens(at, other, n)
-            groups.setdefault(ids[:_common(ids, said) + 1], []).append((other, n))
+    said, start = grammar.tokens(at, label, length), grammar.index(at)
+    odds = [asked.get(said[:k], {token: 1.0})[token] for k, token in enumerate(said)]
+    reach = np.cumprod([1.0, *odds]).tolist()  # probability of having said the first k tokens
+    # Runs by the tokens up to where they depart from what was said; labels that depart have no length.
+    groups: dict[tuple, list[tuple[int, int | None]]] = {}
+    for other, ids in enumerate(grammar.label_ids):
+        followed = said[:len(ids)] == ids
+        for n in range(1, grammar.longest(at) + 1) if followed else [None]:
+            if grammar.may_follow(at, other):
+                ids = grammar.tokens(at, other, n) if followed else ids
+                same = next((k for k, (x, y) in enumerate(zip(ids, said)) if x != y), len(ids))
+                groups.setdefault(ids[:same + 1], []).append((other, n))
+    labels, ends, stated = np.zeros(len(grammar.words)), {}, []
     for ids, members in groups.items():
-        _share(out, ids, members, said, reach, asked, cells)
-    for ends in out.ends.values():
-        ends /= max(ends.sum(), 1e-300)
-    return out
-
-
-def _common(a: tuple, b: tuple) -> int:
-    """Tokens that two sequences begin with alike."""
-    return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _share(out: _Run, ids: tuple, members: list, said: tuple, reach: list, asked: dict,
-           cells: int) -> None:
-    """Give a run that begins with these tokens its probability, or several their equal parts."""
-    k = len(ids) - 1
-    written = ids == said[:len(ids)]
-    chance = reach[-1] if written else reach[k] * asked.get(said[:k], {}).get(ids[k], 0.0)
-    names = {label for label, _ in members}
-    for label, length in members:
-        part = chance / len(members)
-        out.labels[label] += part
-        if length is not None:
-            out.ends.setdefault(label, np.zeros(cells + 1))[out.start + length] += part
-    if len(names) == 1:
-        lengths = [length or 1 for _, length in members]
-        out.stated.append((members[0][0], min(lengths), max(lengths), chance))
+        *before, last = ids
+        chance = reach[-1] if ids == said else (
+            reach[len(before)] * asked.get(tuple(before), {}).get(last, 0.0))
+        for other, n in members:
+            labels[other] += chance / len(members)
+            if n is not None:
+                ends.setdefault(other, np.zeros(cells + 1))[start + n] += chance / len(members)
+        if len({other for other, _ in members}) == 1:
+            lengths = [n or 1 for _, n in members]
+            stated.append((members[0][0], min(lengths), max(lengths), chance))
+    ends = {other: some / max(some.sum(), 1e-300) for other, some in ends.items()}
+    return _Run(start, start + length, label, labels, ends, stated, reach[-1])
 
 
 class _Chain:
@@ -357,49 +320,41 @@ class _Chain:
         for col in range(self.cols):
             for last in np.flatnonzero(mass[col] > LEAST):
                 last = -1 if last == self.n else int(last)
-                self._leave(begin, col, last, mass, probs)
+                run = self._asked_at(begin + col, last)
+                chances = mass[col, last] * self._labels(run, last)
+                for label in np.flatnonzero(chances > LEAST).tolist():
+                    self._spend(begin, col, label, self._ends(run, begin, col, label), chances[label],
+                                mass, probs)
         total = probs.sum(0)
         return probs / np.where(total > 0, total, 1), known
 
     def _enter(self, begin: int, mass, probs, known) -> tuple[int, float]:
         """Start a row; returns the first run that starts in it and the probability of getting there."""
+        k = int(np.searchsorted(self.starts, begin))
         if self.breaks_rows or begin == 0:
             mass[0, -1] = 1
-            return int(np.searchsorted(self.starts, begin)), 1.0
-        k = int(np.searchsorted(self.starts, begin)) - 1  # the run that reaches the row
-        run = self.runs[k]
+            return k, 1.0
+        run = self.runs[k - 1]  # it reaches the row
         ends = _cut(run.ends[run.label], begin - 1)
         if ends is None:  # it was written against all odds
             mass[0, run.label] = 1
-            return k + 1, 0.0
+            return k, 0.0
         self._spend(begin, 0, run.label, ends, 1.0, mass, probs)
         reach = begin - run.start
         groups = [group for group in run.stated if group[0] == run.label]
         if any(least < reach <= most and part > 0 for _, least, most, part in groups):
-            return k + 1, 0.0
+            return k, 0.0
         total = sum(part for _, least, _, part in groups if least >= reach)
         for _, least, _, part in groups:
             known[:max(0, least - reach)] += part / total
-        return k + 1, run.taken / total
+        return k, run.taken / total
 
     def _add_stated(self, begin: int, k: int, chance: float, known) -> None:
-        """Add what the model has stated along the row as it was written."""
-        while k < len(self.runs) and self.runs[k].start < begin + self.cols and chance > 0:
-            run = self.runs[k]
-            col = run.start - begin
+        """Add what the model has stated along the row as it was written, from one of its runs on."""
+        for run in self.runs[k:int(np.searchsorted(self.starts, begin + self.cols))]:
             for _, least, _, part in run.stated:
-                known[col:col + least] += chance * part
+                known[run.start - begin:run.start - begin + least] += chance * part
             chance *= run.taken
-            k += 1
-
-    def _leave(self, begin: int, col: int, last: int, mass, probs) -> None:
-        """Pass the probability of a place on to where its runs end."""
-        here = mass[col, last]
-        run = self._asked_at(begin + col, last)
-        labels = self._labels(run, last)
-        for label in np.flatnonzero(here * labels > LEAST).tolist():
-            ends = self._ends(run, begin, col, label)
-            self._spend(begin, col, label, ends, here * labels[label], mass, probs)
 
     def _spend(self, begin: int, col: int, label: int, ends, chance: float, mass, probs) -> None:
         """Give a run's cells their probability, and the places where it may end theirs."""
@@ -410,58 +365,44 @@ class _Chain:
     def _asked_at(self, cell: int, last: int) -> _Run:
         """The run written at a place, or the next of the row if that one's label just ended."""
         k = int(np.searchsorted(self.starts, cell, "right")) - 1
-        run = self.runs[k]
-        if run.label != last:
-            return run
-        after = self.runs[min(k + 1, len(self.runs) - 1)]
-        return after if after.start // self.cols == cell // self.cols else run
+        run, after = self.runs[k], self.runs[min(k + 1, len(self.runs) - 1)]
+        return after if run.label == last and after.start // self.cols == cell // self.cols else run
 
     def _labels(self, run: _Run, last: int) -> np.ndarray:
         """Probabilities of the label of a run behind a label, -1 at the start of a row."""
         labels = run.labels.copy()
         if last >= 0:
             labels[last] = 0
-        if labels.sum() > LEAST:
-            return labels / labels.sum()
-        labels[:] = 0
-        labels[0 if last > 0 else self.shown] = 1
+        if labels.sum() <= LEAST:
+            labels[:] = 0
+            labels[0 if last > 0 else self.shown] = 1
         return labels / labels.sum()
 
     def _ends(self, run: _Run, begin: int, col: int, label: int) -> np.ndarray:
         """Probabilities of the end of a run of a label that starts in a column."""
         if label in run.ends and (ends := _cut(run.ends[label], begin + col)) is not None:
             return ends
-        for shift in self._nearby(begin):
-            ends = self._ends_of(begin + shift + col, label)
-            if ends is not None:
-                return np.roll(ends, -shift)
+        for rows in (0, -1, 1, -2, 2):  # the row itself, the two above and the two below
+            shift = rows * self.cols
+            if 0 <= begin + shift < self.cells:
+                ends = self._ends_of(begin + shift + col, label)
+                if ends is not None:
+                    return np.roll(ends, -shift)
         width = self.cols if label == 0 else max(1, round(FIRST_WIDTH * self.cols))
-        return _at(begin + min(col + width, self.cols), self.cells)
-
-    def _nearby(self, begin: int) -> list[int]:
-        """The row itself, the two above and the two below, as distances in cells."""
-        steps = (0, -1, 1, -2, 2)
-        return [k * self.cols for k in steps if 0 <= begin + k * self.cols < self.cells]
+        ends = np.zeros(self.cells + 1)
+        ends[begin + min(col + width, self.cols)] = 1
+        return ends
 
     def _ends_of(self, cell: int, label: int) -> np.ndarray | None:
         """Ends of the next run of a label that was written after a cell, within its row."""
         close = (cell // self.cols + 1) * self.cols
-        k = max(0, int(np.searchsorted(self.starts, cell, "right")) - 1)
-        while k < len(self.runs) and self.runs[k].start < close:
-            run = self.runs[k]
+        for run in self.runs[:int(np.searchsorted(self.starts, close))]:
             if run.label == label and run.end > cell:
                 ends = run.ends[label].copy()
                 ends[close] += ends[close + 1:].sum()
                 ends[close + 1:] = 0
                 return _cut(ends, cell)
-            k += 1
         return None
-
-
-def _at(end: int, cells: int) -> np.ndarray:
-    out = np.zeros(cells + 1)
-    out[end] = 1
-    return out
 
 
 def _cut(ends: np.ndarray, cell: int) -> np.ndarray | None:

@@ -24,7 +24,7 @@ SENTENCE_LIMIT, TAIL_LIMIT = 48, 16
 to: the tag, or the end of the answer, is forced."""
 
 
-class ConstraintError(RuntimeError):
+class DecodingError(RuntimeError):
     """Decoding that cannot go on; the message says why."""
 
 
@@ -127,7 +127,7 @@ class ConstrainedSequence:
             logits: float ``(vocabulary,)``, after the tokens so far: an array, or a tensor on any device.
 
         Raises:
-            ConstraintError: the logits are not numbers.
+            DecodingError: the logits are not numbers.
         """
         if (only := self.forced()) is not None:
             return only
@@ -144,7 +144,7 @@ class ConstrainedSequence:
     def _pick(self, scores: np.ndarray) -> int:
         # The largest is NaN if any is, and not finite if none can be chosen.
         if not np.isfinite(scores.max()):
-            raise ConstraintError(_NOT_NUMBERS.format(len(self.ids)))
+            raise DecodingError(_NOT_NUMBERS.format(len(self.ids)))
         if self.rng is None:
             return int(scores.argmax())
         noise = self.rng.gumbel(size=len(scores))  # the largest sum is a draw from the softmax
@@ -171,7 +171,7 @@ class ConstrainedSequence:
         self.state, run = self.grammar.step(self.state, token)
         if run is not None:
             label, length = run
-            start = at.line * self.grammar.width + at.cell
+            start = self.grammar.index(at)
             self.cells[start:start + length] = label
         if self.grammar.done(self.state):
             self._closed_at = len(self.ids) + 1
@@ -211,7 +211,7 @@ class FiniteLogits(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not torch.isfinite(scores.amax(-1)).all():
-            raise ConstraintError(_NOT_NUMBERS.format(input_ids.shape[1] - self.prompt))
+            raise DecodingError(_NOT_NUMBERS.format(input_ids.shape[1] - self.prompt))
         return scores
 
 

@@ -14,7 +14,7 @@ from ..codec.encodings import Encoding
 from ..codec.grid import grid_to_masks
 from ..codec.parsing import ParseReport, parse
 from ..data.prompts import Turn, ask
-from .constrained import ConstrainedSequence, ConstraintError, DescriptorProcessor, FiniteLogits, Trace
+from .constrained import ConstrainedSequence, DecodingError, DescriptorProcessor, FiniteLogits, Trace
 from .grammar import Grammar, GrammarError, grammar_of
 from .shared_pictures import shared_pictures
 from .speculative import DraftingDecoder, DraftScheduler
@@ -23,10 +23,6 @@ MODES = ("plain", "constrained", "fast")
 """``plain``: the backbone's own ``generate``. ``constrained``: the same, but only valid descriptors of
 the request can be written. ``fast``: the tokens of ``constrained``, greedy or sampled, in far fewer
 passes."""
-
-
-class DecodingError(RuntimeError):
-    """Generation that cannot go on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +162,9 @@ def _decoder(mode: str, sequences, scheduler: DraftScheduler, temperature: float
 def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[Answer]:
     """The answers of one batch."""
     tokenizer, start = backbone.processor.tokenizer, time.perf_counter()
-    try:
-        with torch.inference_mode(), shared_pictures(backbone.model):
-            out = backbone.model.generate(**inputs, **options, max_new_tokens=limit,
-                                          pad_token_id=tokenizer.pad_token_id)
-    except ConstraintError as error:
-        raise DecodingError(str(error)) from error
+    with torch.inference_mode(), shared_pictures(backbone.model):
+        out = backbone.model.generate(**inputs, **options, max_new_tokens=limit,
+                                      pad_token_id=tokenizer.pad_token_id)
     new = out[:, inputs["input_ids"].shape[1]:]
     seconds = (time.perf_counter() - start) / len(new)
     return [_answer(tokenizer, row.tolist(), seconds, sequence)

@@ -121,6 +121,16 @@ class Grammar:
         cell = at.cell + length
         return Position(at.line, cell, label) if cell < self.width else Position(at.line + 1, 0, -1)
 
+    def index(self, at: Position) -> int:
+        """Number of a position's first cell, counted from the start of the descriptor."""
+        return at.line * self.width + at.cell
+
+    def first_run(self, at: Position, cells: np.ndarray) -> tuple[int, int]:
+        """Label and length of the run that cells, int ``(n,)``, begin with at a position."""
+        cells = cells[:self.longest(at)]
+        other = np.flatnonzero(cells != cells[0])
+        return int(cells[0]), int(other[0]) if len(other) else len(cells)
+
     def tokens(self, at: Position, label: int, length: int) -> tuple[int, ...]:
         """Ids of a run and of the separator, or closing tag, behind it."""
         return (*self.label_ids[label], *self.count_ids[length], *self._separator(at, label, length))

@@ -10,7 +10,7 @@ pass reads all of it. Tokens that the grammar forces are written without asking 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from math import ceil
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..data.prompts import BOX_BINS, read_box
 from .constrained import ConstrainedSequence
@@ -40,92 +41,59 @@ AHEAD = 32
 REJECTED_TOKENS = 3
 """Tokens kept for each place behind a rejected guess: the likeliest ones there."""
 
-Run = tuple[int, int]
-"""``(label, end)``, the end exclusive."""
 
-
-def row_runs(row: Sequence[int] | np.ndarray) -> list[Run]:
-    """The runs of a row of labels.
-
-    >>> row_runs([0, 0, 1, 0])
-    [(0, 2), (1, 3), (0, 4)]
-    """
-    row = np.asarray(row)
-    ends = [*(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    return [(int(row[end - 1]), end) for end in ends]
-
-
-def rest_of_row(above: list[Run], col: int, last: int, first: int | None = None,
-                appears: int = 1) -> list[Run]:
-    """Guess the runs of a row from a cell on.
+def rest_of_row(above: np.ndarray, col: int, last: int, first: int | None = None,
+                appears: int = 1) -> np.ndarray:
+    """Guess the labels of a row from a cell on.
 
     Args:
-        above: the runs of the row above, the last one ending with the row.
+        above: int ``(cols,)``, labels of the row above.
         col: the first cell to guess.
         last: label of the run that ends there, -1 at the start of the row.
         first: label of the first guessed run, if that is known already.
         appears: label of an object that the row above does not have.
 
     Returns:
-        runs up to the end of the row. Neighbours differ, the first one from ``last``.
+        int ``(cols - col,)``; the first label differs from ``last``.
 
-    >>> above = [(0, 3), (1, 8), (0, 16)]
-    >>> rest_of_row(above, 2, 0)  # the object begins a cell earlier
-    [(1, 8), (0, 16)]
-    >>> rest_of_row(above, 3, 0), rest_of_row(above, 5, 0)
-    ([(1, 8), (0, 16)], [(1, 8), (0, 16)])
+    >>> above = np.array([0, 0, 1, 1, 1, 0])
+    >>> rest_of_row(above, 1, 0).tolist()  # the object begins a cell earlier
+    [1, 1, 1, 1, 0]
+    >>> rest_of_row(above, 3, 0).tolist()  # a cell later
+    [1, 1, 0]
     """
-    cols = above[-1][1]
-    at = next(k for k, (_, end) in enumerate(above) if end > col)
+    cols = len(above)
+    ends = [*(np.flatnonzero(np.diff(above)) + 1).tolist(), cols]
+    runs = [(int(above[end - 1]), end) for end in ends if end > col]
     if first is None:  # where the run above goes on, ours has ended already
-        rest = above[at + 1:] if above[at][0] == last else above[at:]
+        rest = runs[1:] if runs[0][0] == last else runs
     else:
-        rest = next((above[k:] for k in range(at, len(above)) if above[k][0] == first), [])
-        if first == 0 and rest and rest[0][1] == cols and at < len(above) - 1:
-            rest = [(0, col + 1), *above[at:]]  # the object's edge has moved in a little
+        rest = next((runs[k:] for k in range(len(runs)) if runs[k][0] == first), [])
+        if first == 0 and rest and rest[0][1] == cols and len(runs) > 1:
+            rest = [(0, col + 1), *runs]  # the object's edge has moved in a little
     if not rest:
         label = first if first is not None else (0 if last else appears)
         rest = [(label, cols if label == 0 else col + max(1, round(FIRST_WIDTH * cols)))]
-    return _proper([*rest, (0, cols)], col, last)
+    out, begin = np.zeros(cols, above.dtype), col
+    for label, end in rest:
+        if begin > col or label != last:
+            out[begin:max(begin, end)] = label
+            begin = max(begin, end)
+    return out[col:]
 
 
-def _proper(runs: list[Run], col: int, last: int) -> list[Run]:
-    """Without empty runs and repeated labels, to the end of the row."""
-    cols, out = runs[-1][1], []
-    for label, end in runs:
-        end = min(end, cols)
-        if end <= (out[-1][1] if out else col):
-            continue
-        if out and out[-1][0] == label:
-            out[-1] = (label, end)
-        elif out or label != last:
-            out.append((label, end))
-    return out
-
-
-class Part(NamedTuple):
+class Guess(NamedTuple):
     """A stretch of a draft that is right or wrong as a whole.
 
     Attributes:
         ids: its token ids.
         kind: the sort of guess, see `PRIORS`, or the probability that it is right, where that is known.
+        follow: returns the guesses behind it, the likeliest first.
     """
 
     ids: tuple[int, ...]
     kind: str | float
-
-
-class Guess(NamedTuple):
-    """A part, and a function that returns the guesses behind it, the likeliest first."""
-
-    part: Part
-    follow: Callable[[], list[Guess]]
-
-
-def chain(parts: Iterator[Part], then: Callable[[], list[Guess]] = list) -> list[Guess]:
-    """Parts one after the other, as guesses without an alternative, then others."""
-    part = next(parts, None)
-    return then() if part is None else [Guess(part, partial(chain, parts, then))]
+    follow: Callable[[], list[Guess]] = list
 
 
 class DraftTree:
@@ -133,14 +101,15 @@ class DraftTree:
 
     Attributes:
         tokens: ids; each comes after its parent.
-        parents: for each token the index of the one that it follows, -1 for what is already written.
+        parents: for each token the index of the one that it follows, -1 for what is read already.
+        guesses: the indices of the tokens before a guess and at its end, with the guess between them.
     """
 
     def __init__(self, tokens: Iterable[int] = ()):
         self.tokens: list[int] = []
         self.parents: list[int] = []
+        self.guesses: list[tuple[int, Guess, int]] = []
         self._children: dict[tuple[int, int], int] = {}
-        self._parts: list[tuple[int, Part, int]] = []
         self.add(-1, tokens)
 
     def add(self, parent: int, ids: Iterable[int]) -> int:
@@ -153,31 +122,9 @@ class DraftTree:
             parent = at
         return parent
 
-    def add_part(self, parent: int, part: Part) -> int:
-        """`add` a part, and remember it for `outcomes`."""
-        at = self.add(parent, part.ids)
-        self._parts.append((parent, part, at))
-        return at
-
     def child(self, parent: int, token: int) -> int | None:
         """Index of a token behind another one, if it was drafted."""
         return self._children.get((parent, token))
-
-    def outcomes(self, accepted: Iterable[int]) -> Iterator[tuple[Part, bool]]:
-        """The parts that were reached, and whether each of them held.
-
-        Args:
-            accepted: indices of the tokens that were kept.
-        """
-        kept = {-1, *accepted}
-        return ((part, at in kept) for parent, part, at in self._parts if parent in kept)
-
-    def depths(self) -> list[int]:
-        """For each token the number of the tree's tokens before it."""
-        out: list[int] = []
-        for parent in self.parents:
-            out.append(0 if parent < 0 else out[parent] + 1)
-        return out
 
     def ancestors(self) -> np.ndarray:
         """Bool ``(n, n)``: whether token ``j`` stands before token ``i``, or is the same."""
@@ -186,11 +133,6 @@ class DraftTree:
             if parent >= 0:
                 out[at] |= out[parent]
         return out
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether every token has at most one other behind it."""
-        return self.parents == list(range(-1, len(self.tokens) - 1))
 
 
 PRIORS = {
@@ -228,53 +170,61 @@ class DraftScheduler:
         self.overhead = CPU_OVERHEAD / rows if on_cpu and not trees else GPU_OVERHEAD
         self.tree = max(GPU_TREE // 8, GPU_TREE // rows) if trees else 0
 
-    def chance(self, part: Part) -> float:
-        """Probability that a part holds, if everything before it does."""
-        if isinstance(part.kind, float):
-            return part.kind
-        held, of = self.counts[part.kind]
+    def chance(self, guess: Guess) -> float:
+        """Probability that a guess holds, if everything before it does."""
+        if isinstance(guess.kind, float):
+            return guess.kind
+        held, of = self.counts[guess.kind]
         return held / of
 
-    def plan(self, guesses: list[Guess]) -> DraftTree:
-        """The drafts worth reading, the likeliest parts first. The first part always is."""
-        tree, waiting, number = DraftTree(), [], 0
-        parent, before = -1, 1.0
+    def plan(self, guesses: list[Guess], written: Sequence[int] = ()) -> DraftTree:
+        """The drafts worth reading, the likeliest guesses first. The first guess always is.
+
+        Args:
+            guesses: how the answer may go on.
+            written: tokens before them that the model has not read yet.
+        """
+        tree, waiting, number = DraftTree(written), [], 0
+        parent, before = len(written) - 1, 1.0
         while True:
             for guess in guesses if self.tree else guesses[:1]:
                 number += 1  # decides between equal probabilities
-                heappush(waiting, (-before * self.chance(guess.part), number, guess, parent))
-            if not waiting or 0 < self.tree <= len(tree.tokens):
+                heappush(waiting, (-before * self.chance(guess), number, guess, parent))
+            drafted = len(tree.tokens) - len(written)
+            if not waiting or 0 < self.tree <= drafted:
                 return tree
             minus, _, guess, behind = heappop(waiting)
             before = -minus
-            if tree.tokens and before * self.overhead < (1 - before) * len(guess.part.ids):
+            if drafted and before * self.overhead < (1 - before) * len(guess.ids):
                 return tree
-            parent = tree.add_part(behind, guess.part)
+            parent = tree.add(behind, guess.ids)
+            tree.guesses.append((behind, guess, parent))
             guesses = guess.follow()
 
     def learn(self, tree: DraftTree, accepted: Iterable[int]) -> None:
-        """Count which parts of a draft held, given the indices of the tokens that were kept."""
-        for part, held in tree.outcomes(accepted):
-            if part.kind in self.counts:
-                self.counts[part.kind][0] += held
-                self.counts[part.kind][1] += 1
+        """Count which guesses of a draft held, given the indices of the tokens that were kept."""
+        kept = {-1, *accepted}
+        for behind, guess, end in tree.guesses:
+            if behind in kept and guess.kind in self.counts:
+                self.counts[guess.kind][0] += end in kept
+                self.counts[guess.kind][1] += 1
 
-    def sentence(self, said: Sequence[int]) -> Part | None:
+    def sentence(self, said: Sequence[int]) -> list[Guess]:
         """A guess at the rest of the sentence before the descriptor, by a vote of earlier answers.
 
         It is drafted in full, however unlikely: the model's logits behind its wrong numbers are the basis
         of the next draft.
         """
-        said, rest = tuple(said), []
-        while (now := (*said, *rest)) not in self.sentences:
+        now = tuple(said)
+        while now not in self.sentences:
             n = len(now)
             alike = [one for one in self.sentences if len(one) > n and one[:1] == now[:1]]
             exact = [one for one in alike if one[:n] == now]
             votes = Counter(one[n] for one in exact or (alike if n else self.sentences))
             if not votes:
                 break
-            rest.append(votes.most_common(1)[0][0])
-        return Part(tuple(rest), "sentence") if rest else None
+            now += (votes.most_common(1)[0][0],)
+        return [Guess(now[len(said):], "sentence")] if len(now) > len(said) else []
 
 
 class Draft:
@@ -307,61 +257,57 @@ class Draft:
 
     def _current_run(self, state: State) -> tuple[int, int] | None:
         """Label and length of the run that has begun: as guessed, or the nearest that is possible."""
-        for first in (None, *range(len(self.grammar.words))):
-            if first is not None and not self.grammar.may_follow(state.at, first):
+        at, grammar = state.at, self.grammar
+        for first in (None, *range(len(grammar.words))):
+            if first is not None and not grammar.may_follow(at, first):
                 continue
-            label, guessed = self._runs(state.at, self._guess(self.cells, state.at, 1, first))[0]
-            lengths = range(1, self.grammar.longest(state.at) + 1)
-            for length in sorted(lengths, key=lambda n: abs(n - guessed)):
-                if self.grammar.complete(state, label, length) is not None:
+            label, guessed = grammar.first_run(at, self._guess(self.cells, at, 1, first))
+            for length in sorted(range(1, grammar.longest(at) + 1), key=lambda n: abs(n - guessed)):
+                if grammar.complete(state, label, length) is not None:
                     return label, length
         return None
 
-    def _after(self, cells: np.ndarray, at: Position, last_line: int, then) -> list[Guess]:
-        """Guesses from a position on; all cells before it are settled."""
-        if at.line == self.grammar.n_lines:
-            return then()
-        if not self.by_row:
-            return chain(self._in_a_row(at, self._runs(at, self._guess(cells, at, last_line))), then)
-        if at.line > last_line:
-            return []
-        run = self._runs(at, self._guess(cells, at, 0))[0]
-        return self._alternatives(cells, State(at), run, last_line, then)
-
-    def _in_a_row(self, at: Position, runs: list[tuple[int, int]]) -> Iterator[Part]:
-        for run in runs:
-            yield Part(self.grammar.tokens(at, *run), self._kind(at, run))
-            at = self.grammar.move(at, *run)
-
     def _alternatives(self, cells, state: State, run: tuple[int, int], last_line: int, then) -> list[Guess]:
         """A run, and what else may stand in its place."""
-        out, at = [], state.at
-        for kind, (label, length) in self._kinds(at, *run):
-            if (ids := self.grammar.complete(state, label, length)) is not None:
-                out.append(Guess(Part(ids, kind), partial(self._settled, cells, at, label, length,
-                                                          last_line, then)))
-        return out
+        at, (label, length), width = state.at, run, self.grammar.width
+        runs = [(self._kind(at, length), label, length)]
+        if self.by_row and at.cell + length < width:
+            runs += [("shorter", label, length - 1)] * (length > 1)
+            runs += [("longer", label, length + 1)]  # perhaps up to the row's end
+            runs += [("empty", 0, width)] * (at.cell == 0 and length + 1 < width)
+        return [Guess(ids, kind, partial(self._settled, cells, at, label, length, last_line, then))
+                for kind, label, length in runs
+                if (ids := self.grammar.complete(state, label, length)) is not None]
 
     def _settled(self, cells, at: Position, label: int, length: int, last_line: int, then) -> list[Guess]:
         """What may come once a run is taken for certain."""
-        cells, start = cells.copy(), self._index(at)
+        cells, start = cells.copy(), self.grammar.index(at)
         cells[start:start + length] = label
-        return self._after(cells, self.grammar.move(at, label, length), last_line, then)
+        at = self.grammar.move(at, label, length)
+        if at.line == self.grammar.n_lines:
+            return then()
+        if not self.by_row:
+            return self._runs(at, self._guess(cells, at, last_line), then)
+        if at.line > last_line:
+            return []
+        run = self.grammar.first_run(at, self._guess(cells, at, 0))
+        return self._alternatives(cells, State(at), run, last_line, then)
 
-    def _kinds(self, at: Position, label: int, length: int) -> list[tuple[str, tuple[int, int]]]:
-        out, cols = [(self._kind(at, (label, length)), (label, length))], self.grammar.width
-        if self.by_row and at.cell + length < cols:
-            out += [("shorter", (label, length - 1))] * (length > 1)
-            out += [("longer", (label, length + 1))]  # perhaps up to the row's end
-            out += [("empty", (0, cols))] * (at.cell == 0 and length + 1 < cols)
-        return out
+    def _runs(self, at: Position, cells: np.ndarray, then, first: bool = True) -> list[Guess]:
+        """Cells as runs without an alternative; behind the first, none that may go on after the cells."""
+        if at.line == self.grammar.n_lines:
+            return then()
+        if not len(cells):
+            return []
+        label, length = self.grammar.first_run(at, cells)
+        if length == len(cells) < self.grammar.longest(at) and not first:
+            return []
+        after = self.grammar.move(at, label, length)
+        return [Guess(self.grammar.tokens(at, label, length), self._kind(at, length),
+                      partial(self._runs, after, cells[length:], then, False))]
 
-    def _kind(self, at: Position, run: tuple[int, int]) -> str:
-        ends = at.cell + run[1] == self.grammar.width
-        return "edge" if not ends else "rest" if at.cell else "row"
-
-    def _index(self, at: Position) -> int:
-        return at.line * self.grammar.width + at.cell
+    def _kind(self, at: Position, length: int) -> str:
+        return "edge" if at.cell + length < self.grammar.width else "rest" if at.cell else "row"
 
     def _guess(self, cells: np.ndarray, at: Position, ahead: int, first: int | None = None) -> np.ndarray:
         """Guessed labels of the cells from a position to the end of a row.
@@ -371,15 +317,12 @@ class Draft:
             ahead: rows after the current one.
             first: label of the first run, if that is known.
         """
-        start, width = self._index(at), self.grammar.row_width
-        row, col = divmod(start, width)
-        rows = cells.reshape(-1, width)
-        above, line = rows[row - 1] if row else np.zeros_like(rows[0]), rows[row].copy()
-        last, begin = at.last if self.grammar.counts_runs else -1, col
-        for label, end in rest_of_row(row_runs(self._below(above, row)), col, last, first, self.appears):
-            line[begin:end] = label
-            begin = end
-        out = [line]
+        rows = cells.reshape(-1, self.grammar.row_width)
+        row, col = divmod(self.grammar.index(at), rows.shape[1])
+        above = rows[row - 1] if row else np.zeros_like(rows[0])
+        last = at.last if self.grammar.counts_runs else -1
+        rest = rest_of_row(self._below(above, row), col, last, first, self.appears)
+        out = [np.concatenate([rows[row, :col], rest])]
         for below in range(row + 1, min(len(rows), row + 1 + ahead)):
             out.append(self._below(out[-1], below))
         return np.concatenate(out)[col:]
@@ -387,16 +330,6 @@ class Draft:
     def _below(self, above: np.ndarray, row: int) -> np.ndarray:
         """A guess at a row from the one above: the same, but nothing below the box."""
         return np.zeros_like(above) if row - 1 == self.bottom else above
-
-    def _runs(self, at: Position, cells: np.ndarray) -> list[tuple[int, int]]:
-        """Cells as the grammar's runs ``(label, length)``, without a last one that may go on."""
-        if not self.grammar.counts_runs:
-            return [(int(label), 1) for label in cells]
-        width = self.grammar.width
-        changes = np.flatnonzero(np.diff(cells)) + 1
-        line_ends = np.arange(width - at.cell, len(cells) + 1, width)
-        ends = np.union1d(changes, line_ends).astype(int).tolist() or [len(cells)]
-        return [(int(cells[start]), end - start) for start, end in zip([0, *ends], ends)]
 
 
 class Drafter:
@@ -411,7 +344,6 @@ class Drafter:
     def __init__(self, sequence: ConstrainedSequence, scheduler: DraftScheduler, limit: int):
         self.sequence, self.scheduler, self.limit = sequence, scheduler, limit
         self.read = len(sequence.ids) - 1  # tokens that the cache holds; the prompt's last one is not read
-        self.tree = DraftTree()  # the last draft
         # Rejected-draft logits: behind a wrong guess at the sentence, for each place the likeliest tokens
         # and their probabilities.
         self.rejected: list[tuple[list[int], list[float]]] = []
@@ -419,24 +351,12 @@ class Drafter:
 
     @property
     def over(self) -> bool:
-        """Whether the answer is complete, or as long as it may be."""
+        """Whether nothing more is to be written."""
         return self.sequence.finished or len(self.sequence.ids) >= self.limit
-
-    def opening(self) -> list[int]:
-        """A guess at the sentence before the descriptor, as far as earlier answers tell."""
-        self.tree = DraftTree()
-        if self.sequence.grammar and (part := self.scheduler.sentence(())):
-            self.tree.add_part(-1, part)
-        return self.tree.tokens
 
     def feed(self) -> DraftTree:
         """What the cache has not read of the answer, and behind it guesses at how it goes on."""
-        fed = DraftTree(self.sequence.ids[self.read:])
-        behind = len(fed.tokens) - 1
-        self.tree = self.scheduler.plan(self._guesses())
-        for token, parent in zip(self.tree.tokens, self.tree.parents):
-            fed.add(behind if parent < 0 else behind + 1 + parent, [token])
-        return fed
+        return self.scheduler.plan(self._guesses(), self.sequence.ids[self.read:])
 
     def accept(self, fed: DraftTree, logits) -> list[int]:
         """Write as far as the logits reach; returns which of the tokens fed stay, ascending.
@@ -448,7 +368,6 @@ class Drafter:
         sequence = self.sequence
         at: int | None = max(0, len(sequence.ids) - self.read - 1)
         kept = list(range(at + 1))
-        n_written = len(kept)
         while at is not None and not self.over:
             token, before = sequence.choose(logits[at]), at
             at = fed.child(at, token)
@@ -457,7 +376,8 @@ class Drafter:
                 kept.append(at)
             elif sequence.in_sentence:
                 self.rejected = self._behind(fed, before, logits)
-        self.scheduler.learn(self.tree, [k - n_written for k in kept[n_written:]])
+        if sequence.grammar:
+            self.scheduler.learn(fed, kept)
         while not self.over and (only := sequence.forced()) is not None:
             self._push(only)
         self.read += len(kept)
@@ -489,25 +409,14 @@ class Drafter:
         return ceil((box[3] + 0.75) * self.sequence.grammar.encoding.rows / BOX_BINS - 0.5) - 1
 
     def _guesses(self) -> list[Guess]:
-        """How the answer may go on."""
+        """How the answer may go on: within a sentence by rejected-draft logits, else by earlier answers."""
         sequence = self.sequence
-        if sequence.grammar is None:
-            return []
-        if sequence.state is None:
-            return self._sentence_guesses()
-        return Draft(sequence.grammar, sequence.cells, self.bottom).guesses(sequence.state, AHEAD, self._end)
+        if sequence.in_sentence:
+            guesses = self._from_rejected() or self.scheduler.sentence(sequence.ids)
+            return [guess._replace(follow=partial(self._behind_sentence, guess.ids)) for guess in guesses]
+        return self._descriptor(sequence.state, sequence.cells, self.bottom) if sequence.grammar else []
 
-    def _end(self) -> list[Guess]:
-        return chain(iter([Part((self.sequence.end,), 0.9)]))
-
-    def _sentence_guesses(self) -> list[Guess]:
-        """The sentence, from rejected-draft logits or else from earlier answers, and what follows it."""
-        parts = self._from_rejected()
-        if not parts and (part := self.scheduler.sentence(self.sequence.ids)):
-            parts = [part]
-        return [Guess(part, partial(self._descriptor_behind, part.ids)) for part in parts]
-
-    def _from_rejected(self) -> list[Part]:
+    def _from_rejected(self) -> list[Guess]:
         """The sentence as the rejected-draft logits continue it, up to the opening tag.
 
         Behind it variants with the next likeliest tokens, one in one place each.
@@ -519,15 +428,17 @@ class Drafter:
             return []
         words = words[:end - n]
         sure = float(np.prod([chances[0] for _, chances in self.rejected[:len(words)]]))
-        return [Part(tuple(words), "rejected"), *(
-            Part((*words[:k], token, *words[k + 1:]), sure * chance / self.rejected[k][1][0])
+        return [Guess(tuple(words), "rejected"), *(
+            Guess((*words[:k], token, *words[k + 1:]), sure * chance / self.rejected[k][1][0])
             for k in range(len(words)) for token, chance in list(zip(*self.rejected[k]))[1:])]
 
-    def _descriptor_behind(self, more: Sequence[int]) -> list[Guess]:
+    def _behind_sentence(self, more: Sequence[int]) -> list[Guess]:
         sentence, tag = [*self.sequence.ids, *more], self.sequence.tag
-        if sentence[-len(tag):] != tag:
-            return []
-        return Draft(self.sequence.grammar, bottom=self._bottom(sentence)).guesses(START, AHEAD, self._end)
+        return self._descriptor(START, None, self._bottom(sentence)) if sentence[-len(tag):] == tag else []
+
+    def _descriptor(self, state: State, cells: np.ndarray | None, bottom: int | None) -> list[Guess]:
+        draft = Draft(self.sequence.grammar, cells, bottom)
+        return draft.guesses(state, AHEAD, lambda: [Guess((self.sequence.end,), 0.9)])
 
 
 class DraftingDecoder:
@@ -547,48 +458,49 @@ class DraftingDecoder:
 
     def __init__(self, sequences: Sequence[ConstrainedSequence], scheduler: DraftScheduler | None = None,
                  limit: int = 4096, trees: bool | None = None):
-        self.scheduler, self.limit, self.trees = scheduler or DraftScheduler(), limit, trees
+        self.scheduler, self.trees = scheduler or DraftScheduler(), trees
         self.drafters = [Drafter(sequence, self.scheduler, limit) for sequence in sequences]
 
     def __call__(self, model, input_ids: torch.Tensor, **options) -> torch.Tensor:
         """Called by ``generate``; returns prompts and answers, int64 ``(B, T)``, padded at the end."""
         kwargs = {name: v for name, v in options.items() if name not in _NOT_FOR_FORWARD}
-        going, on_cpu = list(range(len(self.drafters))), input_ids.device.type == "cpu"
+        going, on_cpu = self.drafters, input_ids.device.type == "cpu"
         self.scheduler.suit(len(going), on_cpu, not on_cpu if self.trees is None else self.trees)
-        each = len(going) // len(input_ids)
+        prompts = torch.arange(len(input_ids)).repeat_interleave(len(going) // len(input_ids)).tolist()
         opening = self._opening()
+        fed = [self.scheduler.plan(opening, [token]) for token in input_ids[prompts, -1].tolist()]
         mask = kwargs.get("attention_mask")
         lengths = (torch.ones_like(input_ids) if mask is None else mask).sum(-1).tolist()
-        out = model(**_first_inputs(model, input_ids, kwargs, opening), return_dict=True)
+        inputs = _first_inputs(model, input_ids, kwargs, fed[0].tokens[1:])
+        out = model(**inputs, return_dict=True)
         # From here on the prompt's last token is the first of those that were just read.
         cache = BatchCache(model, out.past_key_values, [length - 1 for length in lengths],
                            before=input_ids.shape[1] - 1)
-        cache.repeat(each)
-        logits = _indexable(out.logits[:, -1 - len(opening):])
-        cache.keep([self.drafters[row].accept(DraftTree([int(input_ids[row // each, -1]), *opening]),
-                                              logits[row // each]) for row in going])
-        while rows := [row for row in going if not self.drafters[row].over]:
-            cache.select([going.index(row) for row in rows])
-            going = rows
-            fed = [self.drafters[row].feed() for row in going]
+        cache.take(prompts)
+        logits = _indexable(out.logits[:, -len(fed[0].tokens):])
+        logits = [logits[prompt] for prompt in prompts]
+        while True:
+            cache.keep([one.accept(tree, scores) for one, tree, scores in zip(going, fed, logits)])
+            rows = [row for row, one in enumerate(going) if not one.over]
+            if not rows:
+                break
+            cache.take(rows)
+            going = [going[row] for row in rows]
+            fed = [one.feed() for one in going]
             logits = _indexable(cache.forward(model, fed))
-            for row in going:
-                self.drafters[row].sequence.trace.passes += 1
-            cache.keep([self.drafters[row].accept(*one) for row, *one in zip(going, fed, logits)])
-        return self._joined(input_ids.repeat_interleave(each, 0))
+            for one in going:
+                one.sequence.trace.passes += 1
+        sequences = [one.sequence for one in self.drafters]
+        answers = pad_sequence([torch.tensor(one.ids) for one in sequences], batch_first=True,
+                               padding_value=sequences[0].tokenizer.pad_token_id)
+        return torch.cat([input_ids[prompts], answers.to(input_ids)], -1)
 
-    def _opening(self) -> list[int]:
+    def _opening(self) -> list[Guess]:
         """A guess at how the answers begin, to be read along with the prompts."""
-        if any(drafter.sequence.ids for drafter in self.drafters):  # what is written is part of the prompt
+        sequences = [one.sequence for one in self.drafters]
+        if any(one.ids for one in sequences):  # what is written is part of the prompt
             return []
-        return next(filter(None, [drafter.opening() for drafter in self.drafters]), [])
-
-    def _joined(self, input_ids: torch.Tensor) -> torch.Tensor:
-        written = [drafter.sequence.ids for drafter in self.drafters]
-        longest = min(max(map(len, written)), self.limit)
-        pad = self.drafters[0].sequence.tokenizer.pad_token_id
-        rows = [(ids + [pad] * longest)[:longest] for ids in written]
-        return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], -1)
+        return self.scheduler.sentence(()) if any(one.grammar for one in sequences) else []
 
 
 def _first_inputs(model, input_ids: torch.Tensor, kwargs: dict, opening: list[int]) -> dict:
@@ -632,17 +544,10 @@ class BatchCache:
     def device(self) -> torch.device:
         return self.cache.layers[0].keys.device
 
-    def repeat(self, times: int) -> None:
-        """Copy every row, for several answers to one prompt."""
-        if times > 1:
-            self._take([row for row in range(len(self.lengths)) for _ in range(times)])
-
-    def select(self, rows: list[int]) -> None:
-        """Keep some rows of the batch."""
-        if len(rows) < len(self.lengths):
-            self._take(rows)
-
-    def _take(self, rows: list[int]) -> None:
+    def take(self, rows: list[int]) -> None:
+        """Keep some rows of the batch, or copy them, for several answers to one prompt."""
+        if rows == list(range(len(self.lengths))):
+            return
         at = torch.tensor(rows)
         self.cache.batch_select_indices(at.to(self.device))
         if getattr(self.inner, "rope_deltas", None) is not None:  # M-RoPE's, one for each row
@@ -651,33 +556,25 @@ class BatchCache:
 
     def forward(self, model, fed: list[DraftTree]) -> torch.Tensor:
         """Logits after every token fed, float ``(B, longest, vocabulary)``."""
-        longest, device = max(len(tree.tokens) for tree in fed), self.device
-        self.before = self.cache.get_seq_length()
-        ids = torch.zeros((len(fed), longest), dtype=torch.long)
-        steps = torch.arange(longest).repeat(len(fed), 1)
-        for row, tree in enumerate(fed):
-            ids[row, :len(tree.tokens)] = torch.tensor(tree.tokens)
-            steps[row, :len(tree.tokens)] = torch.tensor(tree.depths())
+        device, self.before = self.device, self.cache.get_seq_length()
+        ids = pad_sequence([torch.tensor(tree.tokens) for tree in fed], batch_first=True)
+        seen = [torch.from_numpy(tree.ancestors()) for tree in fed]
+        steps = pad_sequence([one.sum(-1) - 1 for one in seen], batch_first=True)
         places = (torch.tensor(self.lengths)[:, None] + steps).to(device)
         if (deltas := getattr(self.inner, "rope_deltas", None)) is not None:
             places = (places + deltas.to(device))[None].expand(3, -1, -1)  # M-RoPE's three axes
-        return model(input_ids=ids.to(device), attention_mask=self._mask(fed, longest).to(device),
-                     use_cache=True, past_key_values=self.cache, return_dict=True,
-                     position_ids=places).logits
+        return model(input_ids=ids.to(device), attention_mask=self._mask(seen).to(device), use_cache=True,
+                     past_key_values=self.cache, return_dict=True, position_ids=places).logits
 
-    def _mask(self, fed: list[DraftTree], longest: int) -> torch.Tensor:
-        """Who is seen: int64 ``(B, T)`` where all drafts are chains, else bool ``(B, 1, longest, T)``."""
-        if all(tree.is_chain for tree in fed):
-            mask = torch.zeros((len(fed), self.before + longest), dtype=torch.long)
-            for row, (tree, length) in enumerate(zip(fed, self.lengths)):
-                mask[row, self.before - length:self.before + len(tree.tokens)] = 1
-            return mask
-        mask = torch.zeros((len(fed), 1, longest, self.before + longest), dtype=torch.bool)
+    def _mask(self, seen: list[torch.Tensor]) -> torch.Tensor:
+        """Who is seen, bool ``(B, 1, longest, T)``, given who is among the tokens fed."""
+        longest = max(map(len, seen))
+        mask = torch.zeros((len(seen), 1, longest, self.before + longest), dtype=torch.bool)
         mask[..., self.before:] = torch.eye(longest, dtype=torch.bool)  # padding sees itself
-        for row, (tree, length) in enumerate(zip(fed, self.lengths)):
-            n = len(tree.tokens)
+        for row, (among, length) in enumerate(zip(seen, self.lengths)):
+            n = len(among)
             mask[row, 0, :n, self.before - length:self.before] = True
-            mask[row, 0, :n, self.before:self.before + n] = torch.from_numpy(tree.ancestors())
+            mask[row, 0, :n, self.before:self.before + n] = among
         return mask
 
     def keep(self, kept: list[list[int]]) -> None:

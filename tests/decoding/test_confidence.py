@@ -6,13 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from toy_tokenizer import LABELS, PATTERNS, ColumnRLE, Toy
 
 from t4s_helpers.codec.encodings import FullLength, ImageRLE, RowRLE, get_encoding
 from t4s_helpers.data.registry import load
 from t4s_helpers.decoding.confidence import (
-    Confidence, ConfidenceError, answer_confidence, best_expected_iou, best_grid, best_mask, cell_confidence,
-    expected_ious, softmax,
+    Confidence, answer_confidence, best_expected_iou, best_grid, best_mask, cell_confidence, expected_ious,
 )
 from t4s_helpers.decoding.constrained import Choice
 from t4s_helpers.decoding.generate import DecodingError, answer_samples
@@ -114,9 +114,9 @@ def test_a_sure_model_is_known_throughout():
 def test_choices_of_another_answer_are_refused():
     grammar = Grammar(Toy().ids, LABELS[:1], get_encoding("rrle", (3, 5)))
     _, cells, choices = write(grammar, Model(1.0, 3))
-    with pytest.raises(ConfidenceError, match="no run"):
+    with pytest.raises(DecodingError, match="no run"):
         cell_confidence(grammar, choices, np.zeros((3, 5), int))
-    with pytest.raises(ConfidenceError, match="3x5 cells"):
+    with pytest.raises(DecodingError, match="3x5 cells"):
         cell_confidence(grammar, choices, cells.reshape(3, 5)[:2])
 
 

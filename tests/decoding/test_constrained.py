@@ -13,8 +13,8 @@ from t4s_helpers.codec.encodings import SEG_CLOSE, SEG_OPEN, get_encoding
 from t4s_helpers.codec.parsing import parse
 from t4s_helpers.data.registry import load
 from t4s_helpers.decoding.confidence import answer_confidence
-from t4s_helpers.decoding.constrained import ConstrainedSequence, ConstraintError
-from t4s_helpers.decoding.generate import answer_samples
+from t4s_helpers.decoding.constrained import ConstrainedSequence
+from t4s_helpers.decoding.generate import DecodingError, answer_samples
 from t4s_helpers.decoding.grammar import grammar_of
 from t4s_helpers.model.backbones import load_backbone
 
@@ -132,5 +132,5 @@ def test_a_model_that_only_chats_is_brought_to_the_tag():
         sequence.push(sequence.choose(chat))
     text = encoder.tokenizer.decode(sequence.ids, skip_special_tokens=True)
     assert sequence.finished and parse(text, ["star"], encoding)[1].ok
-    with pytest.raises(ConstraintError, match="not numbers"):
+    with pytest.raises(DecodingError, match="not numbers"):
         ConstrainedSequence(encoder, None).choose(chat * float("nan"))

@@ -14,27 +14,18 @@ from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.data.refer import load_refer
 from t4s_helpers.decoding.grammar import START, Grammar
 from t4s_helpers.decoding.speculative import (
-    GPU_OVERHEAD, GPU_TREE, Draft, DraftScheduler, DraftTree, Guess, Part, chain, rest_of_row, row_runs,
+    GPU_OVERHEAD, GPU_TREE, Draft, DraftScheduler, DraftTree, Guess, rest_of_row,
 )
 
-rows = st.lists(st.integers(0, 3), min_size=1, max_size=20)
 
-
-@given(rows, st.data())
-def test_the_rest_of_a_row_ends_with_it_and_neighbours_differ(above, data):
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20).map(np.array), st.data())
+def test_the_rest_of_a_row_begins_with_another_label(above, data):
     col = data.draw(st.integers(0, len(above) - 1))
     last = data.draw(st.integers(-1 if col == 0 else 0, 3))
     first = data.draw(st.none() | st.integers(0, 3).filter(lambda k: k != last))
-    runs = rest_of_row(row_runs(above), col, last, first)
-    labels, ends = zip(*runs)
-    assert ends[-1] == len(above) and ends[0] > col and list(ends) == sorted(set(ends))
-    assert all(a != b for a, b in zip((last, *labels), labels))
-    assert first is None or labels[0] == first
-
-
-def test_a_row_without_news_repeats_the_one_above():
-    above = [(0, 3), (1, 8), (0, 16)]
-    assert rest_of_row(above, 0, -1) == above
+    rest = rest_of_row(above, col, last, first)
+    assert len(rest) == len(above) - col and rest[0] != last and first in (None, rest[0])
+    assert np.array_equal(rest_of_row(above, 0, -1), above)  # a row without news repeats the one above
 
 
 FAR = 1e9
@@ -101,7 +92,7 @@ def test_real_masks_take_few_passes(side, most, most_in_trees):
 
 def likeliest(guesses: list[Guess]) -> list[int]:
     """Tokens of the first guess, of the first one behind it, and so on."""
-    return [*guesses[0].part.ids, *likeliest(guesses[0].follow())] if guesses else []
+    return [*guesses[0].ids, *likeliest(guesses[0].follow())] if guesses else []
 
 
 @pytest.mark.parametrize(("bottom", "expected"), [
@@ -116,24 +107,28 @@ def test_below_the_box_a_draft_holds_nothing(bottom, expected):
     assert toy.text(likeliest(draft.guesses(state, 9))) == "\n".join(expected) + SEG_CLOSE
 
 
+def choices(*guesses: Guess, depth: int = 3) -> list[Guess]:
+    """The same choice between guesses, several times over."""
+    def follow():
+        return choices(*guesses, depth=depth - 1)
+
+    return [one._replace(follow=follow) for one in guesses] if depth else []
+
+
 def test_a_draft_reaches_as_far_as_it_pays():
-    parts = [Part((1, 2, 3), 0.8)] * 20
-    reach = [len(DraftScheduler(overhead).plan(chain(iter(parts))).tokens) // 3
-             for overhead in (0.01, 2.0, 40.0, 1e6)]
+    guesses = choices(Guess((1, 2, 3), 0.8), depth=20)
+    reach = [len(DraftScheduler(overhead).plan(guesses).tokens) // 3 for overhead in (0.01, 2.0, 40.0, 1e6)]
     assert reach[0] == 1 and reach == sorted(reach) and reach[1] < reach[2] < reach[3] == 20
+    behind = DraftScheduler(0.01).plan(guesses, [7, 8])  # what the model has not read comes first
+    assert behind.tokens == [7, 8, 1, 2, 3] and behind.parents == [-1, 0, 1, 2, 3]
     assert DraftScheduler(1.0).plan([]).tokens == []
 
 
-def choices(*parts, depth: int = 3) -> list[Guess]:
-    """The same choice between parts, several times over."""
-    return [Guess(part, lambda: choices(*parts, depth=depth - 1)) for part in parts] if depth else []
-
-
 def test_a_tree_holds_the_likeliest_drafts_and_shares_their_beginnings():
-    likely, other = Part((1, 2), 0.6), Part((1, 3), 0.3)
+    likely, other = Guess((1, 2), 0.6), Guess((1, 3), 0.3)
     assert DraftScheduler(1e6).plan(choices(likely, other)).tokens == [1, 2] * 3  # no tree
     tree = DraftScheduler(1e6, 100).plan(choices(likely, other))
-    assert len(tree.tokens) == 3 * (1 + 2 + 4) and not tree.is_chain
+    assert len(tree.tokens) == 3 * (1 + 2 + 4)
     assert tree.child(-1, 1) == 0 and tree.tokens[tree.child(0, 3)] == 3
     small = DraftScheduler(1e6, 6).plan(choices(likely, other))
     assert 6 <= len(small.tokens) < 9 and small.tokens[:2] == [1, 2]
@@ -143,35 +138,32 @@ def test_who_stands_before_whom_in_a_tree():
     tree = DraftTree([5, 6])
     left, right = tree.add(1, [7, 8]), tree.add(1, [9])
     assert (left, right) == (3, 4) and tree.add(-1, [5, 6, 7]) == 2  # known already
-    assert tree.parents == [-1, 0, 1, 2, 1] and tree.depths() == [0, 1, 2, 3, 2]
+    assert tree.parents == [-1, 0, 1, 2, 1]
     assert tree.ancestors().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    assert DraftTree([1, 2]).is_chain and not tree.is_chain
 
 
 def test_the_scheduler_learns_which_guesses_hold():
-    scheduler, edge, row = DraftScheduler(40.0), Part((1, 2, 3), "edge"), Part((4, 5), "row")
+    scheduler, row = DraftScheduler(40.0), Guess((4, 5), "row")
+    edge = Guess((1, 2, 3), "edge", lambda: [row])
     before = scheduler.chance(edge), scheduler.chance(row)
     for _ in range(50):
-        tree = scheduler.plan(chain(iter([row, edge, row])))
+        tree = scheduler.plan([row._replace(follow=lambda: [edge])])
         scheduler.learn(tree, [0, 1, 2, 3])  # the edge is refused, and nothing is known of what follows
     assert scheduler.chance(edge) < 0.2 < before[0] and scheduler.chance(row) > before[1]
     held, of = scheduler.counts["row"]
     assert held - 9 == of - 10 >= 50 >= scheduler.counts["edge"][1] - 10
-
-
-def test_the_scheduler_learns_of_alternatives():
-    scheduler, edge, shorter = DraftScheduler(1e6, 50), Part((1, 3), "edge"), Part((1, 2), "shorter")
+    trees = DraftScheduler(1e6, 50)  # of two alternatives, the second one holds
     for _ in range(20):
-        tree = scheduler.plan(choices(edge, shorter, depth=1))
-        scheduler.learn(tree, [0, tree.child(0, 2)])
-    assert scheduler.counts["edge"] == [7, 30] and scheduler.counts["shorter"] == [21, 28]
+        tree = trees.plan([Guess((1, 3), "edge"), Guess((1, 2), "shorter")])
+        trees.learn(tree, [0, tree.child(0, 2)])
+    assert trees.counts["edge"] == [7, 30] and trees.counts["shorter"] == [21, 28]
 
 
 def test_sentences_are_drafted_from_those_before():
     scheduler = DraftScheduler()
-    assert scheduler.sentence(()) is None
+    assert scheduler.sentence(()) == scheduler.sentence((7,)) == []
     scheduler.sentences += [(7, 1, 9), (7, 2, 9), (7, 2, 9), (5, 9)]
-    assert scheduler.sentence(()) == Part((7, 2, 9), "sentence")
-    assert scheduler.sentence((5,)).ids == (9,) and scheduler.sentence((7, 3)).ids == (9,)
-    assert scheduler.sentence((7, 2, 9)) is None
+    for said, rest in (((), (7, 2, 9)), ((5,), (9,)), ((7, 3), (9,))):
+        assert scheduler.sentence(said) == [Guess(rest, "sentence")]
+    assert scheduler.sentence((7, 2, 9)) == []
