@@ -221,7 +221,7 @@ def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
         for code in codes:
             _check_code(code, size)
         return
-    if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in codes):
+    if not all(_are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in codes):
         raise ValueError("has a polygon that is no list of pairs x, y of numbers; mend it.")
     usable = _drawable(codes)
     if not usable:
@@ -229,7 +229,7 @@ def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
     _check_extent(usable, size)
 
 
-def are_numbers(values: Any) -> bool:
+def _are_numbers(values: Any) -> bool:
     """Whether this is a sequence of finite numbers."""
     return (isinstance(values, Sequence) and all(isinstance(n, (int, float)) for n in values)
             and all(map(math.isfinite, values)))

@@ -15,15 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from shared_data import shared_data
 
-from t4s_helpers.data import SampleError
-from t4s_helpers.data.coco import (
-    AnnotationMasks,
-    draw_outline,
-    load_coco,
-    are_numbers,
-    read_annotations,
-    read_runs,
-)
+from t4s_helpers.data import SampleError, load
+from t4s_helpers.data.coco import AnnotationMasks, draw_outline, load_coco, read_annotations, read_runs
 
 H, W = 20, 30
 
@@ -245,7 +238,7 @@ def test_names_missing_files(tmp_path):
 def test_real_photos_agree_with_pycocotools():
     where = shared_data("coco_pool")
     reference = COCO(where / "instances.json")
-    samples = load_coco(where)
+    samples = load(where)
     assert len(samples) == len({a["image_id"] for a in reference.anns.values()})
     assert sum(len(s.meta["ann_ids"]) for s in samples) == len(reference.anns)
     for sample in samples:
@@ -268,10 +261,3 @@ def test_polygons_are_drawn_as_pycocotools_draws_them(shapes):
     drawn = coco_mask.decode(code).astype(bool)
     mask = draw_outline(polygons, (28, 38))
     assert np.array_equal(mask, drawn) or (not drawn.any() and mask.sum() == 1)
-
-
-def test_numbers_of_other_kinds_are_numbers_too():
-    """Annotations made in Python may hold NumPy's."""
-    square = [np.float64(n) for n in (1, 1, 3, 1, 3, 3, 1, 3)]
-    assert are_numbers(square) and not are_numbers([*square, float("nan")])
-    assert not are_numbers(["1", "2"]) and not are_numbers(7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from shared_data import shared_data
 
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data import load
@@ -56,16 +55,11 @@ def test_a_mask_of_another_size_is_found_when_the_picture_is_read(folder):
 
 
 def test_a_missing_file_or_column_is_named(folder):
-    with pytest.raises(SampleError, match="nothing.csv"):
-        load_own(folder / "nothing.csv")
+    for name in ("nothing.csv", "instances.json"):
+        with pytest.raises(SampleError, match=name):
+            load_own(folder / name)
     with pytest.raises(SampleError, match="no column mask"):
         load_own(write(folder, "a.png,b", header="image,expression"))
-
-
-def test_either_form_is_read_by_one_name(folder, tmp_path):
-    assert load_own(write(folder, "a.png,the dog,m.png"))[0].labels == ("the dog",)
-    with pytest.raises(SampleError, match="instances.json"):
-        load_own(tmp_path / "coco")
 
 
 def test_own_data_is_trained_on(folder):
@@ -75,10 +69,3 @@ def test_own_data_is_trained_on(folder):
     assert mixture.image(4).shape == (20, 30, 3)
     told = [mixture.turns(k)[0].text for k in range(5)]
     assert "the dog *" in told[0] and "the cat" not in told[1] and told[0] == told[2]
-
-
-def test_a_coco_folder_is_trained_on():
-    """A pool of real photos, where it is there."""
-    samples = load(shared_data("coco_pool"))
-    mixture = SampleMixture(samples, 2, encoding=get_encoding(grid_size=8))
-    assert len(samples) > 1 and all(mixture.turns(k)[0].labels for k in range(2))
