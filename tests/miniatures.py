@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
+from scipy.io import savemat
 
 H, W = 12, 16
 
 
-def put_image(path, values, mode=None):
+def put_image(path, values, palette=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.asarray(values)
-    image = Image.fromarray(values.astype(np.uint8))
-    if mode == "P":
-        image = Image.fromarray(values.astype(np.uint8), "P")
-        image.putpalette([n % 256 for n in range(768)])
+    image = Image.fromarray(np.asarray(values).astype(np.uint8))
+    if palette:
+        image.putpalette(palette)
     image.save(path)
 
 
@@ -42,21 +40,21 @@ def ade(root, values, stem="ADE_val_00000001", split="validation"):
     put_image(root / "annotations" / split / f"{stem}.png", values)
 
 
-def voc(root, values, stem="2007_000033"):
+def listed(root, kind, stem):
     photo(root / "JPEGImages" / f"{stem}.jpg")
-    put_image(root / "SegmentationClass" / f"{stem}.png", values, "P")
-    path = root / "ImageSets" / "Segmentation" / "val.txt"
+    path = root / "ImageSets" / kind / "val.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{stem}\n")
+
+
+def voc(root, values, stem="2007_000033"):
+    listed(root, "Segmentation", stem)
+    put_image(root / "SegmentationClass" / f"{stem}.png", values, [n % 256 for n in range(768)])
 
 
 def context(root, values, folder, stem="2008_000002"):
-    photo(root / "JPEGImages" / f"{stem}.jpg")
-    path = root / "ImageSets" / "SegmentationContext" / "val.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{stem}\n")
+    listed(root, "SegmentationContext", stem)
     if folder == "trainval":
-        savemat = pytest.importorskip("scipy.io").savemat
         (root / folder).mkdir()
         savemat(root / folder / f"{stem}.mat", {"LabelMap": np.asarray(values, np.uint16)})
     else:
