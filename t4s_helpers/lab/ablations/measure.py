@@ -279,8 +279,7 @@ def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], encod
 
 
 def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24, 32),
-               encodings: Sequence[str] = tuple(ENCODINGS), word: str | None = None,
-               rule: str = "area") -> pd.DataFrame:
+               encodings: Sequence[str] = tuple(ENCODINGS), word: str | None = None) -> pd.DataFrame:
     """Tokens of the true descriptor of every sample; no model.
 
     Args:
@@ -294,7 +293,7 @@ def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24
     for sample in samples:
         labels = sample.labels if word is None else (word,)
         for side in grid_sizes:
-            grid = sample.grid(side, rule)
+            grid = sample.grid(side)
             for name in encodings:
                 text = get_encoding(name, side).encode(grid, labels)
                 rows.append({"id": sample.id, "encoding": name, "grid": side,

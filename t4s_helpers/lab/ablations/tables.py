@@ -100,8 +100,7 @@ def with_gaps(table: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
     return out.assign(status=np.where(out["status"] == "both", "measured", NOT_TRAINED))
 
 
-def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.inf),
-                cells: int = 256) -> pd.DataFrame:
+def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.inf)) -> pd.DataFrame:
     """Rows with ``size``: how many cells of a 16 x 16 grid the true mask would fill.
 
     Args:
@@ -113,7 +112,7 @@ def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.in
     """
     names = [f"{low:g} to {high:g} cells" if np.isfinite(high) else f"{low:g} cells and more"
              for low, high in pairwise(edges)]
-    filled = cells * rows["target"] / rows["pixels"]
+    filled = 256 * rows["target"] / rows["pixels"]
     return rows.assign(size=pd.cut(filled, list(edges), right=False, labels=names).astype(str))
 
 

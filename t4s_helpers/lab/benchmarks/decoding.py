@@ -243,15 +243,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line says, and print how much faster ``fast`` is."""
     args = _parser().parse_args(arguments)
     backbone = load_backbone(args.backbone, adapter=args.adapter or None)
     table = fill_table(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh)
     if (table["mode"] == "fast").any():
         print(speedups(table).round(1).to_string(index=False))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as the command line says, and print what the tables say of the targets."""
     args = _parser().parse_args(arguments)
     if not (torch.cuda.is_available() or args.shrunk):
@@ -267,13 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.shapes = args.shapes or (list(SHAPES) if args.what == "train" else ["llava-1.5-7b"])
     if args.what == "train":
         fill_table(training_jobs(args), args.out / "training.csv", args.fresh)
-        return 0
+        return
     table = fill_table(decoding_jobs(args), args.out / "decoding.csv", args.fresh)
     if len(found := verdicts(table)):
         print("over_plain: times faster than plain at 16 x 16; fine_over_plain: 32 x 32 with drafts, as a "
               f"share of plain 16 x 16\n{found.round(2).to_string(index=False)}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
