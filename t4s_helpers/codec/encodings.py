@@ -251,47 +251,35 @@ class Encoding:
         lines = body.split(line_break) if self.breaks_rows else [body]
         if len(lines) != self.lines[0]:
             raise DescriptorError(f"the text has {len(lines)} rows, the grid needs {self.lines[0]}")
-        read = self._read_runs if self.counts_runs else self._read_cells
-        return self.restore(read([line.split(bar) for line in lines], index).reshape(self.lines))
-
-    def _read_runs(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
-        """Grid value of every cell, from lines of runs; refuses what `encode` does not write."""
         values: list[int] = []
         counts: list[int] = []
-        width = self.lines[1]
-        for line in lines:
-            before, total, last = len(values), 0, -1
-            for run in line:
-                word, star, digits = run.rpartition(" *")
-                k, count = index.get(word, -1), _COUNT_VALUE.get(digits, 0)
-                if k < 0 or count == 0 or k == last:
-                    fault = ("has no valid count: write 'label *count'" if not (star and count)
-                             else f"has the unknown label {word[:80]!r}" if k < 0
-                             else "repeats the label of the run before it")
-                    where = f"run {len(values) - before + 1} ({run[:80]!r})"
-                    raise DescriptorError(f"{_row(lines, line)}{where} {fault}")
-                values.append(k)
-                counts.append(count)
-                total += count
-                last = k
-            if total != width:
-                raise DescriptorError(f"{_row(lines, line)}the counts sum to {total} instead of {width}")
-        return np.repeat(np.array(values, np.int32), counts)
+        for row, line in enumerate(lines, 1):
+            where = f"row {row}, " if self.breaks_rows else ""
+            self._read_line(line.split(bar), index, where, values, counts)
+        return self.restore(np.repeat(np.array(values, np.int32), counts).reshape(self.lines))
 
-    def _read_cells(self, lines: list[list[str]], index: dict[str, int]) -> np.ndarray:
-        """The same from lines of labels, one per cell."""
-        values: list[int] = []
-        for words in lines:
-            for word in words:
-                if word not in index:
-                    row, col = divmod(len(values), self.cols)
-                    raise DescriptorError(
-                        f"row {row + 1}, cell {col + 1} has the unknown label {word[:80]!r}")
-                values.append(index[word])
-            if len(words) != self.lines[1]:
-                raise DescriptorError(f"{_row(lines, words)}the text has {len(words)} labels, "
-                                      f"the {self.rows}x{self.cols} grid needs {self.lines[1]}")
-        return np.array(values, np.int32)
+    def _read_line(self, runs: list[str], index: dict[str, int], where: str,
+                   values: list[int], counts: list[int]) -> None:
+        """Append the value and the length of each run; refuse what `encode` does not write."""
+        total, last = 0, -1
+        for n, run in enumerate(runs, 1):
+            word, count = run, 1
+            if self.counts_runs:
+                word, star, digits = run.rpartition(" *")
+                count = _COUNT_VALUE.get(digits, 0) if star else 0
+            k = index.get(word, -1)
+            if k < 0 or count == 0 or k == last:
+                fault = ("has no valid count: write 'label *count'" if count == 0
+                         else f"has the unknown label {word[:80]!r}" if k < 0
+                         else "repeats the label of the run before it")
+                raise DescriptorError(f"{where}{'run' if self.counts_runs else 'cell'} {n} "
+                                      f"({run[:80]!r}) {fault}")
+            values.append(k)
+            counts.append(count)
+            total += count
+            last = k if self.counts_runs else -1
+        if total != self.lines[1]:
+            raise DescriptorError(f"{where}the text describes {total} cells instead of {self.lines[1]}")
 
 
 class FullLength(Encoding):
@@ -351,12 +339,6 @@ def wrap(text: str, sentence: str) -> str:
 
 def _separators(spaced: bool) -> tuple[str, str]:
     return ("| ", "\n ") if spaced else ("|", "\n")
-
-
-def _row(lines: list[list[str]], line: list[str]) -> str:
-    """Which row a fault is in, for an error; nothing where the text has no rows."""
-    at = next(r for r, other in enumerate(lines, 1) if other is line)
-    return f"row {at}, " if len(lines) > 1 else ""
 
 
 def _runs(cells: np.ndarray) -> Iterator[tuple[int, int, bool]]:

@@ -60,28 +60,6 @@ def check_grid(grid: np.ndarray, n_labels: int) -> np.ndarray:
     return array
 
 
-def cell_coverage(masks: Masks, grid_size: GridSize) -> np.ndarray:
-    """Share of each grid cell that each mask covers.
-
-    Exact fractional area, also where the image's sides are no multiples of the grid's, or smaller.
-
-    Args:
-        masks: bool ``(L, H, W)``, or a list of ``L`` arrays ``(H, W)``.
-        grid_size: see `parse_grid_size`.
-
-    Returns:
-        float32 ``(L, rows, cols)``, values in ``[0, 1]``.
-
-    >>> cell_coverage([np.array([[1, 0, 0]], bool)], (1, 2)).tolist()
-    [[[0.6666666865348816, 0.0]]]
-    """
-    rows, cols = parse_grid_size(grid_size)
-    stack = _as_stack(masks)
-    cell = stack[0].size if stack else 1
-    share = _covered(stack, rows, cols) / cell
-    return share.astype(np.float32).reshape(len(stack), rows, cols)
-
-
 def masks_to_grid(masks: Masks, grid_size: GridSize = 16, rule: str = "area",
                   owners: Sequence[int] | None = None) -> np.ndarray:
     """Label grid of a set of masks.
@@ -185,7 +163,13 @@ def overlap(pred: np.ndarray, target: np.ndarray) -> tuple[int, int, int]:
     >>> overlap(np.array([[True, True, False]]), np.array([[False, True, True]]))
     (1, 2, 2)
     """
-    pred, target = _check_mask(pred, "predicted"), _check_mask(target, "true")
+    pred, target = np.asarray(pred), np.asarray(target)
+    for name, mask in (("predicted", pred), ("true", target)):
+        if mask.ndim != 2:
+            raise ValueError(f"The {name} mask must be (height, width), its shape is {mask.shape}.")
+        if mask.dtype != np.bool_:
+            raise ValueError(f"The {name} mask must be boolean, but its type is {mask.dtype}: "
+                             "compare it first, for example `mask > 0`.")
     if pred.shape != target.shape:
         ours, true = ("x".join(map(str, mask.shape)) for mask in (pred, target))
         raise ValueError(f"The predicted mask is {ours} (height x width) but the true mask is {true}: "
@@ -224,27 +208,16 @@ def box_iou(a: Sequence[float] | None, b: Sequence[float] | None) -> float:
     return float(both / union)
 
 
-def _check_mask(mask: np.ndarray, name: str) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
-        raise ValueError(f"The {name} mask must be (height, width), its shape is {mask.shape}.")
-    if mask.dtype != np.bool_:
-        raise ValueError(f"The {name} mask must be boolean, but its type is {mask.dtype}: "
-                         "compare it first, for example `mask > 0`.")
-    return mask
-
-
-def _check_box(box: Sequence[float] | None, name: str) -> tuple[float, float, float, float] | None:
+def _check_box(box: Sequence[float] | None, name: str) -> Sequence[float] | None:
     if box is None:
         return None
     values = np.asarray(box, dtype=float)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise ValueError(f"The {name} box must be four finite numbers (x0, y0, x1, y1), got {box}.")
-    x0, y0, x1, y1 = values.tolist()
-    if x1 <= x0 or y1 <= y0:
+    if values[2] <= values[0] or values[3] <= values[1]:
         raise ValueError(f"The {name} box {box} has no area: boxes are (x0, y0, x1, y1) with x0 < x1 and "
                          "y0 < y1; COCO's (x, y, width, height) must be converted first.")
-    return x0, y0, x1, y1
+    return values.tolist()
 
 
 def _as_stack(masks: Masks) -> list[np.ndarray]:

@@ -5,20 +5,13 @@ The strict counterpart, for text that `Encoding.encode` wrote, is `Encoding.deco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .encodings import (
-    SEG_CLOSE,
-    SEG_OPEN,
-    DescriptorError,
-    Encoding,
-    Vocabulary,
-    fold,
-    unescape_label,
-    vocabulary,
+    SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
 )
 
 _SHOWN = 80  # characters of an unknown label that the report keeps
@@ -75,16 +68,11 @@ class ParseReport:
         >>> parse("<seg>dog *2", ["dog"], get_encoding("rrle", 2))[1].verdict
         'no </seg>'
         """
-        found = (
-            (not self.ok and not self.found_seg and self.rows_found == 0, "no descriptors"),
-            (self.found_seg and not self.closed, f"no {SEG_CLOSE}"),
-            (self.rows_padded or self.rows_dropped, "wrong rows"),
-            (self.cells_padded or self.cells_dropped, "wrong row length"),
-            (self.bad_runs, "bad count"),
-            (self.unknown, "unknown label"),
-            (not self.ok, "other fault"),
-        )
-        return next((name for fault, name in found if fault), "well-formed")
+        if self.ok:
+            return "well-formed"
+        if not self.found_seg and self.rows_found == 0:
+            return "no descriptors"
+        return next((verdict for verdict, _ in self._faults() if verdict), "other fault")
 
     def summary(self) -> str:
         """The report in one sentence.
@@ -96,26 +84,27 @@ class ParseReport:
         if self.ok:
             extra = ", and every cell is others" if self.no_target else ""
             return f"Well-formed: {_count(self.rows_found, 'row')} read as written{extra}."
-        return f"Malformed: {', '.join(self._faults())}."
+        return f"Malformed: {', '.join(told for _, told in self._faults())}."
 
-    def _faults(self) -> list[str]:
-        faults = []
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Verdict and words of each fault; prose before bare descriptors has no verdict of its own."""
         if self.before and not self.found_seg:
-            faults.append(f"text without {SEG_OPEN}")
+            yield "", f"text without {SEG_OPEN}"
         if self.found_seg and not self.closed:
-            faults.append(f"no {SEG_CLOSE}")
-        for number, noun, what in (
-            (self.rows_padded, "row", "missing"), (self.rows_dropped, "row", "too many"),
-            (self.cells_padded, "cell", "missing"), (self.cells_dropped, "cell", "too many"),
-            (self.bad_runs, "run", "with a bad count"),
+            yield f"no {SEG_CLOSE}", f"no {SEG_CLOSE}"
+        for verdict, number, noun, what in (
+            ("wrong rows", self.rows_padded, "row", "missing"),
+            ("wrong rows", self.rows_dropped, "row", "too many"),
+            ("wrong row length", self.cells_padded, "cell", "missing"),
+            ("wrong row length", self.cells_dropped, "cell", "too many"),
+            ("bad count", self.bad_runs, "run", "with a bad count"),
         ):
             if number:
-                faults.append(f"{_count(number, noun)} {what}")
+                yield verdict, f"{_count(number, noun)} {what}"
         if self.unknown:
             names = ", ".join(f"{name!r} x{n}" for name, n in list(self.unknown.items())[:3])
             more = len(self.unknown) - 3
-            faults.append(f"unknown labels: {names}" + (f" and {more} more" if more > 0 else ""))
-        return faults
+            yield "unknown label", f"unknown labels: {names}" + (f" and {more} more" if more > 0 else "")
 
 
 def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndarray, ParseReport]:
@@ -153,10 +142,7 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
         report.rows_found = _n_rows(encoding)
     except DescriptorError:
         grid = _repair(body, words, encoding, report)
-    prose = report.before and not report.found_seg
-    repaired = (report.rows_padded or report.rows_dropped or report.cells_padded
-                or report.cells_dropped or report.bad_runs or report.unknown)
-    report.ok = not (torn or prose or repaired)
+    report.ok = not torn and not any(report._faults())
     report.no_target = report.ok and not grid.any()
     return grid, report
 
@@ -197,7 +183,7 @@ def _n_rows(encoding: Encoding) -> int:
 
 def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> np.ndarray:
     """Read what can be read."""
-    lines = _without_blank_ends(body.split("\n"))
+    lines = body.strip().split("\n") if body.strip() else []
     if not report.found_seg:
         lines = _skip_prose(lines, words, report)
     cells = np.zeros(encoding.lines, np.int32)
@@ -226,11 +212,6 @@ def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encodin
         report.cells_dropped += max(asked - width, 0)
     report.rows_padded = max(rows - len(lines), 0)
     report.rows_dropped += max(len(lines) - rows, 0)
-
-
-def _without_blank_ends(lines: list[str]) -> list[str]:
-    full = [i for i, line in enumerate(lines) if line.strip()]
-    return lines[full[0]: full[-1] + 1] if full else []
 
 
 def _skip_prose(lines: list[str], words: Vocabulary, report: ParseReport) -> list[str]:
