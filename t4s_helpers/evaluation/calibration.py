@@ -1,8 +1,7 @@
 """Calibration: does what is stated with a probability of 0.8 come true four times in five?
 
 Reliability diagram and expected calibration error (Naeini et al., 2015; Guo et al., 2017, "On calibration
-of modern neural networks", equations 2 and 3), over cells of label grids or anything else with a
-probability and an outcome. NumPy alone.
+of modern neural networks", equations 2 and 3), over cells of label grids, say. NumPy alone.
 """
 
 from __future__ import annotations
@@ -41,12 +40,9 @@ def calibration(stated, true, bins: int = 10) -> Calibration:
     """Sort outcomes by their stated probability.
 
     Args:
-        stated: float in [0, 1], any shape.
+        stated: float in [0, 1], any shape but empty; anything else is a `MetricError`.
         true: bool of the same shape, whether it came true.
         bins: of equal width; a probability on an edge belongs to the lower bin, 0 to the first.
-
-    Raises:
-        MetricError: shapes differ, nothing is given, or a probability is not in [0, 1].
 
     >>> calibration([0.95, 0.85, 0.85, 0.05], [True, True, False, False]).ece.__round__(3)
     0.2
@@ -55,13 +51,12 @@ def calibration(stated, true, bins: int = 10) -> Calibration:
     if stated.shape != true.shape or not len(stated):
         raise MetricError(f"{len(stated)} probabilities came with {len(true)} outcomes; give as many "
                           "of one as of the other, and at least one.")
-    if not (stated.min() >= 0 and stated.max() <= 1):
-        raise MetricError(f"Probabilities must lie in [0, 1], but they reach from {stated.min():g} to "
-                          f"{stated.max():g}.")
+    low, high = stated.min(), stated.max()
+    if not (low >= 0 and high <= 1):
+        raise MetricError(f"Probabilities must lie in [0, 1], but they reach from {low:g} to {high:g}.")
     at = (np.ceil(stated * bins).astype(int) - 1).clip(0, bins - 1)
     n = np.bincount(at, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(at, stated, bins) / n
-        share = np.bincount(at, true, bins) / n
+        mean, share = np.bincount(at, stated, bins) / n, np.bincount(at, true, bins) / n
     gap = np.nansum(np.abs(mean - share) * n) / n.sum()
     return Calibration(mean, share, n, float(gap))

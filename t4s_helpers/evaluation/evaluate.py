@@ -51,32 +51,31 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
             `t4s_helpers.data.dataset.Dataset`, whose samples are made when their batch comes.
         encoding: of the descriptors, from `t4s_helpers.codec.encodings.get_encoding`.
         refiner: from `t4s_helpers.refine.load_refiner`; by default ``none``, the coarse mask.
-        folder: where rows are kept (`t4s_helpers.evaluation.store`); a run that was stopped is resumed.
-            Without one they are returned and not kept, and there is one process.
+        folder: where rows are kept (`t4s_helpers.evaluation.store`) and a stopped run is resumed. Without
+            one they are returned only, and there is one process.
         data: name of the data set, for the record; a `Dataset` knows its own.
         batch: requests answered together; those about one picture stay together, and its features are
             computed once.
         seed: of the refiner's points and, with the batch's number, of sampling.
-        semantic, classes, vqa, suffix: see `t4s_helpers.evaluation.tasks.Protocol`. POPE's questions are
-            scored by ``yes-no`` unless ``vqa`` says otherwise. Without ``classes`` a data set's own list is
-            taken, else every label that the samples have.
+        semantic, classes, vqa, suffix: see `t4s_helpers.evaluation.tasks.Protocol`. ``vqa`` is ``yes-no``
+            for POPE, ``classes`` the data set's own list, else every label that the samples have.
         background, absent: conventions of mIoU, see `t4s_helpers.evaluation.metrics.MeanIoU`; needed for
             ``semantic`` samples. A data set knows its own ``background``.
         restart: forget the rows in ``folder``.
-        expected_iou: answers drawn for each mask or class map at temperature 1, in place of which the grid
-            with the best expected IoU counts (`t4s_helpers.decoding.confidence.best_expected_iou`); 0 for
-            the model's own answer. Questions are answered in words as ever.
+        expected_iou: answers drawn at temperature 1 for each mask or class map, whose grid with the best
+            expected IoU counts (`t4s_helpers.decoding.confidence.best_expected_iou`); 0 for the model's
+            own answer.
         options: for `t4s_helpers.decoding.generate.generate`, such as ``mode`` and ``max_new_tokens``.
 
     Returns:
-        ``(rows, scores)``: a row per sample in their order (`t4s_helpers.evaluation.tasks.row_of`; one with
-        ``excluded`` for a sample whose picture or labels cannot be used), and the scores of
-        `t4s_helpers.evaluation.scoring.score_rows`; of answers of several kinds there are none, but
-        `t4s_helpers.evaluation.scoring.table_rows` makes a table.
+        ``(rows, scores)``: `t4s_helpers.evaluation.tasks.row_of` for each sample in their order (one with
+        ``excluded`` where its picture or labels cannot be used), and the rows'
+        `t4s_helpers.evaluation.scoring.score_rows`. Answers of several kinds have no common scores, but
+        a table, `t4s_helpers.evaluation.scoring.table_rows`.
 
     Raises:
-        TaskError: an id that comes twice, or a label outside the class list; before any answer.
-        ScoringError: semantic samples without conventions; before any answer.
+        TaskError, ScoringError: an id that comes twice, a label outside the class list, or semantic samples
+            without conventions; before any answer.
         StoreError: ``folder`` belongs to another run or is in use.
     """
     items, data = Items(samples), getattr(samples, "name", data)
@@ -113,10 +112,7 @@ def plan_batches(pictures: Sequence, batch: int) -> list[list[int]]:
     """Numbers of items in batches: in order, items about one picture together.
 
     A picture's items are split only where there are more than fit a batch. The plan depends on the items
-    alone, never on the number of processes.
-
-    Args:
-        pictures: a hashable key of each item's picture.
+    alone, never on the number of processes; ``pictures`` is a hashable key of each item's picture.
 
     >>> plan_batches(["a", "b", "a", "a", "c"], 3)
     [[0, 2, 3], [1, 4]]
@@ -279,10 +275,8 @@ def run_tables(folder: Path | str, background: str | None = None,
 
     Returns:
         ``(scores, excluded)``: rows of `t4s_helpers.evaluation.scoring.table_rows`, and of
-        `t4s_helpers.evaluation.scoring.excluded_table` with the run's name under ``set``.
-
-    Raises:
-        StoreError: no run there, or one that is damaged.
+        `t4s_helpers.evaluation.scoring.excluded_table` with the run's name under ``set``. No run, or a
+        damaged one, is a `StoreError`.
     """
     folder = Path(folder)
     runs = sorted(path.parent for path in folder.rglob(RUN_FILE))

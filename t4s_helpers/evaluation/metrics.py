@@ -48,7 +48,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 class _Metric:
-    """Scored samples by name. A subclass writes ``update`` and ``_scores``."""
+    """Scored samples by name; subclasses write ``update`` and ``_scores``."""
 
     def __init__(self) -> None:
         self._samples: dict[str | int, Any] = {}  # id, or number without one: what `_scores` needs
@@ -61,8 +61,7 @@ class _Metric:
         """Add one sample, after everything that can be refused was refused."""
         key = len(self) if sample_id is None else str(sample_id)
         if key in self._samples:
-            raise MetricError(f"Sample '{key}' was scored already; it was not counted a second time. "
-                              "Leave it out or give it an id of its own.")
+            raise MetricError(f"Sample '{key}' was scored already: leave it out or give it its own id.")
         self._samples[key] = sample
         self._n_malformed += bool(malformed)
 
@@ -70,14 +69,10 @@ class _Metric:
         """The parts of all samples, float64 ``(parts, N)``."""
         return np.array(list(self._samples.values()), float).T
 
-    def _scores(self) -> dict[str, float]:
-        raise NotImplementedError
-
     def compute(self) -> dict[str, float]:
         """The scores of all samples, see the class; no sample at all is a `MetricError`."""
         if not len(self):
-            raise MetricError(f"{type(self).__name__} has scored no sample: call `update(...)` first, and "
-                              "look whether the split or the filter is empty.")
+            raise MetricError(f"{type(self).__name__} has scored no sample: is the split or filter empty?")
         bad = self._n_malformed
         return {**self._scores(), "n": len(self), "n_malformed": bad, "malformed_rate": bad / len(self)}
 
@@ -100,11 +95,10 @@ class SegmentationMetric(_Metric):
     | none | empty | 1 | 0 | 0 |
     | none | mask | 0 | 0 | area of the prediction |
 
-    A response that could not be read is not a rejection: a no-target sample with a malformed response
-    earns nothing, whatever mask was salvaged from it. On samples with a target the salvaged mask is
-    scored like any other. Evaluators that swallow malformed responses credit them as "no target";
-    ``malformed_is_rejection=True`` does so too, for comparison with published numbers. A rate over no
-    sample of its kind is NaN, not 0, as is ``ciou`` when the sum of unions is 0.
+    A malformed response is not a rejection: without a target it earns nothing, whatever mask was salvaged
+    from it; with one, the salvaged mask is scored like any other. Evaluators that swallow malformed
+    responses credit them as "no target"; ``malformed_is_rejection=True`` does so too, for comparison with
+    published numbers. A rate over no sample of its kind is NaN, as is ``ciou`` without any union.
 
     Source: Text4Seg, Sec. 4 and tables 1-2; GRES (Liu et al., CVPR 2023), metrics of gRefCOCO.
 
@@ -125,10 +119,8 @@ class SegmentationMetric(_Metric):
         """Score one sample and return its IoU, as defined in the class.
 
         Args:
-            pred, target: bool ``(H, W)`` of the same shape; an all-false target means "no target".
-
-        Raises:
-            ValueError: see `t4s_helpers.codec.grid.overlap`; or the sample was scored before.
+            pred, target: bool ``(H, W)`` of the same shape, else `ValueError`; an all-false target means
+                "no target".
         """
         return self.update_counts(*overlap(pred, target), **about)
 
@@ -159,10 +151,9 @@ class SegmentationMetric(_Metric):
         }
 
     def interval(self, name: str = "ciou", **options: Any) -> Interval:
-        """Bootstrap interval of ``ciou`` or ``giou``; options go to `bootstrap`.
+        """Interval of ``ciou`` or ``giou`` by `bootstrap`, with its options.
 
-        ``groups`` has one entry a sample, in the order scored. With sample ids the order of the samples
-        changes nothing.
+        ``groups`` has one entry a sample, in the order scored, which changes nothing where all have ids.
         """
         if name not in ("ciou", "giou"):
             raise MetricError(f"Intervals exist for 'ciou' and 'giou', not for '{name}'.")
@@ -199,8 +190,8 @@ class BoxMetric(_Metric):
         """Score one sample and return its box IoU in [0, 1].
 
         Args:
-            pred: a box, a bool mask ``(H, W)`` (its box is taken), or ``None`` for no prediction;
-                an empty mask is no prediction.
+            pred: a box, a bool mask ``(H, W)`` (its box is taken), or ``None`` or an empty mask for no
+                prediction.
             target: the annotated box, or a bool mask ``(H, W)`` with at least one pixel. A bad mask or
                 box, masks of different sizes and a missing target are a `ValueError`.
         """
@@ -209,9 +200,8 @@ class BoxMetric(_Metric):
             overlap(masks[0], masks[-1])  # for its checks: a mask of another size has a box elsewhere
         pred_box, target_box = (mask_to_box(a) if np.ndim(a) == 2 else a for a in (pred, target))
         if target_box is None:
-            raise MetricError(
-                "The true box is missing (empty mask or None): REC samples always have a target; "
-                "score no-target samples with SegmentationMetric.")
+            raise MetricError("The true box is missing (empty mask or None): score samples without a target "
+                              "with SegmentationMetric.")
         iou = box_iou(pred_box, target_box)
         self._append((iou, pred_box is None), **about)
         return iou
@@ -250,8 +240,8 @@ def class_counts(pred: np.ndarray, target: np.ndarray, n_classes: int,
 class MeanIoU(_Metric):
     """Mean over classes of their IoU on the whole dataset (mIoU), with explicit conventions.
 
-    Class maps are integers ``(H, W)`` as in a label grid: 0 is background ("others"), ``k`` is
-    ``classes[k-1]``. Published tables differ in two conventions, so neither has a default:
+    In class maps, integers ``(H, W)``, 0 is background ("others") and ``k`` is ``classes[k-1]``. Published
+    tables differ in two conventions, so neither has a default:
 
     - ``background``, what a true 0 means: ``"class"``, one more class in the mean;
       ``"not_averaged"``, no term of its own, but a class predicted there is a false positive;
@@ -275,10 +265,9 @@ class MeanIoU(_Metric):
         self.n_classes = len(names)
         if not names or len(set(names)) < len(names):
             raise MetricError("MeanIoU needs a class list with at least one name, and no name twice.")
-        if background not in BACKGROUND:
-            raise MetricError(f"background must be one of {BACKGROUND}, got {background!r}.")
-        if absent not in ABSENT:
-            raise MetricError(f"absent must be one of {ABSENT}, got {absent!r}.")
+        if background not in BACKGROUND or absent not in ABSENT:
+            raise MetricError(f"background must be one of {BACKGROUND} and absent one of {ABSENT}, got "
+                              f"{background!r} and {absent!r}.")
         if ignore_index is not None and 0 <= ignore_index <= self.n_classes:
             raise MetricError(f"ignore_index {ignore_index} is the index of a class: use one above "
                               f"{self.n_classes} or below 0.")
@@ -289,26 +278,24 @@ class MeanIoU(_Metric):
     def update(self, pred: np.ndarray, target: np.ndarray, **about: Any) -> float:
         """Score one image and return its own mean IoU over the classes it shows (NaN: none).
 
-        Args:
-            pred, target: integers ``(H, W)`` in 0 … number of classes; ``target`` may be
-                ``ignore_index``. Anything else is a `MetricError`.
+        Class maps of different shapes, and values that are no class (but in ``target`` the
+        ``ignore_index``), are a `MetricError`.
         """
         pred, target = self._check_map(pred, "predicted"), self._check_map(target, "true")
         if pred.shape != target.shape:
-            raise MetricError(f"The predicted class map is {pred.shape} (height, width) but the true one "
-                              f"is {target.shape}: resize the prediction before scoring it.")
+            raise MetricError(f"The predicted class map is {pred.shape} (height, width), the true one "
+                              f"{target.shape}: resize the prediction.")
         return self.update_counts(class_counts(pred, target, self.n_classes, self.ignore_index), **about)
 
     def update_counts(self, counts: Mapping[int, Sequence[int]], **about: Any) -> float:
         """`update` from the counts of `class_counts`, for tables made again under any convention.
 
-        Raises:
-            MetricError: a class index outside the list, or counts that no two maps give.
+        A class outside the list and counts that no two maps give are a `MetricError`.
         """
         at = np.array(list(counts), np.int64)
         if (at < 0).any() or (at > self.n_classes).any():
-            raise MetricError(f"The classes {at.tolist()} of an image's counts are not from 0 to "
-                              f"{self.n_classes}: score it with its own class list.")
+            raise MetricError(f"The classes {at.tolist()} are not all from 0 to {self.n_classes}: score "
+                              "an image with its own class list.")
         both, pred, target, over = np.array(list(counts.values()), np.int64).reshape(len(at), 4).T
         if ((both < 0) | (over < 0) | (both > np.minimum(pred, target)) | (over > pred)).any():
             raise MetricError("Counts that no two class maps give: a part is larger than the whole.")
@@ -324,8 +311,8 @@ class MeanIoU(_Metric):
     def _check_map(self, values: np.ndarray, name: str) -> np.ndarray:
         values = np.asarray(values)
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
-            raise MetricError(f"The {name} class map must hold integers and be (height, width), but its "
-                              f"type is {values.dtype} and its shape {values.shape}.")
+            raise MetricError(f"The {name} class map must be integers (height, width), not {values.dtype} "
+                              f"of shape {values.shape}.")
         outside = (values < 0) | (values > self.n_classes)
         if name == "true" and self.ignore_index is not None:
             outside &= values != self.ignore_index
@@ -355,8 +342,8 @@ _NUMBERS = {
 _ARTICLES = {"a", "an", "the"}
 _MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 
-# What people type without the apostrophe. Forms that are words of their own without it (its, were,
-# well, ill, shell, hell, id, wed, shed, lets) are not here: they stay as they are.
+# What people type without the apostrophe, but for words of their own (its, were, well, ill, shell, hell,
+# id, wed, shed, lets), which stay as they are.
 _CONTRACTIONS = {
     word.replace("'", ""): word
     for word in (
@@ -396,12 +383,10 @@ def _one_line(text: str) -> str:
 
 def _without_marks(text: str) -> str:
     """Punctuation to nothing or to a space, and full stops that no digit follows to nothing."""
-    joined = re.search(r"\d,\d", text) is not None
-    original = text
+    joined, out = re.search(r"\d,\d", text), text
     for mark in _MARKS:
-        beside_space = f"{mark} " in original or f" {mark}" in original
-        text = text.replace(mark, "" if beside_space or joined else " ")
-    return re.sub(r"\.(?!\d)", "", text)
+        out = out.replace(mark, "" if joined or f"{mark} " in text or f" {mark}" in text else " ")
+    return re.sub(r"\.(?!\d)", "", out)
 
 
 def yes_or_no(text: str) -> str:
@@ -488,9 +473,8 @@ class VQAAccuracy(_Metric):
         """Score one question (0 … 1), given the true answer or, for VQAv2, all annotators' answers."""
         answers = [answers] if isinstance(answers, str) else list(answers)
         if len(answers) < (2 if self.rule == "vqav2" else 1):
-            raise MetricError(
-                f"The rule '{self.rule}' was given {len(answers)} true answer(s) for the "
-                f"prediction {prediction!r}: pass all the annotators' answers.")
+            raise MetricError(f"The rule '{self.rule}' was given {len(answers)} true answer(s) for the "
+                              f"prediction {prediction!r}: pass all the annotators' answers.")
         said, truths = self._compared(prediction, answers)
         matches, n = truths.count(said), len(truths)
         if self.rule == "exact":
@@ -534,16 +518,15 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap interval of a mean, or of a ratio of sums.
 
-    Samples are drawn with replacement, as many as there are. With ``weights`` the statistic is
-    ``sum(values) / sum(weights)`` (cIoU: intersections and unions), without them the mean (gIoU,
-    accuracy).
+    Samples are drawn with replacement, as many as there are. The statistic is the mean (gIoU, accuracy)
+    or, with ``weights``, ``sum(values) / sum(weights)`` (cIoU: intersections and unions).
 
     Args:
         values, weights: ``(N,)`` finite numbers; weights >= 0.
-        groups: ``(N,)`` hashable keys; whole groups are drawn, for samples that belong together
-            (several expressions of one image are not independent evidence).
+        groups: ``(N,)`` hashable keys; whole groups are drawn, since several expressions of one image, say,
+            are not independent evidence.
         level: share of resamples inside the interval, in (0, 1).
-        seed: of ``numpy.random.default_rng``; the same seed gives the same interval.
+        seed: of ``numpy.random.default_rng``.
 
     Returns:
         the value and its bounds. Resamples whose weights sum to 0 have no value and are left out; where
@@ -567,22 +550,16 @@ def bootstrap(
         _check_length(groups, len(numbers), "groups")
         place = np.array([places.setdefault(key, len(places)) for key in groups])
         pairs = np.stack([np.bincount(place, row, len(places)) for row in pairs])
-    totals = _resample(pairs, n_resamples, np.random.default_rng(seed))
+    rng, n = np.random.default_rng(seed), pairs.shape[1]
+    step = max(1, 2_000_000 // n)  # resamples at a time: a few million draws fit the memory
+    sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
+    totals = np.concatenate([pairs[:, rng.integers(n, size=(size, n))].sum(axis=2) for size in sizes], axis=1)
     totals = totals[:, totals[1] > 0]
     value = _ratio(math.fsum(numbers), math.fsum(weights))
     if not totals.shape[1]:
         return Interval(value, math.nan, math.nan)
     low, high = np.quantile(totals[0] / totals[1], [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
-
-
-def _resample(pairs: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums of ``pairs`` (2, N) over resamples, (2, n_resamples), a few million draws at a time."""
-    n = pairs.shape[1]
-    step = max(1, 2_000_000 // n)
-    sizes = [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
-    return np.concatenate(
-        [pairs[:, rng.integers(n, size=(size, n))].sum(axis=2) for size in sizes], axis=1)
 
 
 def _check_length(values: Sequence[Any], n: int, name: str) -> None:

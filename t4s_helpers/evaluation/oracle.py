@@ -31,21 +31,16 @@ def oracle_scores(samples: Sequence, grid_size: GridSize = 16, rule: str = "area
 
 
 def through_text(sample, encoding: Encoding, rule: str = "area") -> np.ndarray:
-    """What a perfect model would pass on: true masks -> grid -> text -> parser -> masks.
-
-    Returns:
-        bool ``(L, H, W)`` at the image's size.
-    """
+    """What a perfect model would pass on, bool ``(L, H, W)``: masks -> grid -> text -> parser -> masks."""
     text = wrap(encoding.encode(sample.grid(encoding.grid_size, rule), sample.labels), "Here is the mask:")
     grid, _ = parse(text, sample.labels, encoding)
     return grid_to_masks(grid, len(sample.labels), sample.size)
 
 
 def distinct_targets(samples: Sequence) -> list:
-    """One sample for each target of each image, in order.
+    """One sample, the first, for each target of each image, in order; requests without a target go.
 
-    Several expressions often name the same object; a table about masks counts it once. The first
-    stays. Requests without a target go.
+    Several expressions often name the same object, which a table about masks counts once.
     """
     kept, seen = [], set()
     for sample in samples:
@@ -68,16 +63,14 @@ def oracle_table(samples: Sequence, grid_sizes: Sequence[GridSize] = (16, 24, 32
     Args:
         samples: `Sample` objects with masks; several may show the same image.
         grid_sizes, rules: of the grid, see `t4s_helpers.codec.grid.masks_to_grid`.
-        refiner: from `t4s_helpers.refine.load_refiner`; None scores the grid alone, which the table has in
-            any case, under the name ``none``.
+        refiner: from `t4s_helpers.refine.load_refiner`, beside the grid alone, which is named ``none``.
         others: name -> further prompts for the refiner, tried at the first of the grid sizes only.
-        encoding: of the text; its own grid size is not used. ``rrle`` by default.
+        encoding: of the text, without its grid size; ``rrle`` by default.
         seed: of the refiner's points.
 
     Returns:
-        ``(rows, table)``. ``rows``: one for each label and case, with pixel counts, ``iou``, whether the
-        box is right (IoU > 0.5) and whether the refiner fell back to the coarse mask. ``table``:
-        see `oracle_summary`.
+        ``(rows, table)``: a row for each label and case, with `pixel_counts` and ``fallback``, whether the
+        refiner fell back to the coarse mask; and their `oracle_summary`.
     """
     encoding, none, rows = encoding or get_encoding(), load_refiner("none"), []
     refiners = {one.name: one for one in (none, refiner or none)}
@@ -104,9 +97,7 @@ def oracle_table(samples: Sequence, grid_sizes: Sequence[GridSize] = (16, 24, 32
 def oracle_summary(rows: Sequence[dict]) -> list[dict]:
     """The table of `oracle_table` from its rows alone, so that it can be made again without SAM.
 
-    Returns:
-        one row a case (``grid``, ``rule``, ``refiner``) with ``ciou`` and ``giou`` in [0, 1],
-        ``fallbacks`` and ``n``.
+    One row a case (``grid``, ``rule``, ``refiner``): ``ciou`` and ``giou`` in [0, 1], ``fallbacks``, ``n``.
     """
     table = []
     for case, members in grouped(rows, lambda row: (row["grid"], row["rule"], row["refiner"])).items():

@@ -63,8 +63,8 @@ def versions() -> dict[str, str]:
 def cuda_device() -> str:
     """Return the name of the first CUDA device, or an empty text when there is none.
 
-    torch is asked in a process of its own, and only where a driver can be seen: importing it costs
-    seconds and memory that a run on the CPU need not pay.
+    torch is asked in a process of its own, and only where a driver can be seen: its import costs seconds
+    and memory.
     """
     signs = shutil.which("nvidia-smi") or any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
     if not signs and sys.platform != "win32":

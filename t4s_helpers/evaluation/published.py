@@ -39,13 +39,9 @@ class PublishedError(ValueError):
 
 
 def read_published(folder: Path | str | None = None) -> list[dict[str, Any]]:
-    """All published numbers, files in the order of their names.
+    """All published numbers, files in the order of their names: `FIELDS`, ``value`` a float, and ``file``.
 
-    Returns:
-        rows with the columns `FIELDS` and ``file``; ``value`` is a float.
-
-    Raises:
-        PublishedError: no files, a missing column, a number without a source, or no number.
+    No files, a missing column, a number without a source, or no number is a `PublishedError`.
     """
     rows = []
     for path in sorted(Path(folder or FOLDER).glob("*.csv")):
@@ -76,8 +72,7 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
 
     Returns:
         ``task``, ``metric``, ``run`` and ``published`` (both in percent), ``method``, ``group``,
-        ``source``, ``dataset``, and ``warning``: what speaks against a comparison, empty where nothing is
-        known to.
+        ``source``, ``dataset``, and the `warning`.
     """
     published = read_published() if published is None else published
     known, out = record.get("data", {}), []
@@ -99,10 +94,9 @@ def beside(lines: Sequence[Mapping], record: Mapping, published: Sequence[Mappin
 
 
 def warning(line: Mapping, record: Mapping, number: Mapping) -> str:
-    """What speaks against comparing a score with a published number, in words; empty if nothing.
+    """What speaks against comparing a table's line, of a run with this record, with a published number.
 
-    Args:
-        line: of a table; ``record``: of its run; ``number``: a published row.
+    Words, empty where nothing is known to.
     """
     settings, known = record["settings"], record.get("data", {})
     if known.get("name", "") in ("", "scenes") or settings.get("backbone") == "embedded":

@@ -30,10 +30,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
 
     Args:
         rows: of one kind of answer (masks, class maps or words). Excluded ones are left out.
-        background, absent: conventions of `t4s_helpers.evaluation.metrics.MeanIoU`, which have no default;
-            needed for ``semantic`` rows only.
-        classes: the list of a data set for ``semantic`` rows; by default every class that a row
-            knows. It matters where absent classes count.
+        background, absent: see `t4s_helpers.evaluation.metrics.MeanIoU`; ``semantic`` rows need them.
+        classes: of ``semantic`` rows, where absent ones count; by default every class that a row knows.
         ceiling: score the true masks put through the grid in place of the answers.
         malformed_is_rejection: see `t4s_helpers.evaluation.metrics.SegmentationMetric`.
 
@@ -42,7 +40,6 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
 
     Raises:
         ScoringError: no row left to score, answers of different kinds, or conventions missing.
-        MetricError: from the metric.
     """
     scored = [row for row in rows if not row.get("excluded") and row.get("score", 0) is not None]
     kinds = {answer_kind(row["task"]) for row in scored}
@@ -51,15 +48,15 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
             f"{len(scored)} of {len(rows)} rows can be scored, with answers of "
             f"{len(kinds)} kinds ({', '.join(sorted(kinds)) or 'none'}): score one kind at a time.")
     kind = kinds.pop()
-    if kind == "words":
-        scores = {} if ceiling else _words(scored)
-    elif kind == "map":
+    if kind == "map":
         scores = _maps(scored, background, absent, classes, ceiling)
-    else:
+    elif kind == "mask":
         scores = _masks(scored, ceiling, malformed_is_rejection)
-    costs = {} if ceiling else {name: float(np.mean([row[name] for row in scored if name in row] or [np.nan]))
-                                for name in ("tokens", "seconds")}
-    return {**scores, **costs}
+    else:
+        scores = {} if ceiling else _words(scored)
+    costs = () if ceiling else ("tokens", "seconds")
+    means = {name: [row[name] for row in scored if name in row] or [np.nan] for name in costs}
+    return {**scores, **{name: float(np.mean(values)) for name, values in means.items()}}
 
 
 def answer_kind(task: str) -> str:
@@ -83,14 +80,12 @@ def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
             "mIoU has no usual convention: give background= ('class', 'not_averaged' or 'ignored') and "
             "absent= ('skip', 'skip_no_truth', 'zero' or 'one').")
     key = "ceiling_counts" if ceiling else "counts"
-    seen = sorted({name for row in rows for name in row[key]} - {"others"})
-    names = ["others", *(classes or seen)]
+    names = ["others", *(classes or sorted({name for row in rows for name in row[key]} - {"others"}))]
     metric = MeanIoU(names[1:], background=background, absent=absent)
     for row in rows:
-        stray = set(row[key]) - set(names)
-        if stray:
-            raise ScoringError(f"Row '{row['id']}' counts {sorted(stray)[0]!r}, which the class list "
-                               "does not have: score it with the list of its run.")
+        if stray := row[key].keys() - set(names):
+            raise ScoringError(f"Row '{row['id']}' counts {min(stray)!r}, which the class list does not "
+                               "have: score it with the list of its run.")
         metric.update_counts({names.index(name): counts for name, counts in row[key].items()},
                              sample_id=row["id"], malformed=not ceiling and row["malformed"])
     return metric.compute()
@@ -111,11 +106,7 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
 
 
 def box_from_text(box: str | None) -> list[int] | None:
-    """A row's ``box`` as numbers ``[x0, y0, x1, y1]``, in pixels; None stays None.
-
-    >>> box_from_text("8 0 24 16")
-    [8, 0, 24, 16]
-    """
+    """A row's ``box`` as numbers ``[x0, y0, x1, y1]``, in pixels; None stays None."""
     return None if box is None else [int(side) for side in box.split()]
 
 
@@ -124,17 +115,15 @@ def score_groups(rows: Sequence[dict], by: str, order: Sequence = ()) -> list[di
 
     Args:
         rows: with masks for answers; those without the fact are left out.
-        by: name of the fact (``kind``, ``n_objects``, ``size``, ``novel``).
+        by: the fact (``kind``, ``n_objects``, ``size``, ``novel``).
         order: groups in the order wanted; the others follow, sorted.
 
     Returns:
         ``by``, ``group``, ``n``, ``ciou``, ``giou``.
 
-    >>> count = {"task": "res", "malformed": False, "predicted": 2, "true_box": None, "tokens": 1,
-    ...          "seconds": 0.1, "target": 2}
-    >>> rows = [{**count, "size": "small", "intersection": 1}, {**count, "intersection": 2}]
-    >>> [(row["group"], row["n"], round(row["giou"], 2)) for row in score_groups(rows, "size")]
-    [('small', 1, 0.33)]
+    >>> row = {"task": "res", "malformed": False, "predicted": 2, "true_box": None, "target": 2}
+    >>> score_groups([{**row, "size": "small", "intersection": 1}, {**row, "intersection": 2}], "size")
+    [{'by': 'size', 'group': 'small', 'n': 1, 'ciou': 0.3333333333333333, 'giou': 0.3333333333333333}]
     """
     groups = grouped((row for row in rows if by in row), lambda row: row[by])
     names = [*(name for name in order if name in groups), *sorted(groups.keys() - set(order))]
@@ -161,16 +150,14 @@ def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
                **conventions) -> list[dict]:
     """A run as rows of a table: the model's scores and, for masks and maps, the grid's ceiling.
 
-    Each turn of a conversation has rows of its own, for each kind of answer.
-
     Args:
         name: of the run.
         excluded: see `excluded_table`.
         conventions: ``background``, ``absent`` and ``classes``, for maps.
 
     Returns:
-        ``set``, ``who`` (``model`` or ``ceiling``), ``task``, ``n``, ``excluded``, the conventions of mIoU
-        where it is one, and the scores among `SHOWN`.
+        a row for each task and turn of a conversation, and for ``who``, ``model`` or ``ceiling``: ``set``,
+        ``task``, ``n``, ``excluded``, the conventions of mIoU where it is one, the scores among `SHOWN`.
     """
     left_out = sum(one["n"] for one in excluded_table(rows, excluded))
     groups = grouped((row for row in rows if not row.get("excluded")),
@@ -192,7 +179,7 @@ def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
 def hardest(rows: Sequence[dict], n: int = 8) -> list[dict]:
     """The ``n`` rows with masks that scored worst: lowest IoU, and among equals the largest error first.
 
-    A no-target request that was answered with a mask scores 0, as does a malformed answer to one.
+    A request without a target scores 0 with a mask or a malformed answer.
     """
     def key(row):
         rejected = not row["union"] and not row["malformed"]

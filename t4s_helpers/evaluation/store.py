@@ -42,8 +42,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def read_run(folder: Path | str) -> tuple[list[dict], dict]:
     """The rows of a run, finished or not, in the order of its samples, and its record.
 
-    Raises:
-        StoreError: no run there, a line that is no row of it, or a sample that comes twice.
+    No run there, a line that is no row of it, or a sample that comes twice is a `StoreError`.
     """
     folder = Path(folder)
     record = _record(folder)
@@ -95,11 +94,8 @@ class Processes:
     """The processes of a run, through accelerate where a launcher started several.
 
     ``accelerate launch`` and ``torchrun`` set ``WORLD_SIZE``; without it there is one process and
-    accelerate is not imported.
-
-    Attributes:
-        rank, count: number of this process, and how many there are.
-        first_here: whether this is the first process on its machine.
+    accelerate is not imported. ``rank`` is the number of this process among ``count``; ``first_here`` says
+    whether it is the first one on its machine.
     """
 
     def __init__(self) -> None:
@@ -160,7 +156,7 @@ class RunStore:
         self.done = set(self._together(lambda: self._open(restart, dict(about or {}))))
 
     def _together(self, act: Callable[[], list]) -> list:
-        """When all have come here, let the first process of each machine act; what they return, for all.
+        """When all are here, let the first process of each machine act; what they return, for all.
 
         What stops one stops all, with its message.
         """
@@ -190,8 +186,8 @@ class RunStore:
         record = _record(self.folder)
         if record is None:
             if any(self.folder.glob("rows*.jsonl")):
-                raise StoreError(f"{self.folder} holds rows without {RUN_FILE}, so nothing tells what "
-                                 "they are: start in a new folder, or with restart.")
+                raise StoreError(f"{self.folder} holds rows without {RUN_FILE} to tell what they are: start "
+                                 "in a new folder, or with restart.")
             write_json(self.folder / RUN_FILE, {"fingerprint": self.fingerprint, **about,
                                                 "settings": self.settings})
             return []
@@ -221,9 +217,8 @@ class RunStore:
     def write(self, batch: int, rows: Sequence[dict]) -> None:
         """Add a finished batch: on disk when this returns.
 
-        Raises:
-            StoreError: the rows are not those of the batch.
-            FileError: the disk is full, say; what was written before stays.
+        Other rows than the batch's are a `StoreError`; a full disk, say, is a `FileError`, and what was
+        written before stays.
         """
         ids = [row["id"] for row in rows]
         if ids != self.batches[batch]:
@@ -234,11 +229,7 @@ class RunStore:
                 for row in rows])
 
     def finish(self) -> list[dict]:
-        """All rows in the order of the samples, joined in ``rows.jsonl`` by the first process.
-
-        Raises:
-            StoreError: samples without a row.
-        """
+        """All rows in the order of the samples, joined in ``rows.jsonl``; one missing is a `StoreError`."""
         found = self._together(lambda: list(_rows(self.folder, self.fingerprint).values()))
         rows = {row["id"]: row for row in found}
         if missing := [name for name in self.order if name not in rows]:

@@ -69,11 +69,10 @@ class Protocol:
     suffix: str = ""
 
     def __post_init__(self) -> None:
-        if self.semantic not in SEMANTIC_MODES:
-            raise TaskError(f"Unknown semantic mode {self.semantic!r}: choose one of "
-                            f"{', '.join(SEMANTIC_MODES)}.")
-        if self.vqa not in ("", *VQA_RULES):
-            raise TaskError(f"Unknown rule for answers {self.vqa!r}: choose one of {', '.join(VQA_RULES)}.")
+        for what, given, known in (("semantic mode", self.semantic, SEMANTIC_MODES),
+                                   ("rule for answers", self.vqa or "exact", VQA_RULES)):
+            if given not in known:
+                raise TaskError(f"Unknown {what} {given!r}: choose one of {', '.join(known)}.")
 
     def plain(self) -> dict[str, Any]:
         """As plain values, fit for JSON."""
@@ -97,7 +96,7 @@ class Items:
         made: the samples, turn by turn, where they are there already; none of a data set.
 
     Raises:
-        TaskError: no samples, or an id that comes twice; the message names it.
+        TaskError: no samples, an id that comes twice, or turns about pictures of different sizes.
     """
 
     def __init__(self, samples: Sequence):
@@ -120,16 +119,12 @@ class Items:
                             "own, else it would be counted twice.")
 
     def turns(self, k: int) -> tuple:
-        """The samples of item ``k``: the turns of a conversation in order; most items have one.
-
-        Raises:
-            TaskError: turns about pictures of different sizes, or no turn.
-        """
+        """The samples of item ``k``, the turns of a conversation in order; most items have one."""
         item = self.samples[k]
         turns = tuple(item) if isinstance(item, (tuple, list)) else (item,)
         if len({sample.size for sample in turns}) != 1:
-            raise TaskError(f"The turns {[sample.id for sample in turns]} of a conversation must be about "
-                            "one picture.")
+            names = [sample.id for sample in turns]
+            raise TaskError(f"The turns {names} of a conversation must be about one picture.")
         return turns
 
 
@@ -146,21 +141,15 @@ def grouped(things: Iterable, key: Callable[[Any], Hashable]) -> dict[Any, list]
 
 
 def picture_key(sample):
-    """A key that samples about one picture share.
-
-    Samples of one photo share its array or its path; two equal arrays would only cost a second pass.
-    """
+    """A key that samples about one picture, which share its array or its path, have in common."""
     return id(sample.image) if isinstance(sample.image, np.ndarray) else str(sample.image)
 
 
 def turn_of(sample, protocol: Protocol) -> Turn:
     """A sample's request in its fixed wording, unanswered.
 
-    Returns:
-        a `Turn` whose ``labels`` are the names that the descriptor may use; none where words are wanted.
-
-    Raises:
-        TaskError: a semantic sample with a label outside the class list.
+    ``labels`` of the `Turn` are the names that the descriptor may use; none where words are wanted. A
+    semantic sample with a label outside the class list is a `TaskError`.
     """
     if sample.task == "vqa":
         return Turn(sample.question + protocol.suffix)
@@ -177,16 +166,12 @@ def check_classes(sample, classes: Sequence[str]) -> None:
     """Raise a `TaskError` if a sample shows a label that the class list does not have."""
     stray = [label for label in sample.labels if label not in classes]
     if stray:
-        raise TaskError(
-            f"Sample '{sample.id}' shows {stray[0]!r}, which is not among the {len(classes)} classes "
-            "of the list: give the data set's own list.")
-
-
-# --- rows ----------------------------------------------------------------------------------------
+        raise TaskError(f"Sample '{sample.id}' shows {stray[0]!r}, which is not among the {len(classes)} "
+                        "classes of the list: give the data set's own list.")
 
 
 def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None = None, seed: int = 0) -> dict:
-    """A sample's row: what was asked and answered, the prediction, and the counts that scores are made of.
+    """A sample's row: what was asked and answered, and the counts that scores are made of.
 
     Args:
         answer: `t4s_helpers.decoding.generate.Answer`.
@@ -195,20 +180,18 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         seed: of the refiner's points.
 
     Returns:
-        plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are
-        pixels; ``ceiling`` the first three of the true mask put through the grid and back; ``counts`` of
-        a class map is class -> the numbers of `t4s_helpers.evaluation.metrics.class_counts`;
-        ``coco_rle`` maps label -> COCO's compressed RLE of the final mask; boxes are texts, since a
-        table's cells hold no lists.
+        plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are in pixels,
+        and the first three of the true mask put through the grid and back are ``ceiling``; ``counts`` of
+        a class map is class -> the numbers of `t4s_helpers.evaluation.metrics.class_counts`; ``coco_rle``
+        is label -> COCO's compressed RLE of the final mask; boxes are texts, for a table's cells.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
     if sample.task == "vqa":
         row |= _words_row(sample, answer, protocol)
     else:
-        start = time.perf_counter()
+        start, report = time.perf_counter(), parsed.report
         build = _map_row if sample.task == "semantic" else _mask_row
-        report = parsed.report
         row |= {"label": ", ".join(sample.labels), "labels": list(sample.labels),
                 "malformed": report.malformed, "rejected": report.no_target, "verdict": report.verdict,
                 **build(sample, parsed, protocol, refiner or load_refiner("none"), seed)}
@@ -281,9 +264,7 @@ def _through_grid(masks: np.ndarray, protocol: Protocol) -> np.ndarray:
 
 def _ignored(sample) -> np.ndarray:
     """bool ``(H, W)``: pixels that count for nothing; ``meta["ignore"]`` of a sample (ReasonSeg)."""
-    found = sample.meta.get("ignore")
-    if found is None:
-        return np.zeros(sample.size, bool)
+    found = sample.meta.get("ignore", np.zeros(sample.size, bool))
     found = found.decode() if hasattr(found, "decode") else np.asarray(found)
     return found.astype(bool).reshape(sample.size)
 
@@ -297,8 +278,7 @@ def _layered(masks: np.ndarray, indices: Sequence[int]) -> np.ndarray:
 
 
 def _box(mask: np.ndarray) -> str | None:
-    box = mask_to_box(mask)
-    return None if box is None else " ".join(map(str, box))
+    return " ".join(map(str, mask_to_box(mask) or ())) or None
 
 
 def to_rle(mask: np.ndarray) -> dict:

@@ -17,17 +17,8 @@ def test_the_error_is_that_of_torchmetrics(bins):
     rng = np.random.default_rng(bins)
     stated = rng.beta(0.4, 0.7, 5000).astype(np.float32)
     true = rng.random(5000) < stated**1.7
-    oracle = binary_calibration_error(torch.tensor(stated), torch.tensor(true).int(), n_bins=bins,
-                                      norm="l1").item()
-    assert calibration(stated, true, bins).ece == pytest.approx(oracle, abs=2e-4)
-
-
-def test_honest_probabilities_are_calibrated_and_boasts_are_not():
-    rng = np.random.default_rng(0)
-    stated = rng.random(50_000)
-    true = rng.random(50_000) < stated
-    assert calibration(stated, true).ece < 0.01
-    assert calibration(np.ones(1000), np.arange(1000) < 300).ece == pytest.approx(0.7)
+    oracle = binary_calibration_error(torch.tensor(stated), torch.tensor(true).int(), n_bins=bins, norm="l1")
+    assert calibration(stated, true, bins).ece == pytest.approx(oracle.item(), abs=2e-4)
 
 
 def test_the_table_holds_every_outcome_once():
