@@ -161,7 +161,7 @@ def printable(text: str, family: str = _SANS) -> str:
 
 
 def _share(ax: Axes) -> np.ndarray:
-    """Width and height in points of the axes' place in the grid of their figure."""
+    """Width and height in points of the axes' place in the grid of their figure, less a gap beside."""
     figure, spec = ax.get_figure(root=False), ax.get_subplotspec()
     size = 72 / figure.dpi * figure.bbox.size
     if spec is None:
@@ -169,7 +169,7 @@ def _share(ax: Axes) -> np.ndarray:
     grid = spec.get_gridspec()
     columns, rows = grid.get_width_ratios(), grid.get_height_ratios()
     return size * (sum(columns[k] for k in spec.colspan) / sum(columns),
-                   sum(rows[k] for k in spec.rowspan) / sum(rows))
+                   sum(rows[k] for k in spec.rowspan) / sum(rows)) - (14, 0)
 
 
 def _wrap(text: str, columns: float, max_lines: int = 3) -> str:
@@ -425,7 +425,7 @@ def _write(ax: Axes, rows: Sequence[_Row], columns: int, room: int) -> None:
 
 def _write_wrapped(ax: Axes, lines: Sequence[_Row]) -> None:
     """Write into empty axes, in a size in which all lines fit; if none does, the first ones."""
-    width, height = _share(ax) * (0.95, 0.75)
+    width, height = _share(ax) * (1.03, 0.75)  # roughly: letters shrink with their axes
     for size in (8, 7, 6):
         columns, room = int(width / (_MONO_LETTER * size)), max(int(height / (1.42 * size)), 2)
         rows = _wrapped(lines, columns)
@@ -497,7 +497,7 @@ def show_descriptor(
         for letters in (label_width, 16, 12, 9):
             rows = _descriptor_rows(text, labels, min(letters, label_width))
             columns = max(_length(row) for row in rows)
-            if 1 < len(rows) <= height / 7 and columns <= 0.97 * width / (5.5 * _MONO_LETTER):
+            if 1 < len(rows) <= height / 7 and columns <= width / (5.5 * _MONO_LETTER):
                 _as_high(ax, beside)
                 _write(ax, rows, columns, len(rows))
                 return ax
