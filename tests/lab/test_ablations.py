@@ -52,20 +52,16 @@ def trainer(monkeypatch):
     return done
 
 
-def test_every_configuration_is_trained_with_every_seed(trainer, tmp_path):
-    folders = runs.train(tmp_path)
-    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 10
-    assert {"full-16-s0", "irle-16-s1", "rrle-16-s0", "rrle-24-s1", "rrle-32-s0"} < set(trainer.names)
-    assert all(len(seeds) == 2 for seeds in design.trained(tmp_path).values())
-
-
-def test_training_resumes_where_it_was_interrupted(trainer, tmp_path):
+def test_every_configuration_is_trained_with_every_seed_and_none_twice(trainer, tmp_path):
     trainer.fail_at = 3
     with pytest.raises(KeyboardInterrupt):
         runs.train(tmp_path)
     first, trainer.fail_at = list(trainer.names), None
-    runs.train(tmp_path)
-    assert len(first) == 3 and len(trainer.names) == 10 and trainer.names[:3] == first
+    folders = runs.train(tmp_path)
+    assert len(first) == 3 and trainer.names[:3] == first
+    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 10
+    assert {"full-16-s0", "irle-16-s1", "rrle-16-s0", "rrle-24-s1", "rrle-32-s0"} < set(trainer.names)
+    assert all(len(seeds) == 2 for seeds in design.trained(tmp_path).values())
 
 
 def test_adapters_of_different_recipes_never_share_a_folder(trainer, tmp_path):
@@ -258,17 +254,9 @@ def test_all_adapters_masks_of_a_picture_are_refined_on_one_embedding():
     assert found["full", 0, "none"]["tokens"] == 70
     assert found["rrle", 1, "mobile_sam"]["refine_seconds"] == 0 < (
         found["rrle", 0, "mobile_sam"]["refine_seconds"])
-
-
-def test_an_empty_answer_is_no_reason_to_look_at_the_picture():
-    refiner = FakeRefiner()
-    rows = measure._scored(sample(), {(RRLE, 0): (np.zeros((2, 2), int), 5)}, refiner, 0)
-    assert refiner.images == 0 and [r["intersection"] for r in rows] == [0, 0]
-
-
-def test_measuring_what_is_not_trained_gives_no_rows():
-    rows, times = measure.measure({config: {} for config in DESIGN}, {"test": [sample()]}, FakeRefiner())
-    assert rows.empty and times.empty
+    rows = measure._scored(sample(), {(RRLE, 0): (empty, 5)}, refiner, 0)
+    assert refiner.images == 1, "an empty answer is no reason to look at the picture"
+    assert [r["intersection"] for r in rows] == [0, 0]
 
 
 @pytest.mark.slow
@@ -310,6 +298,8 @@ def answering(monkeypatch, tmp_path):
 
 def test_measuring_resumes_where_it_was_interrupted(answering, tmp_path):
     sets, options = {"test": [sample()]}, dict(n_timed=1, progress=False)
+    nothing, times = measure.measure({config: {} for config in DESIGN}, sets, FakeRefiner(), **options)
+    assert nothing.empty and times.empty, "what is not trained has no rows"
     whole = measure.measure(answering.found, sets, FakeRefiner(), **options)
     options["keep"] = tmp_path / "keep"
     answering.asked, answering.stop = [], "rrle-16"
@@ -466,17 +456,10 @@ def heights_of(ax):
     return sorted(patch.get_height() for patch in ax.patches if not patch.get_hatch() and patch.get_height())
 
 
-def test_a_grid_that_is_not_trained_is_hatched_and_has_no_point(ax):
-    figures.by_grid(ax, tb.summarise(ROWS))
-    assert texts(ax).count(NOT_TRAINED) == 2
-    points = {x for line in ax.lines for x, y in zip(*line.get_data()) if np.isfinite(y)}
-    assert points == {0}, "a point at 16 alone"
-    assert sum(patch.get_hatch() is not None for patch in ax.patches) == 2
-
-
-def test_no_line_leads_over_a_grid_that_is_not_trained(ax):
+def test_a_grid_that_is_not_trained_is_hatched_and_no_line_leads_over_it(ax):
     rows = pd.concat([ROWS.assign(grid=grid) for grid in (16, 32)])
     figures.by_grid(ax, tb.summarise(rows))
+    assert texts(ax).count(NOT_TRAINED) == sum(p.get_hatch() is not None for p in ax.patches) == 1
     [line] = [line for line in ax.lines if line.get_linestyle() == "-"]
     assert np.isfinite(line.get_ydata()).tolist() == [True, False, True]
 
@@ -559,12 +542,12 @@ def test_the_committed_tables_are_of_the_adapters_that_ship():
     pd.testing.assert_frame_equal(tables["logs"], runs.losses(design.trained()))
 
 
-def test_the_command_says_what_to_do_where_nothing_is_trained(tmp_path):
-    with pytest.raises(SystemExit, match="No adapter .* train"):
-        main(["measure", "--adapters", str(tmp_path), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="There is no table"):
-        main(["plot", "--tables", str(tmp_path), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="No configuration is called 'rrle-17'"):
-        main(["train", "--out", str(tmp_path), "--configs", "rrle-17"])
-    with pytest.raises(AblationError, match="holds no refcoco"):
-        measure.refer_sets(tmp_path, 3)
+@pytest.mark.parametrize("command, said", [
+    (["measure", "--adapters", ".", "--out", "."], "No adapter .* train"),
+    (["plot", "--tables", ".", "--out", "."], "There is no table"),
+    (["train", "--out", ".", "--configs", "rrle-17"], "No configuration is called 'rrle-17'"),
+    (["measure", "--out", ".", "--data", "."], "holds no refcoco")])
+def test_the_command_says_what_to_do(command, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=said):
+        main(command)

@@ -12,7 +12,6 @@ import tiny_model
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
 from t4s_helpers.lab.tiny_model import dense, language, words
-from t4s_helpers.model.training import ChunkedItems, on_all_cores
 
 
 def test_dense_targets_say_what_a_cell_shows():
@@ -139,12 +138,6 @@ def test_a_conversation_is_filled_without_asking_twice():
     turns = language.until_long(encode, lambda: language.scene_turn(rng, scene))
     asked = [turn.question for turn in turns]
     assert len(set(asked)) == len(asked) > 4
-
-
-def test_chunks_hold_what_single_calls_make():
-    items = ChunkedItems(abs, 10, chunk=4)
-    assert [items[k] for k in (0, 5, 9, 3)] == [0, 5, 9, 3] and len(items) == 10
-    assert on_all_cores(abs, list(range(-300, 0)), processes=2) == list(range(300, 0, -1))
 
 
 def test_merging_stage_lays_cells_side_by_side():

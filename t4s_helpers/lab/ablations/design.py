@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from ...model.backbones import ADAPTERS
+from ...files import ASSETS
 from .tables import NOT_TRAINED
 
-SHIPPED = ADAPTERS / "ablations"
+SHIPPED = ASSETS / "adapters" / "ablations"
 """Where the trained adapters ship: one folder ``<encoding>-<grid>-s<seed>`` each."""
 
 SEEDS = (0, 1)
