@@ -30,9 +30,7 @@ def load_refiner(name: str = "mobile_sam", device: str | None = None, precision:
         from . import sam  # noqa: F401  registers SAM's names; it imports PyTorch
     if name not in REFINERS:
         raise RefineError(f"There is no refiner named {name!r}; choose one of {', '.join(REFINERS)}.")
-    return _loaded(REFINERS[name], name, device, precision)
+    return _load(REFINERS[name], name, device, precision)
 
 
-@functools.cache
-def _loaded(kind: type[Refiner], name: str, device: str | None, precision: str) -> Refiner:
-    return kind.load(name, device, precision)
+_load = functools.cache(lambda kind, *options: kind.load(*options))

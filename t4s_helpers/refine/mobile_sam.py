@@ -10,8 +10,6 @@ Sources: Zhang et al., "Faster Segment Anything" (2023); Wu et al., "TinyViT" (2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
 import timm
 import torch
@@ -53,49 +51,44 @@ class TinyViTEncoder(nn.Module):
         return self.neck(self.backbone.forward_features(x))
 
 
-def build_mobile_sam(checkpoint: str | Path | None = None, img_size: int = 1024) -> Sam:
-    """MobileSAM in evaluation mode on the CPU, for ``segment_anything.SamPredictor``.
+def build_mobile_sam(img_size: int = 1024) -> Sam:
+    """MobileSAM with random weights on the CPU, for ``segment_anything.SamPredictor``.
 
     Args:
-        checkpoint: the published ``mobile_sam.pt``; None leaves random weights (for tests).
-        img_size: side of SAM's square input frame in pixels; 1024 for the published weights.
-
-    Raises:
-        RuntimeError: the file does not hold exactly the keys and shapes of MobileSAM.
+        img_size: side of SAM's square input frame in pixels; 1024 for the published weights, whose
+            names `renamed` turns into those of this model.
     """
     cells, transformer = img_size // STRIDE, TwoWayTransformer(2, EMBED_DIM, num_heads=8, mlp_dim=2048)
-    sam = Sam(
+    return Sam(
         image_encoder=TinyViTEncoder(img_size),
         prompt_encoder=PromptEncoder(EMBED_DIM, (cells, cells), (img_size, img_size), mask_in_chans=16),
         mask_decoder=MaskDecoder(transformer_dim=EMBED_DIM, transformer=transformer),
-    )
-    if checkpoint is not None:
-        published = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        sam.load_state_dict(rename_keys(published), strict=True)
-    return sam.eval()
+    ).eval()
 
 
-def rename_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """MobileSAM's published keys as those of `build_mobile_sam`; unknown keys stay as they are.
+_NAMES = (
+    # The published network closes a stage with the convolution that leads to the next one; timm opens
+    # the next stage with it.
+    (r"^(image_encoder\.)layers\.(\d+)\.downsample",
+     lambda m: f"{m[1]}backbone.stages.{int(m[2]) + 1}.downsample"),
+    (r"^(image_encoder\.)layers\.", r"\1backbone.stages."),
+    (r"^(image_encoder\.)patch_embed\.seq\.0\.", r"\1backbone.patch_embed.conv1."),
+    (r"^(image_encoder\.)patch_embed\.seq\.2\.", r"\1backbone.patch_embed.conv2."),
+    # A convolution inside a pair of convolution and batch norm: `c` there, `conv` in timm.
+    (r"^(image_encoder\..*)\.c\.weight$", r"\1.conv.weight"),
+)
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MobileSAM's published keys as those of `build_mobile_sam`; other keys stay, SAM's too.
 
     Dropped are the parts of a classifier that TinyViT was trained with.
 
-    >>> rename_keys({"image_encoder.layers.0.downsample.conv1.c.weight": 0, "image_encoder.head.bias": 0})
+    >>> renamed({"image_encoder.layers.0.downsample.conv1.c.weight": 0, "image_encoder.head.bias": 0})
     {'image_encoder.backbone.stages.1.downsample.conv1.conv.weight': 0}
     """
     dropped = ("image_encoder.head.", "image_encoder.norm_head.")
-    return {_renamed(key): value for key, value in state.items() if not key.startswith(dropped)}
-
-
-def _renamed(key: str) -> str:
-    if not key.startswith("image_encoder."):
-        return key
-    # The published network closes a stage with the convolution that leads to the next one; timm opens
-    # the next stage with it.
-    if stage := re.match(r"image_encoder\.layers\.(\d+)\.(downsample\.)?", key):
-        number = int(stage[1]) + bool(stage[2])
-        key = f"image_encoder.backbone.stages.{number}.{stage[2] or ''}{key[stage.end():]}"
-    for old, new in (("0", "1"), ("2", "2")):
-        key = key.replace(f".patch_embed.seq.{old}.", f".backbone.patch_embed.conv{new}.")
-    # A convolution inside a pair of convolution and batch norm: `c` there, `conv` in timm.
-    return key.replace(".c.weight", ".conv.weight")
+    state = {key: value for key, value in state.items() if not key.startswith(dropped)}
+    for old, new in _NAMES:
+        state = {re.sub(old, new, key): value for key, value in state.items()}
+    return state

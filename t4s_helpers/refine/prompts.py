@@ -35,11 +35,10 @@ class Prompts:
     """A prompt configuration. The defaults are the paper's.
 
     Attributes:
-        points: how positive points are chosen in the coarse mask and negative ones in the rest of the
-            image. ``random`` draws them (`sample_points`); ``spread`` takes points as far apart as can
-            be; ``interior`` also keeps them away from the mask's edge, which is the edge of a cell and
-            not of the object; ``ring`` takes interior positive points and negative ones in a ring
-            around the mask (`chosen_points`); ``none``.
+        points: how positive points are chosen in the coarse mask and negative ones outside it.
+            ``random`` draws them (`sample_points`); ``spread`` takes them as far apart as can be;
+            ``interior`` also keeps off the mask's edge, which is the edge of a cell and not of the
+            object; ``ring`` takes the negative ones in a ring around it (`chosen_points`); ``none``.
         n_points: at most this many points of each sign, from 1. A region with fewer pixels gives all.
         box: add the bounding box of the coarse mask.
         mask: the mask prompt of the first call. ``hard`` is the inverse sigmoid of the coarse mask,
@@ -71,8 +70,7 @@ class Prompts:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if type(value) is not type(choices[0]) or value not in choices:
-                listed = ", ".join(map(str, choices))
-                raise RefineError(f"Prompts({name}={value!r}) is not known; choose one of {listed}.")
+                raise RefineError(f"Prompts({name}={value!r}) is not known; choose one of {choices}.")
         for name in ("n_points", "calls"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -108,7 +106,7 @@ def sam_prompt(
     """
     rows, columns = filled_frame(mask.shape, max(frame_size))
     scale = np.array([columns / mask.shape[1], rows / mask.shape[0]])
-    told: dict[str, np.ndarray] = {}
+    told = {}
     if prompts.points != "none":
         pixels, labels = POINTS[prompts.points](mask, prompts.n_points, seed)
         # The middle of a pixel; SAM itself adds the half that leads to the middle of its own.
@@ -151,9 +149,8 @@ def mask_logits(
     >>> (mask_logits(wide, (4, 4), (16, 16)) > 0).astype(int).tolist()
     [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     """
-    filled = frame_size
-    if frame == "sam":
-        filled = filled_frame(image_size or mask.shape, max(frame_size))
+    image_size = image_size or mask.shape
+    filled = filled_frame(image_size, max(frame_size)) if frame == "sam" else frame_size
     # Edges of the frame's cells in pixels of the mask; some lie past the mask.
     row_edges, column_edges = (
         np.arange(cells[axis] + 1) * (frame_size[axis] / cells[axis]) * (mask.shape[axis] / filled[axis])

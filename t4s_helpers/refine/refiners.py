@@ -213,15 +213,11 @@ def merge_masks(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _checked_pixels(pixels: Any) -> np.ndarray:
     pixels = np.asarray(pixels)
-    if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.size:
-        return pixels
-    advice = "t4s_helpers.data.sample.read_image gives the right form"
-    if pixels.ndim == 2 or pixels.shape[2:] == (1,):
-        advice = "a grey image; repeat its channel three times"
-    elif pixels.shape[2:] == (4,):
-        advice = "an RGBA image; drop the alpha channel with pixels[..., :3]"
-    raise RefineError("An image to refine on must be uint8 RGB (H, W, 3), "
-                      f"got {pixels.dtype} {pixels.shape}: {advice}.")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise RefineError(
+            f"An image to refine on must be uint8 RGB (H, W, 3), got {pixels.dtype} {pixels.shape}: repeat a "
+            "grey channel three times, drop alpha with pixels[..., :3], or read the file with read_image.")
+    return pixels
 
 
 def _checked_masks(masks: Any, image: tuple[int, int] | None) -> np.ndarray:
@@ -240,11 +236,9 @@ def _checked_masks(masks: Any, image: tuple[int, int] | None) -> np.ndarray:
 
 def _checked_confidence(confidence: Any, n: int) -> list[np.ndarray]:
     told = "A soft mask prompt needs confidence=, a grid (rows, cols) of probabilities for each mask"
-    if confidence is None:
-        raise RefineError(f"{told}, and none was given; pass it, or use mask='hard'.")
-    grids = [np.asarray(grid, float) for grid in confidence]
+    grids = [np.asarray(grid, float) for grid in (() if confidence is None else confidence)]
     if len(grids) != n:
-        raise RefineError(f"{told}; there are {n} masks and {len(grids)} grids.")
+        raise RefineError(f"{told}; there are {n} masks and {len(grids)} grids (mask='hard' needs none).")
     for k, grid in enumerate(grids):
         if grid.ndim != 2 or not grid.size or not ((grid >= 0) & (grid <= 1)).all():  # False for NaN
             raise RefineError(f"{told}; grid {k} has the shape {grid.shape} or values outside [0, 1].")

@@ -11,7 +11,6 @@ mask: a result depends on the image, the mask and the seed alone, not on what wa
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +19,14 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
+from ..model.weights import fetch
+from .mobile_sam import build_mobile_sam, renamed
 from .prompts import Prompts, RefineError, digest, filled_frame, sam_prompt
 from .refiners import Refiner
+
+MODELS = {"mobile_sam": build_mobile_sam, "sam_vit_b": sam_model_registry["vit_b"],
+          "sam_vit_l": sam_model_registry["vit_l"], "sam_vit_h": sam_model_registry["vit_h"]}
+"""Name of a checkpoint -> function that builds its model, with random weights."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")  # the 16-bit ones are meant for CUDA
 
@@ -41,7 +46,7 @@ class SamRefiner(Refiner):
         batch: masks that go through the decoder together. One at a time is fastest on the CPU.
     """
 
-    names = ("mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h")
+    names = tuple(MODELS)
 
     def __init__(
         self, sam: Sam, name: str = "sam", cached_images: int = 8, precision: str = "float32"
@@ -51,24 +56,18 @@ class SamRefiner(Refiner):
         self.precision = precision
         self.predictor = SamPredictor(sam)
         self.batch = 1 if sam.device.type == "cpu" else 16
-        self._cached_images = max(1, cached_images)
-        self._embeddings: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+        self._cached_images = cached_images
+        self._embeddings: dict[bytes, dict[str, Any]] = {}  # the one used last comes last
         self._seen: dict[str, Any] = {}
 
     @classmethod
     def load(cls, name: str, device: str | None, precision: str) -> SamRefiner:
         """Fetch the checkpoint where it is not in the cache, and build the model."""
-        from ..model.weights import fetch
-        from .mobile_sam import build_mobile_sam
-
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_precision(precision, torch.device(device).type)
-        path = fetch(name)
-        if name == "mobile_sam":
-            sam = build_mobile_sam(path)
-        else:
-            sam = sam_model_registry[name.removeprefix("sam_")]()
-            sam.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        published = torch.load(fetch(name), map_location="cpu", weights_only=True)
+        sam = MODELS[name]()
+        sam.load_state_dict(renamed(published))  # every key and shape must fit
         return cls(sam.eval().to(device), name, precision=precision)
 
     @property
@@ -83,12 +82,10 @@ class SamRefiner(Refiner):
     def see(self, pixels: np.ndarray) -> None:
         """Embed an image, or find its embedding again by its content."""
         key = digest(pixels)
-        if key not in self._embeddings:
-            self._embeddings[key] = self._embed(pixels)
-            if len(self._embeddings) > self._cached_images:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(key)
-        self._seen = self._embeddings[key]
+        self._seen = self._embeddings.pop(key, None) or self._embed(pixels)
+        self._embeddings[key] = self._seen
+        if len(self._embeddings) > self._cached_images:
+            del self._embeddings[next(iter(self._embeddings))]
         vars(self.predictor).update(self._seen)
 
     def redraw(

@@ -57,8 +57,7 @@ def test_empty_masks_are_not_asked_about_and_options_arrive():
 
 def test_no_refiner_keeps_the_coarse_masks():
     refiner = load_refiner("none")
-    assert isinstance(refiner, NoRefiner) and refiner.name == "none"
-    assert load_refiner("none") is refiner
+    assert isinstance(refiner, NoRefiner) and refiner.name == "none" and load_refiner("none") is refiner
     COARSE.flags.writeable = PIXELS.flags.writeable = False
     result = refiner.set_image(PIXELS).refine(COARSE, min_iou=1.0)
     np.testing.assert_array_equal(result.masks, COARSE)
@@ -66,7 +65,7 @@ def test_no_refiner_keeps_the_coarse_masks():
     assert not np.shares_memory(result.masks, COARSE)
 
 
-def test_a_new_refiner_is_one_class():
+def test_a_new_refiner_is_one_class_and_an_unknown_one_lists_the_known():
     class Filled(Refiner):
         names = ("filled",)
 
@@ -78,9 +77,6 @@ def test_a_new_refiner_is_one_class():
         assert load_refiner("filled").name == "filled"
     finally:
         del REFINERS["filled"]
-
-
-def test_an_unknown_refiner_lists_the_known_ones():
     pytest.importorskip("torch")
     with pytest.raises(RefineError, match="'sam'.*none.*mobile_sam"):
         load_refiner("sam")
@@ -108,49 +104,34 @@ def test_masks_that_cannot_be_merged_are_refused(wrong):
 # Bad input
 
 
-@pytest.mark.parametrize(("image", "told"), [
-    (np.zeros((8, 9), np.uint8), "grey image; repeat its channel"),
-    (np.zeros((8, 9, 1), np.uint8), "grey image; repeat its channel"),
-    (np.zeros((8, 9, 4), np.uint8), "RGBA image; drop the alpha"),
-    (np.zeros((8, 9, 3), np.float32), "uint8 RGB .* got float32"),
-    (np.zeros((0, 9, 3), np.uint8), "uint8 RGB"),
-    ("photo.jpg", "uint8 RGB"),
+@pytest.mark.parametrize("image", [
+    np.zeros((8, 9), np.uint8), np.zeros((8, 9, 1), np.uint8), np.zeros((8, 9, 4), np.uint8),
+    np.zeros((8, 9, 3), np.float32), np.zeros((0, 9, 3), np.uint8), "photo.jpg",
 ])
-def test_an_image_that_is_not_rgb_is_refused(image, told):
-    with pytest.raises(RefineError, match=told):
+def test_an_image_that_is_not_rgb_is_refused(image):
+    with pytest.raises(RefineError, match="uint8 RGB .* got .*repeat a grey channel.*drop alpha"):
         NoRefiner("none").set_image(image)
 
 
-@pytest.mark.parametrize(("masks", "told"), [
-    (np.ones((1, *SIZE), np.uint8), "must be bool .*got uint8"),
-    (np.ones(SIZE, bool), r"one mask is masks\[None\]"),
-    (np.ones((1, SIZE[1], SIZE[0]), bool), "6 x 9 pixels but the image is 9 x 6"),
+@pytest.mark.parametrize(("masks", "options", "told"), [
+    (np.ones((1, *SIZE), np.uint8), {}, "must be bool .*got uint8"),
+    (np.ones(SIZE, bool), {}, r"one mask is masks\[None\]"),
+    (np.ones((1, SIZE[1], SIZE[0]), bool), {}, "6 x 9 pixels but the image is 9 x 6"),
+    *[(COARSE, options, next(iter(options))) for options in (
+        {"seed": -1}, {"seed": 1.5}, {"min_iou": 1.5}, {"min_iou": float("nan")})],
+    *[(COARSE[:2], {"prompts": Prompts(mask="soft"), "confidence": grids}, told) for grids, told in (
+        (None, "2 masks and 0 grids"), (np.zeros((1, 4, 4)), "2 masks and 1 grids"),
+        (np.zeros((2, 4)), "grid 0 has the shape"), (np.full((2, 4, 4), 1.1), r"grid 0 .*outside \[0, 1\]"),
+        ([np.zeros((4, 4)), np.full((4, 4), np.nan)], "grid 1 .*outside"))],
 ])
-def test_masks_that_do_not_fit_are_refused(masks, told):
-    with pytest.raises(RefineError, match=told):
-        NoRefiner("none").set_image(PIXELS).refine(masks)
-
-
-def test_an_image_must_come_first():
+def test_masks_and_options_that_cannot_be_used_are_refused(masks, options, told):
+    refiner = NoRefiner("none")
     with pytest.raises(RefineError, match="set_image"):
-        NoRefiner("none").refine(COARSE)
-
-
-@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": 0.5}, {"min_iou": 1.5}])
-def test_options_out_of_range_are_refused(options):
-    with pytest.raises(RefineError, match=next(iter(options))):
-        NoRefiner("none").set_image(PIXELS).refine(COARSE, **options)
-
-
-@pytest.mark.parametrize(("confidence", "told"), [
-    (None, "none was given"),
-    (np.zeros((1, 4, 4)), "2 masks and 1 grids"),
-    (np.zeros((2, 4)), "grid 0 has the shape"),
-    (np.full((2, 4, 4), 1.1), r"grid 0 .*outside \[0, 1\]"),
-    ([np.zeros((4, 4)), np.full((4, 4), np.nan)], "grid 1 .*outside"),
-])
-def test_confidence_that_cannot_be_used_is_refused(confidence, told):
-    refiner = NoRefiner("none").set_image(PIXELS)
+        refiner.refine(masks, **options)
     with pytest.raises(RefineError, match=told):
-        refiner.refine(COARSE[:2], prompts=Prompts(mask="soft"), confidence=confidence)
-    assert refiner.refine(COARSE[:2], confidence=confidence).masks.shape == (2, *SIZE)
+        refiner.set_image(PIXELS).refine(masks, **options)
+
+
+def test_confidence_is_looked_at_where_it_is_asked_for_alone():
+    refiner = NoRefiner("none").set_image(PIXELS)
+    assert refiner.refine(COARSE, confidence=np.full((2, 4, 4), 1.1)).masks.shape == COARSE.shape
