@@ -64,22 +64,14 @@ class Confidence:
             ``labels[k - 1]``. In [0, 1], sums to 1 over the first axis.
         known: float32 ``(rows, cols)`` in [0, 1], the share of each cell's distribution that the model
             has stated; the rest is filled in.
-        log_empty: natural log of the probability that all cells are "others". It is known where the
-            answer says so; else None.
     """
 
     probs: np.ndarray
     known: np.ndarray
-    log_empty: float | None = None
 
     def __getitem__(self, label: int) -> np.ndarray:
         """The map of one label: float32 ``(rows, cols)``; 0 is "others"."""
         return self.probs[label]
-
-    @property
-    def grid(self) -> np.ndarray:
-        """The likeliest label of each cell, int32 ``(rows, cols)``."""
-        return self.probs.argmax(0).astype(np.int32)
 
 
 def answer_confidence(answer: Answer, parsed: ParsedAnswer) -> Confidence:
@@ -219,9 +211,8 @@ def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarra
     chain = _Chain(runs, grammar, grid.size)
     maps = [chain.row(begin) for begin in range(0, grid.size, grammar.row_width)]
     probs, known = (np.concatenate(parts, -1).astype(np.float32) for parts in zip(*maps))
-    probs, known = (probs / probs.sum(0)), known.clip(0, 1)
-    empty = sum(np.log(run.taken) for run in runs) if not grid.any() else None
-    return Confidence(np.stack([encoding.restore(one) for one in probs]), encoding.restore(known), empty)
+    probs = np.stack([encoding.restore(one) for one in probs / probs.sum(0)])
+    return Confidence(probs, encoding.restore(known.clip(0, 1)))
 
 
 class _Run(NamedTuple):

@@ -81,10 +81,8 @@ class ConstrainedSequence:
 
     def __init__(self, encoder, grammar: Grammar | None, temperature: float = 1.0,
                  rng: np.random.Generator | None = None):
-        self.tokenizer = encoder.tokenizer
-        self.end = encoder.tokenizer.eos_token_id
-        pad = encoder.tokenizer.pad_token_id
-        self._pad = [] if pad in (None, self.end) else [pad]
+        self.tokenizer, self.end = encoder.tokenizer, encoder.tokenizer.eos_token_id
+        self._pad = [pad for pad in [encoder.tokenizer.pad_token_id] if pad not in (None, self.end)]
         self.tag = list(encoder.piece_ids(SEG_OPEN))
         self._line_break = list(encoder.piece_ids("\n"))
         self.grammar, self.temperature, self.rng = grammar, temperature, rng
@@ -160,26 +158,17 @@ class ConstrainedSequence:
         self.trace.sources.append("forced" if forced else "chosen" if self.in_grammar else "free")
         self.trace.drafted.append(drafted)
         self.trace.at_pass.append(self.trace.passes)
-        if self.in_grammar:
-            self._step(token)
         self.ids.append(token)
-        if self.in_sentence and self._tag_is_written():
+        if self.in_grammar:
+            start = self.grammar.index(self.state.at)
+            self.state, run = self.grammar.step(self.state, token)
+            if run is not None:
+                label, length = run
+                self.cells[start:start + length] = label
+            if self.grammar.done(self.state):
+                self._closed_at = len(self.ids)
+        elif self.in_sentence and self.tokenizer.decode(self.ids[-len(self.tag) - 2:]).endswith(SEG_OPEN):
             self.state = START
-
-    def _step(self, token: int) -> None:
-        at = self.state.at
-        self.state, run = self.grammar.step(self.state, token)
-        if run is not None:
-            label, length = run
-            start = self.grammar.index(at)
-            self.cells[start:start + length] = label
-        if self.grammar.done(self.state):
-            self._closed_at = len(self.ids) + 1
-
-    def _tag_is_written(self) -> bool:
-        if self.ids[-len(self.tag):] == self.tag:
-            return True
-        return self.tokenizer.decode(self.ids[-len(self.tag) - 2:]).endswith(SEG_OPEN)
 
     def catch_up(self, tokens: Iterable[int]) -> None:
         """Write tokens that ``generate`` has taken, each of them in a pass of its own."""

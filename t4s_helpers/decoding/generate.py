@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -154,9 +154,8 @@ def _decoder(mode: str, sequences, scheduler: DraftScheduler, temperature: float
         return {"custom_generate": DraftingDecoder(sequences, scheduler, limit, trees), "do_sample": False}
     if mode == "constrained":  # the sequences draw
         return {"logits_processor": [DescriptorProcessor(sequences, prompt)], "do_sample": False}
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {
-        "do_sample": False}
-    return {"logits_processor": [FiniteLogits(prompt)], **sampling}
+    sampling = {"temperature": temperature, "top_k": 0} if temperature else {}
+    return {"logits_processor": [FiniteLogits(prompt)], "do_sample": bool(temperature), **sampling}
 
 
 def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[Answer]:
@@ -173,13 +172,13 @@ def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[A
 
 def _answer(tokenizer, ids: list[int], seconds: float, sequence: ConstrainedSequence | None) -> Answer:
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    n = next((k for k, i in enumerate(ids) if i in ends), None)
-    text = tokenizer.decode(ids if n is None else ids[:n], skip_special_tokens=True)
-    said = tuple(ids if n is None else ids[:n + 1])
+    n = next((k for k, i in enumerate(ids) if i in ends), len(ids))
+    text, said = tokenizer.decode(ids[:n], skip_special_tokens=True), tuple(ids[:n + 1])
+    answer = Answer(text, len(said), n < len(ids), seconds, ids=said)
     if sequence is None:
-        return Answer(text, len(said), n is not None, seconds, ids=said)
+        return answer
     sequence.catch_up(said[len(sequence.ids):])  # a logits processor never sees the last token
-    return Answer(text, len(said), n is not None, seconds, sequence.trace, sequence.grammar, said)
+    return replace(answer, trace=sequence.trace, grammar=sequence.grammar)
 
 
 def _room(backbone, inputs, labels, encoding: Encoding) -> int:

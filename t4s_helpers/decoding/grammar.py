@@ -12,7 +12,9 @@ and the model need not be asked. `Grammar.ebnf` writes the same language down fo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,8 +28,6 @@ own, and 131,584 in one sequence of 256 cells."""
 
 KEPT_GRAMMARS = 256
 """Grammars that `grammar_of` remembers for a tokenizer."""
-
-_NO_TOKENS = np.empty(0, np.int64)
 
 
 class GrammarError(ValueError):
@@ -96,17 +96,13 @@ class Grammar:
         self.bar, self.line = (tuple(piece_ids(text)) for text in encoding.separators)
         self.close = (*(piece_ids("\n") if encoding.spaced else ()), *piece_ids(SEG_CLOSE))
         self._count_of = {ids: n for n, ids in enumerate(self.count_ids) if ids}
-        self._count_tokens = self._beginnings_of_counts()
-        self._known: dict[tuple, tuple[np.ndarray, dict[int, Completion]]] = {}
-        self._check()
-
-    def _beginnings_of_counts(self) -> dict[tuple[int, ...], dict[int, int]]:
-        """Beginning of a count -> next token -> the smallest count that goes on like this."""
-        out: dict[tuple[int, ...], dict[int, int]] = {}
+        # Beginning of a count -> next token -> the smallest count that goes on like this.
+        self._count_tokens: dict[tuple[int, ...], dict[int, int]] = {}
         for n, ids in enumerate(self.count_ids):
             for k, token in enumerate(ids):
-                out.setdefault(ids[:k], {}).setdefault(token, n)
-        return out
+                self._count_tokens.setdefault(ids[:k], {}).setdefault(token, n)
+        self._known: dict[tuple, tuple[np.ndarray, dict[int, Completion]]] = {}
+        self._check()
 
     def longest(self, at: Position) -> int:
         """Length in cells of the longest run that may stand at a position."""
@@ -133,13 +129,12 @@ class Grammar:
 
     def tokens(self, at: Position, label: int, length: int) -> tuple[int, ...]:
         """Ids of a run and of the separator, or closing tag, behind it."""
-        return (*self.label_ids[label], *self.count_ids[length], *self._separator(at, label, length))
+        return (*self.label_ids[label], *self.count_ids[length], *self._separator(at, length))
 
-    def _separator(self, at: Position, label: int, length: int) -> tuple[int, ...]:
-        after = self.move(at, label, length)
-        if after.line == self.n_lines:
-            return self.close
-        return self.line if after.cell == 0 else self.bar
+    def _separator(self, at: Position, length: int) -> tuple[int, ...]:
+        if at.cell + length < self.width:
+            return self.bar
+        return self.line if at.line + 1 < self.n_lines else self.close
 
     def done(self, state: State) -> bool:
         """Whether the descriptor is complete, its closing tag included."""
@@ -147,7 +142,7 @@ class Grammar:
 
     def choices(self, state: State) -> np.ndarray:
         """Every token that may come next: int64, ascending; empty when `done`."""
-        return _NO_TOKENS if self.done(state) else self._next(state)[0]
+        return self._next(state)[0]
 
     def step(self, state: State, token: int) -> tuple[State, Completion]:
         """The state after a token, and the run ``(label, length)`` that the token completes, if any.
@@ -156,7 +151,7 @@ class Grammar:
             GrammarError: the token is not allowed; the message says where.
         """
         at, said = state
-        after = {} if self.done(state) else self._next(state)[1]
+        _, after = self._next(state)
         if token not in after:
             raise GrammarError(f"Token {token} is not allowed in line {at.line + 1}, cell {at.cell + 1} "
                                "of this descriptor.")
@@ -166,7 +161,9 @@ class Grammar:
     def _next(self, state: State) -> tuple[np.ndarray, dict[int, Completion]]:
         """`choices`, and what each of them completes. Remembered, because descriptors repeat."""
         at, said = state
-        key = (at.line == self.n_lines - 1, at.cell, at.last, said)  # all lines but the last are alike
+        key = (self.n_lines - at.line < 2, at.cell, at.last, said)  # all lines but the last are alike
+        if self.done(state):
+            return np.empty(0, np.int64), {}
         if key not in self._known:
             found = self._expand(state)
             self._known[key] = np.array(sorted(found), np.int64), found
@@ -194,7 +191,7 @@ class Grammar:
             length = self._count_of.get(said[:k], longest + 1) if self.counts_runs else 1
             if length > longest:
                 continue
-            separator, begun = self._separator(at, label, length), len(said) - k
+            separator, begun = self._separator(at, length), len(said) - k
             if separator[:begun] == said[k:] and begun < len(separator):
                 found[separator[begun]] = (label, length) if begun == len(separator) - 1 else None
         return found
@@ -242,7 +239,7 @@ class Grammar:
                 f"Spelled out, the grammar of {self.width} cells in one line and {n} labels has "
                 f"{alternatives:,} alternatives, more than a server will compile ({LARK_LIMIT:,}). Use "
                 "an encoding that breaks rows ('rrle'), a smaller grid or fewer labels.")
-        return (_lark_runs if self.counts_runs else _lark_cells)(self)
+        return "\n".join(_lark_runs(self) if self.counts_runs else _lark_cells(self)) + "\n"
 
 
 def grammar_of(encoder, labels: Sequence[str], encoding: Encoding) -> Grammar:
@@ -259,7 +256,7 @@ def grammar_of(encoder, labels: Sequence[str], encoding: Encoding) -> Grammar:
     key = tuple(labels), encoding
     if key not in kept:
         kept[key] = Grammar(encoder.piece_ids, labels, encoding)
-        while len(kept) > KEPT_GRAMMARS:
+        if len(kept) > KEPT_GRAMMARS:
             del kept[next(iter(kept))]
     return kept[key]
 
@@ -270,17 +267,17 @@ _GRAMMARS: WeakKeyDictionary = WeakKeyDictionary()
 # Each literal of the Lark text is a whole run. Lexers take the longest literal that fits, so a label that
 # another one begins with must not stand alone ("dog", "dog house"); whole runs never begin with each other.
 
-def _lark_cells(grammar: Grammar) -> str:
+def _lark_cells(grammar: Grammar) -> list[str]:
     def labels(after: str) -> str:
         return " | ".join(_quoted(word + after) for word in grammar.words)
 
     cells = grammar.width
     repeat = f"cell{{{cells - 1}}} " if cells > 1 else ""
     rules = [f"start: {repeat}last", f"last: {labels(SEG_CLOSE)}"]
-    return "\n".join(rules + [f"cell: {labels('|')}"] * (cells > 1)) + "\n"
+    return rules + [f"cell: {labels('|')}"] * (cells > 1)
 
 
-def _lark_runs(grammar: Grammar) -> str:
+def _lark_runs(grammar: Grammar) -> list[str]:
     def runs(left: int, last: int | None) -> str:
         """Runs that fill ``left`` cells behind a run of label ``last``."""
         return " | ".join(
@@ -288,20 +285,9 @@ def _lark_runs(grammar: Grammar) -> str:
             for k, word in enumerate(grammar.words) if k != last for n in range(1, left + 1))
 
     rest = f' ("\\n" row){{{grammar.n_lines - 1}}}' if grammar.n_lines > 1 else ""
-    rules = [f'start: row{rest} "{SEG_CLOSE}"', f"row: {runs(grammar.width, None)}"]
-    rules += [f"r{left}_{last}: {runs(left, last)}" for left in range(grammar.width - 1, 0, -1)
-              for last in range(len(grammar.words))]
-    return "\n".join(rules) + "\n"
+    return [f'start: row{rest} "{SEG_CLOSE}"', f"row: {runs(grammar.width, None)}",
+            *(f"r{left}_{last}: {runs(left, last)}" for left in range(grammar.width - 1, 0, -1)
+              for last in range(len(grammar.words)))]
 
 
-def _quoted(text: str) -> str:
-    """A Lark string literal.
-
-    >>> print(_quoted('a "b"'))
-    "a \\"b\\""
-    """
-    escaped = "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
-    return f'"{escaped}"'
-
-
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\t": "\\t"}
+_quoted = partial(json.dumps, ensure_ascii=False)  # a Lark string literal is one of JSON

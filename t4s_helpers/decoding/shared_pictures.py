@@ -7,7 +7,8 @@ several times, and the tower would read each copy.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,21 +44,24 @@ def shared_pictures(model) -> Iterator[PictureCount]:
         return
     inner = readers[-1]  # the outer ones only hand on to it
     original = inner.get_image_features
+    names = list(inspect.signature(original).parameters)
 
     @functools.wraps(original)  # `generate` reads the signature to know what to hand over
-    def once(pixel_values, *args, **named):
-        sizes = _rows_per_picture(pixel_values, args, named)
+    def once(*args, **named):
+        named = dict(zip(names, args)) | named
+        tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+        sizes = _rows_per_picture(tensors)
         if sizes is None:
-            return original(pixel_values, *args, **named)
-        kept, copies = _distinct([pixel_values, *_tensors(args, named)], sizes)
+            return original(**named)
+        parts = {name: value.split(1 if len(value) == len(sizes) else sizes)
+                 for name, value in tensors.items()}
+        kept, copies = _distinct(list(zip(*parts.values())))
         count.given += len(copies)
         count.read += len(kept)
         if len(kept) == len(copies):
-            return original(pixel_values, *args, **named)
-        select = functools.partial(_select, sizes=sizes, kept=kept)
-        output = original(select(pixel_values), *map(select, args),
-                          **{name: select(value) for name, value in named.items()})
-        return _repeat(output, len(kept), copies)
+            return original(**named)
+        chosen = {name: torch.cat([some[k] for k in kept]) for name, some in parts.items()}
+        return _repeat(original(**named | chosen), len(kept), copies)
 
     inner.get_image_features = once  # an instance's attribute hides the class's method
     try:
@@ -66,42 +70,29 @@ def shared_pictures(model) -> Iterator[PictureCount]:
         del inner.get_image_features
 
 
-def _tensors(args: Sequence, named: dict) -> list[torch.Tensor]:
-    return [value for value in (*args, *named.values()) if isinstance(value, torch.Tensor)]
-
-
-def _rows_per_picture(pixels, args: Sequence, named: dict) -> list[int] | None:
+def _rows_per_picture(tensors: dict[str, torch.Tensor]) -> list[int] | None:
     """Rows of the pixel tensor for each picture; None where that cannot be told."""
+    pixels = tensors.get("pixel_values")
     if pixels is None or pixels.ndim < 2:
         return None
     if pixels.ndim == 2:  # the patches of all pictures in one sequence
-        grid = named.get("image_grid_thw", args[0] if args else None)
+        grid = tensors.get("image_grid_thw")
         sizes = None if grid is None else grid.prod(-1).tolist()
         return sizes if sizes is not None and sum(sizes) == len(pixels) else None
-    alike = all(len(value) == len(pixels) for value in _tensors(args, named))
-    return [1] * len(pixels) if alike else None
+    return [1] * len(pixels) if all(len(value) == len(pixels) for value in tensors.values()) else None
 
 
-def _distinct(tensors: Sequence[torch.Tensor], sizes: list[int]) -> tuple[list[int], list[int]]:
+def _distinct(pictures: list[tuple[torch.Tensor, ...]]) -> tuple[list[int], list[int]]:
     """Numbers of the pictures to read, and for each picture which of these it equals."""
-    parts = [tensor.split(sizes if len(tensor) == sum(sizes) else 1) for tensor in tensors]
     kept: list[int] = []
     copies = []
-    for k in range(len(sizes)):
-        same = next((n for n, other in enumerate(kept)
-                     if all(torch.equal(part[k], part[other]) for part in parts)), len(kept))
+    for k, picture in enumerate(pictures):
+        same = next((n for n, other in enumerate(kept) if all(map(torch.equal, picture, pictures[other]))),
+                    len(kept))
         if same == len(kept):
             kept.append(k)
         copies.append(same)
     return kept, copies
-
-
-def _select(value, sizes: list[int], kept: list[int]):
-    """The part of an argument that belongs to some pictures."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    parts = value.split(1 if len(value) == len(sizes) else sizes)
-    return torch.cat([parts[k] for k in kept])
 
 
 def _repeat(output, n: int, copies: list[int]):

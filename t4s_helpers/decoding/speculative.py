@@ -234,26 +234,24 @@ class Draft:
         grammar: of the request.
         cells: int ``(n_lines * width,)``, labels of the cells written so far; none by default.
         bottom: the last row that shows anything, where the answer's sentence has said so.
+        ahead: rows to guess after the current one.
+        then: what may come after the descriptor.
     """
 
-    def __init__(self, grammar: Grammar, cells: np.ndarray | None = None, bottom: int | None = None):
-        self.grammar, self.bottom = grammar, bottom
+    def __init__(self, grammar: Grammar, cells: np.ndarray | None = None, bottom: int | None = None,
+                 ahead: int = AHEAD, then: Callable[[], list[Guess]] = list):
+        self.grammar, self.bottom, self.ahead, self.then = grammar, bottom, ahead, then
         self.by_row = grammar.encoding.breaks_rows
         self.cells = np.zeros(grammar.n_lines * grammar.width, np.int32) if cells is None else cells
         shown = self.cells[self.cells > 0]
         self.appears = int(shown[-1]) if len(shown) else 1  # the object seen last may come again
 
-    def guesses(self, state: State, ahead: int, then: Callable[[], list[Guess]] = list) -> list[Guess]:
-        """How a descriptor may go on from a place in it, the likeliest way first.
-
-        Args:
-            ahead: rows to guess after the current one.
-            then: what may come after the descriptor.
-        """
+    def guesses(self, state: State) -> list[Guess]:
+        """How a descriptor may go on from a place in it, the likeliest way first."""
         run = None if self.grammar.done(state) else self._current_run(state)
         if run is None:
-            return then()
-        return self._alternatives(self.cells, state, run, state.at.line + ahead, then)
+            return self.then()
+        return self._alternatives(self.cells, state, run, state.at.line + self.ahead)
 
     def _current_run(self, state: State) -> tuple[int, int] | None:
         """Label and length of the run that has begun: as guessed, or the nearest that is possible."""
@@ -267,7 +265,7 @@ class Draft:
                     return label, length
         return None
 
-    def _alternatives(self, cells, state: State, run: tuple[int, int], last_line: int, then) -> list[Guess]:
+    def _alternatives(self, cells, state: State, run: tuple[int, int], last_line: int) -> list[Guess]:
         """A run, and what else may stand in its place."""
         at, (label, length), width = state.at, run, self.grammar.width
         runs = [(self._kind(at, length), label, length)]
@@ -275,28 +273,28 @@ class Draft:
             runs += [("shorter", label, length - 1)] * (length > 1)
             runs += [("longer", label, length + 1)]  # perhaps up to the row's end
             runs += [("empty", 0, width)] * (at.cell == 0 and length + 1 < width)
-        return [Guess(ids, kind, partial(self._settled, cells, at, label, length, last_line, then))
+        return [Guess(ids, kind, partial(self._settled, cells, at, label, length, last_line))
                 for kind, label, length in runs
                 if (ids := self.grammar.complete(state, label, length)) is not None]
 
-    def _settled(self, cells, at: Position, label: int, length: int, last_line: int, then) -> list[Guess]:
+    def _settled(self, cells, at: Position, label: int, length: int, last_line: int) -> list[Guess]:
         """What may come once a run is taken for certain."""
         cells, start = cells.copy(), self.grammar.index(at)
         cells[start:start + length] = label
         at = self.grammar.move(at, label, length)
         if at.line == self.grammar.n_lines:
-            return then()
+            return self.then()
         if not self.by_row:
-            return self._runs(at, self._guess(cells, at, last_line), then)
+            return self._runs(at, self._guess(cells, at, last_line))
         if at.line > last_line:
             return []
         run = self.grammar.first_run(at, self._guess(cells, at, 0))
-        return self._alternatives(cells, State(at), run, last_line, then)
+        return self._alternatives(cells, State(at), run, last_line)
 
-    def _runs(self, at: Position, cells: np.ndarray, then, first: bool = True) -> list[Guess]:
+    def _runs(self, at: Position, cells: np.ndarray, first: bool = True) -> list[Guess]:
         """Cells as runs without an alternative; behind the first, none that may go on after the cells."""
         if at.line == self.grammar.n_lines:
-            return then()
+            return self.then()
         if not len(cells):
             return []
         label, length = self.grammar.first_run(at, cells)
@@ -304,7 +302,7 @@ class Draft:
             return []
         after = self.grammar.move(at, label, length)
         return [Guess(self.grammar.tokens(at, label, length), self._kind(at, length),
-                      partial(self._runs, after, cells[length:], then, False))]
+                      partial(self._runs, after, cells[length:], False))]
 
     def _kind(self, at: Position, length: int) -> str:
         return "edge" if at.cell + length < self.grammar.width else "rest" if at.cell else "row"
@@ -336,18 +334,18 @@ class Drafter:
     """Writes one sequence through drafts: what to feed the model, and what to keep of it.
 
     Args:
-        sequence: what has been written of it is taken to be part of the prompt.
+        sequence: a fresh one.
         scheduler: shared by the sequences of a run.
         limit: most tokens of the answer, its end included.
     """
 
     def __init__(self, sequence: ConstrainedSequence, scheduler: DraftScheduler, limit: int):
         self.sequence, self.scheduler, self.limit = sequence, scheduler, limit
-        self.read = len(sequence.ids) - 1  # tokens that the cache holds; the prompt's last one is not read
+        self.read = -1  # tokens of it that the cache holds; the prompt's last one is not read at first
+        self.bottom: int | None = None
         # Rejected-draft logits: behind a wrong guess at the sentence, for each place the likeliest tokens
         # and their probabilities.
         self.rejected: list[tuple[list[int], list[float]]] = []
-        self.bottom = None if sequence.in_sentence else self._bottom(sequence.ids)
 
     @property
     def over(self) -> bool:
@@ -401,12 +399,11 @@ class Drafter:
         return list(zip(best.indices.tolist(), best.values.tolist()))
 
     def _bottom(self, sentence: Sequence[int]) -> int | None:
-        """The last row whose middle lies in the box that the sentence states."""
-        box = self.sequence.grammar and read_box(self.sequence.tokenizer.decode(sentence))
-        if box is None:
-            return None
+        """The last row whose middle lies in the box that the sentence states, if any."""
+        box = read_box(self.sequence.tokenizer.decode(sentence))
         # The mask may end anywhere in its last bin; at three quarters of it the guess is best.
-        return ceil((box[3] + 0.75) * self.sequence.grammar.encoding.rows / BOX_BINS - 0.5) - 1
+        rows = self.sequence.grammar.encoding.rows
+        return None if box is None else ceil((box[3] + 0.75) * rows / BOX_BINS - 0.5) - 1
 
     def _guesses(self) -> list[Guess]:
         """How the answer may go on: within a sentence by rejected-draft logits, else by earlier answers."""
@@ -437,8 +434,8 @@ class Drafter:
         return self._descriptor(START, None, self._bottom(sentence)) if sentence[-len(tag):] == tag else []
 
     def _descriptor(self, state: State, cells: np.ndarray | None, bottom: int | None) -> list[Guess]:
-        draft = Draft(self.sequence.grammar, cells, bottom)
-        return draft.guesses(state, AHEAD, lambda: [Guess((self.sequence.end,), 0.9)])
+        end = [Guess((self.sequence.end,), 0.9)]
+        return Draft(self.sequence.grammar, cells, bottom, then=lambda: end).guesses(state)
 
 
 class DraftingDecoder:
@@ -449,16 +446,16 @@ class DraftingDecoder:
     accepts, and the cache is laid out anew, padded on the left, after every pass.
 
     Args:
-        sequences: as many as prompts, or a multiple of that, for several answers to each prompt in turn,
-            which then is read once.
+        sequences: fresh ones, as many as prompts, or a multiple of that, for several answers to each
+            prompt in turn, which then is read once.
         scheduler: shared by the batches of a run.
         limit: most tokens of an answer, its end included.
         trees: read trees of drafts, as if tokens in parallel cost nothing; by default on a GPU only.
     """
 
-    def __init__(self, sequences: Sequence[ConstrainedSequence], scheduler: DraftScheduler | None = None,
-                 limit: int = 4096, trees: bool | None = None):
-        self.scheduler, self.trees = scheduler or DraftScheduler(), trees
+    def __init__(self, sequences: Sequence[ConstrainedSequence], scheduler: DraftScheduler, limit: int,
+                 trees: bool | None = None):
+        self.scheduler, self.trees = scheduler, trees
         self.drafters = [Drafter(sequence, self.scheduler, limit) for sequence in sequences]
 
     def __call__(self, model, input_ids: torch.Tensor, **options) -> torch.Tensor:
@@ -467,9 +464,10 @@ class DraftingDecoder:
         going, on_cpu = self.drafters, input_ids.device.type == "cpu"
         self.scheduler.suit(len(going), on_cpu, not on_cpu if self.trees is None else self.trees)
         prompts = torch.arange(len(input_ids)).repeat_interleave(len(going) // len(input_ids)).tolist()
-        opening = self._opening()
+        # A guess at how the answers begin is read along with the prompts.
+        opening = self.scheduler.sentence(()) if any(one.sequence.grammar for one in going) else []
         fed = [self.scheduler.plan(opening, [token]) for token in input_ids[prompts, -1].tolist()]
-        mask = kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask")  # None where nothing is padded
         lengths = (torch.ones_like(input_ids) if mask is None else mask).sum(-1).tolist()
         inputs = _first_inputs(model, input_ids, kwargs, fed[0].tokens[1:])
         out = model(**inputs, return_dict=True)
@@ -494,13 +492,6 @@ class DraftingDecoder:
         answers = pad_sequence([torch.tensor(one.ids) for one in sequences], batch_first=True,
                                padding_value=sequences[0].tokenizer.pad_token_id)
         return torch.cat([input_ids[prompts], answers.to(input_ids)], -1)
-
-    def _opening(self) -> list[Guess]:
-        """A guess at how the answers begin, to be read along with the prompts."""
-        sequences = [one.sequence for one in self.drafters]
-        if any(one.ids for one in sequences):  # what is written is part of the prompt
-            return []
-        return self.scheduler.sentence(()) if any(one.grammar for one in sequences) else []
 
 
 def _first_inputs(model, input_ids: torch.Tensor, kwargs: dict, opening: list[int]) -> dict:

@@ -54,7 +54,7 @@ def replay(grammar: Grammar, ids, scheduler: DraftScheduler, ahead: int = 99) ->
     force()
     while n < len(ids):
         passes += 1
-        tree, at, kept = scheduler.plan(Draft(grammar, cells).guesses(state, ahead)), -1, []
+        tree, at, kept = scheduler.plan(Draft(grammar, cells, ahead=ahead).guesses(state)), -1, []
         while at is not None and n < len(ids):
             at = tree.child(at, ids[n])
             push()
@@ -104,7 +104,7 @@ def test_below_the_box_a_draft_holds_nothing(bottom, expected):
     cells[2:4] = 1
     state = walk(grammar, START, toy.ids("others *2|dog *2|others *2\n"))
     draft = Draft(grammar, cells, bottom)
-    assert toy.text(likeliest(draft.guesses(state, 9))) == "\n".join(expected) + SEG_CLOSE
+    assert toy.text(likeliest(draft.guesses(state))) == "\n".join(expected) + SEG_CLOSE
 
 
 def choices(*guesses: Guess, depth: int = 3) -> list[Guess]:
