@@ -226,19 +226,9 @@ def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
     usable = _drawable(codes)
     if not usable:
         raise ValueError("has no polygon of at least three points; mend or remove it.")
-    _check_extent(usable, size)
-
-
-def _are_numbers(values: Any) -> bool:
-    """Whether this is a sequence of finite numbers."""
-    return (isinstance(values, Sequence) and all(isinstance(n, (int, float)) for n in values)
-            and all(map(math.isfinite, values)))
-
-
-def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> None:
-    """Refuse coordinates in another unit, which would be drawn as nothing or as something else."""
+    # Coordinates in another unit would be drawn as nothing or as something else.
     height, width = size
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in usable])
     (x0, y0), (x1, y1) = points.min(0), points.max(0)
     if min(height, width) > 8 and min(x0, y0) >= 0 and max(x1, y1) <= 1:
         raise ValueError("has coordinates between 0 and 1 only; multiply them by width and height: "
@@ -249,13 +239,19 @@ def _check_extent(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
                          f"{width} x {height} pixels; correct the outline or the size.")
 
 
+def _are_numbers(values: Any) -> bool:
+    """Whether this is a sequence of finite numbers."""
+    return (isinstance(values, Sequence) and all(isinstance(n, (int, float)) for n in values)
+            and all(map(math.isfinite, values)))
+
+
 def _check_code(code: Record, size: tuple[int, int]) -> None:
     if code.get("size") not in (list(size), tuple(size)):
         raise ValueError(f"has a run-length code for (height, width) {code.get('size')}, but its image "
                          f"has {list(size)}; use the outline that was drawn on this image.")
     try:
-        runs = list(_runs(code))
-    except (KeyError, TypeError, ValueError):
+        runs = read_runs(code.get("counts"))
+    except (TypeError, ValueError):
         runs = []
     whole = all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(runs) != size[0] * size[1]:
@@ -265,11 +261,13 @@ def _check_code(code: Record, size: tuple[int, int]) -> None:
         raise ValueError("has a run-length code without a pixel; mend or remove it.")
 
 
-def read_runs(counts: str | bytes) -> list[int]:
-    """Run lengths of a compressed code: 5 bits a character, from the fourth run on differences.
+def read_runs(counts: str | bytes | Sequence[int]) -> list[int]:
+    """Run lengths of a code; a compressed one has 5 bits a character, from the fourth run on differences.
 
     Read here, as a broken code would make pycocotools write beyond its memory.
     """
+    if not isinstance(counts, (str, bytes)):
+        return list(counts)
     runs: list[int] = []
     value = shift = 0
     for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
@@ -289,17 +287,12 @@ def read_runs(counts: str | bytes) -> list[int]:
     return runs
 
 
-def _runs(code: Record) -> Sequence[int]:
-    """Run lengths of a code, compressed or not."""
-    return read_runs(code["counts"]) if isinstance(code["counts"], (str, bytes)) else code["counts"]
-
-
 def _unpacked(code: Record, size: tuple[int, int]) -> np.ndarray:
     """bool ``(H, W)`` of run lengths down the columns, of which the first is background.
 
     The array lies in memory as it was read, column by column.
     """
-    runs = _runs(code)
+    runs = read_runs(code["counts"])
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 

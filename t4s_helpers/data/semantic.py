@@ -225,12 +225,9 @@ class SemanticDataset(Dataset):
     def check(self, row: tuple[Path, Path]) -> None:
         image, annotation = row
         check_annotation(annotation)
-        if not self.verify:
-            self.check_image(image, str(annotation))
-            return
         source = ClassMap(annotation, self._meaning)
-        self.check_image(image, str(annotation), _class_map(source).shape)
-        if not _shown(source):
+        self.check_image(image, str(annotation), _class_map(source).shape if self.verify else None)
+        if self.verify and not _shown(source):
             raise BadRow("no class of the list", f"{annotation} shows none of the classes.", harmless=True)
 
     def make(self, row: tuple[Path, Path]) -> Sample:

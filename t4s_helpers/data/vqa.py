@@ -92,9 +92,10 @@ class VqaDataset(Dataset):
         return Sample(self.row_id(row), item.image, (), None, "vqa", self.split, question,
                       common if item.answer is None else item.answer, meta)
 
-    def _rows(self, path: Path, name: str = "", key: str = "question_id") -> list[tuple[Any, Record]]:
+    def _rows(self, path: Path, name: str = "", key: str = "question_id",
+              lines: bool = False) -> list[tuple[Any, Record]]:
         """The objects of a file with their ids."""
-        return [(row.get(key), row) for row in list_of(read_json(path), path, name)]
+        return [(row.get(key), row) for row in list_of(read_json(path, lines=lines), path, name)]
 
 
 class VqaV2(VqaDataset):
@@ -226,8 +227,7 @@ class Pope(VqaDataset):
 
     def questions(self) -> Sequence[tuple[Any, Record]]:
         name = f"coco_{self.title.replace('-', '_')}.json"
-        path = first_there(self.root, name, f"coco/{name}")
-        return [(row.get("question_id"), row) for row in list_of(read_json(path, lines=True), path)]
+        return self._rows(first_there(self.root, name, f"coco/{name}"), lines=True)
 
     def read(self, number: Any, row: Record) -> Item:
         _, image, question, label = needed(row, self.root, "question_id", "image", "text", "label")
