@@ -59,10 +59,6 @@ DECODE = [("plain", 16), ("constrained", 16), ("fast", 16), ("trees", 16), ("pla
           ("trees", 32)]
 
 
-class GpuError(RuntimeError):
-    """There is nothing to measure on."""
-
-
 def random_weights(name: str, place: Path | str, shrunk: bool = False, seed: int = 0) -> Path:
     """A folder like that of a backbone, with random weights in its shapes.
 
@@ -263,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as the command line says, and print what the tables say of the targets."""
     args = _parser().parse_args(arguments)
     if not (torch.cuda.is_available() or args.shrunk):
-        raise GpuError("There is no CUDA GPU here to measure on; --shrunk tries the command on a toy.")
+        raise SystemExit("There is no CUDA GPU here to measure on; --shrunk tries the command on a toy.")
     args.shapes = args.shapes or (list(SHAPES) if args.what == "train" else ["llava-1.5-7b"])
     if args.what == "train":
         fill_table(training_jobs(args), args.out / "training.csv", args.fresh)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.prompts import BOX_BINS  # the unit in which the model also says boxes
+from ...data.prompts import BOX_BINS, box_in_words, read_box
 from ...data.scenes import CATEGORIES, COLORS, SCENE_SIZE, SIZES, make_scene
 from ...model.chat import IGNORE_INDEX
 
@@ -31,17 +31,6 @@ the object's run of inside cells in this row that holds the cell.
 """
 
 
-def box_bins(box) -> tuple[int, int, int, int]:
-    """Half-open pixel box -> inclusive bins ``(x0, y0, x1, y1)`` in 0..31.
-
-    >>> box_bins((0, 8, 128, 13))
-    (0, 2, 31, 3)
-    """
-    step = SCENE_SIZE // BOX_BINS
-    x0, y0, x1, y1 = box
-    return x0 // step, y0 // step, (x1 - 1) // step, (y1 - 1) // step
-
-
 def dense_targets(scene) -> np.ndarray:
     """Targets of one scene: int8 ``(len(HEADS), 16, 16)`` in the order of `HEADS`.
 
@@ -60,7 +49,7 @@ def dense_targets(scene) -> np.ndarray:
                  1 + list(SIZES).index(thing.size))
         inside = cover[k] >= 0.5
         quarters = (quarter[k] >= 0.5).reshape(GRID, 2, GRID, 2).transpose(1, 3, 0, 2)
-        maps = [*words, inside, *quarters.reshape(4, GRID, GRID), *box_bins(thing.box),
+        maps = [*words, inside, *quarters.reshape(4, GRID, GRID), *read_box(box_in_words(thing.mask)),
                 *_runs(inside)]
         for row, value in enumerate(maps):
             out[row][at] = value[at] if isinstance(value, np.ndarray) else value
