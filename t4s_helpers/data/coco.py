@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import BadRow, Record, check_photo, list_of, read_json
+from .dataset import BadRow, LazyMasks, Record, check_photo, list_of, read_json
 from .sample import Sample, SampleError
 
 
@@ -73,17 +73,16 @@ class CocoFile:
         return int(image["height"]), int(image["width"])
 
     def masks(self, image_id: Any, annotations: Sequence[Record], owners: Sequence[int],
-              n: int) -> tuple[AnnotationMasks, dict[str, Any]]:
+              n: int) -> tuple[LazyMasks, dict[str, Any]]:
         """The masks of ``n`` labels, and their single objects as `Sample` takes them in ``meta``.
 
         ``annotations`` are checked ones of the image, ``owners`` the number of each one's label.
         """
         size, outlines = self.size(image_id), [annotation["segmentation"] for annotation in annotations]
-        groups = tuple(tuple(o for o, owner in zip(outlines, owners, strict=True) if owner == label)
-                       for label in range(n))
-        return AnnotationMasks(groups, size), {
-            "instance_masks": AnnotationMasks(tuple((o,) for o in outlines), size),
-            "instance_owners": tuple(owners)}
+        groups = [[o for o, owner in zip(outlines, owners, strict=True) if owner == k] for k in range(n)]
+        masks, objects = (LazyMasks((len(some), *size), draw_groups, (some, size))
+                          for some in (groups, [[o] for o in outlines]))
+        return masks, {"instance_masks": objects, "instance_owners": tuple(owners)}
 
     def check(self, annotation: Record) -> None:
         """Raise `BadRow` unless the annotation can be drawn on its image."""
@@ -99,34 +98,16 @@ class CocoFile:
             raise BadRow("unusable outline", f"{where} {error}") from error
 
 
-@dataclass(frozen=True)
-class AnnotationMasks:
-    """Masks that stay outlines until they are asked for (a ``MaskSource``).
-
-    Attributes:
-        groups: per mask, the segmentations whose union it is, checked by `CocoFile.check`.
-        size: ``(H, W)``.
-    """
-
-    groups: tuple[tuple[Any, ...], ...]
-    size: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(L, H, W)``"""
-        return (len(self.groups), *self.size)
-
-    def decode(self) -> np.ndarray:
-        """bool ``(L, H, W)``"""
-        if [len(group) for group in self.groups] == [1]:  # the usual case, without a copy
-            return draw_outline(self.groups[0][0], self.size)[None]
-        height, width = self.size
-        # Column by column in memory, as the outlines are drawn: several times as fast.
-        masks = np.zeros((len(self.groups), width, height), bool).transpose(0, 2, 1)
-        for mask, group in zip(masks, self.groups, strict=True):
-            for segmentation in group:
-                mask |= draw_outline(segmentation, self.size)
-        return masks
+def draw_groups(groups: Sequence[Sequence[Any]], size: tuple[int, int]) -> np.ndarray:
+    """bool ``(L, H, W)``: for each group of checked segmentations the union of its masks."""
+    if [len(group) for group in groups] == [1]:  # the usual case, without a copy
+        return draw_outline(groups[0][0], size)[None]
+    # Column by column in memory, as the outlines are drawn: several times as fast.
+    masks = np.zeros((len(groups), *size[::-1]), bool).transpose(0, 2, 1)
+    for mask, group in zip(masks, groups, strict=True):
+        for segmentation in group:
+            mask |= draw_outline(segmentation, size)
+    return masks
 
 
 def draw_outline(segmentation: Any, size: tuple[int, int]) -> np.ndarray:

@@ -16,9 +16,12 @@ import json
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..codec.encodings import DescriptorError, check_labels
 from .sample import Sample, SampleError, image_size, size_text
@@ -59,6 +62,22 @@ class BadRow(SampleError):
     def __init__(self, reason: str, message: str, harmless: bool = False):
         super().__init__(message)
         self.reason, self.harmless = reason, harmless
+
+
+@dataclass(frozen=True)
+class LazyMasks:
+    """Masks that are made when they are asked for (a ``MaskSource``): ``draw(*args)``.
+
+    ``shape`` is ``(L, H, W)``; ``draw`` is a function of a module, so that processes can be sent it.
+    """
+
+    shape: tuple[int, int, int]
+    draw: Callable[..., np.ndarray]
+    args: tuple[Any, ...]
+
+    def decode(self) -> np.ndarray:
+        """bool ``(L, H, W)``"""
+        return self.draw(*self.args)
 
 
 class Dataset(Sequence):

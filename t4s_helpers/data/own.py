@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .coco import load_coco
+from .dataset import LazyMasks
 from .sample import Sample, SampleError, read_image
 
 COLUMNS = ("image", "expression", "mask")
 
 
-@dataclass(frozen=True)
-class MaskFile:
-    """A mask kept as an image file and read when it is asked for; any non-black pixel belongs."""
-
-    path: Path
-    shape: tuple[int, int, int]
-
-    def decode(self) -> np.ndarray:
-        """bool ``(1, H, W)``"""
-        return read_image(self.path).any(axis=2)[None]
+def read_mask(path: Path) -> np.ndarray:
+    """bool ``(1, H, W)`` of an image file; any non-black pixel belongs."""
+    return read_image(path).any(axis=2)[None]
 
 
 def load_own(source: str | Path, split: str = "train") -> list[Sample]:
@@ -71,6 +64,6 @@ def _sample(name: str, row: dict, base: Path, split: str) -> Sample:
     size = read_image(base / (mask or image)).shape[:2]
     if not (base / image).is_file():
         raise SampleError(f"names the image {base / image}, which does not exist.")
-    masks = MaskFile(base / mask, (1, *size)) if mask else np.zeros((1, *size), bool)
+    masks = LazyMasks((1, *size), read_mask, (base / mask,)) if mask else np.zeros((1, *size), bool)
     meta = {key: value for key, value in row.items() if key is not None and key not in COLUMNS}
     return Sample(name, base / image, (expression,), masks, split=split, meta=meta)

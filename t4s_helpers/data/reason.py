@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .dataset import BadRow, Dataset, check_annotation, check_label
+from .dataset import BadRow, Dataset, LazyMasks, check_annotation, check_label
 from .sample import Sample, SampleError, image_size, size_text
 
 _TARGET, _IGNORED = 1, 255
-
-
-@dataclass(frozen=True)
-class ReasonMask:
-    """Target or ignored pixels of an annotation file (a ``MaskSource``); ``shape`` is (1, H, W)."""
-
-    path: Path
-    shape: tuple[int, int, int]
-    value: int = _TARGET
-
-    def decode(self) -> np.ndarray:
-        """bool ``(1, H, W)``"""
-        return (_drawn(self.path, self.shape[1:]) == self.value)[None]
 
 
 class ReasonSeg(Dataset):
@@ -68,11 +54,11 @@ class ReasonSeg(Dataset):
         path, k = row
         texts, is_sentence, _ = _read(path)
         image = self.row_image(row)
-        shape = (1, *image_size(image))
-        meta = {"ignore": ReasonMask(path, shape, _IGNORED), "is_sentence": is_sentence,
-                "dataset": self.name}
-        return Sample(self.row_id(row), image, (texts[k],), ReasonMask(path, shape), "res", self.split,
-                      meta=meta)
+        size = image_size(image)
+        target, ignored = (LazyMasks((1, *size), _pixels, (path, size, value)) for value in
+                           (_TARGET, _IGNORED))
+        meta = {"ignore": ignored, "is_sentence": is_sentence, "dataset": self.name}
+        return Sample(self.row_id(row), image, (texts[k],), target, "res", self.split, meta=meta)
 
 
 def _n_texts(path: Path) -> int:
@@ -114,6 +100,11 @@ def _check_shapes(path: Path, shapes: list[dict[str, Any]], size: tuple[int, int
     if not (_drawn(path, size) == _TARGET).any():
         raise BadRow("no target outline", f"{path} has no target that shows; it is not taken for a "
                      "request without target: mend or remove it.")
+
+
+def _pixels(path: Path, size: tuple[int, int], value: int) -> np.ndarray:
+    """bool ``(1, H, W)``: target or ignored pixels of an annotation file."""
+    return (_drawn(path, size) == value)[None]
 
 
 @lru_cache(maxsize=4)

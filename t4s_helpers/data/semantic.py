@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .classes import ADE20K_150, COCO_STUFF, COCO_STUFF_IDS, CONTEXT_59, CONTEXT_459, VOC_20
-from .dataset import BadRow, Dataset, check_annotation, choose, first_there
+from .dataset import BadRow, Dataset, LazyMasks, check_annotation, choose, first_there
 from .sample import Sample, SampleError
 
 VOID_INDEX = 255
@@ -43,19 +43,6 @@ class ClassMap:
             BadRow: the file is missing, cannot be read or holds a value without a meaning.
         """
         return _class_map(self).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class ClassMasks:
-    """One mask for each of some classes of a map (a ``MaskSource``); ``shape`` is ``(L, H, W)``."""
-
-    source: ClassMap
-    class_ids: tuple[int, ...]
-    shape: tuple[int, int, int]
-
-    def decode(self) -> np.ndarray:
-        """bool ``(L, H, W)``"""
-        return _class_map(self.source) == np.array(self.class_ids, np.int16)[:, None, None]
 
 
 @lru_cache(maxsize=4)
@@ -233,10 +220,15 @@ class SemanticDataset(Dataset):
     def make(self, row: tuple[Path, Path]) -> Sample:
         source = ClassMap(row[1], self._meaning)
         class_ids = _shown(source)
-        masks = ClassMasks(source, class_ids, (len(class_ids), *_class_map(source).shape))
+        masks = LazyMasks((len(class_ids), *_class_map(source).shape), _masks, (source, class_ids))
         meta = {"class_ids": class_ids, "class_map": source, "dataset": self.name}
         return Sample(self.row_id(row), row[0], tuple(self.classes[k - 1] for k in class_ids), masks,
                       "semantic", self.split, meta=meta)
+
+
+def _masks(source: ClassMap, class_ids: tuple[int, ...]) -> np.ndarray:
+    """bool ``(L, H, W)``: one mask for each of some classes of a map."""
+    return _class_map(source) == np.array(class_ids, np.int16)[:, None, None]
 
 
 def _shown(source: ClassMap) -> tuple[int, ...]:

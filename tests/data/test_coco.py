@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from shared_data import shared_data
 
 from t4s_helpers.data import SampleError, load
-from t4s_helpers.data.coco import AnnotationMasks, draw_outline, load_coco, read_annotations, read_runs
+from t4s_helpers.data.coco import draw_groups, draw_outline, load_coco, read_annotations, read_runs
 
 H, W = 20, 30
 
@@ -140,11 +140,9 @@ def test_packed_counts_are_read_as_pycocotools_writes_them(mask):
         assert read_runs(packed_code(one)["counts"]) == plain_code(one)["counts"]
 
 
-def test_masks_stay_outlines_until_asked():
-    masks = AnnotationMasks((([box(0, 0, 2, 2)], [box(1, 1, 3, 3)]), ()), (H, W))
-    assert masks.shape == (2, H, W)
-    decoded = masks.decode()
-    assert decoded[0].sum() == 7 and not decoded[1].any()
+def test_a_group_of_outlines_is_their_union():
+    masks = draw_groups([[[box(0, 0, 2, 2)], [box(1, 1, 3, 3)]], []], (H, W))
+    assert masks.shape == (2, H, W) and masks[0].sum() == 7 and not masks[1].any()
 
 
 # broken in one place

@@ -98,7 +98,7 @@ def test_one_sample_per_sentence(root):
     expected = np.zeros((2, H, W), bool)
     expected[0, 2:12, 2:16] = expected[1, :5, 0] = True
     assert np.array_equal([man, kite], expected) and samples[0].pixels().shape == (H, W, 3)
-    first, second = (sample.mask_source.groups[0][0] for sample in samples[:2])
+    first, second = (sample.mask_source.args[0][0][0] for sample in samples[:2])
     assert first is second, "sentences of one reference share their outline"
 
 
