@@ -226,7 +226,8 @@ def timing_jobs(backbone, args: argparse.Namespace) -> Iterator[Job]:
                                 args.own, pictures)
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line says, and print how much faster ``fast`` is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--adapter", default="scenes", help="name or folder; '' for none")
@@ -240,12 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--own", action="store_true", help="the model's own answers, not true ones")
     parser.add_argument("--out", type=Path, default=results_root() / "bench_decoding")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line says, and print how much faster ``fast`` is."""
-    args = _parser().parse_args(arguments)
+    args = parser.parse_args(arguments)
     backbone = load_backbone(args.backbone, adapter=args.adapter or None)
     table = fill_table(timing_jobs(backbone, args), args.out / "decoding.csv", args.fresh)
     if (table["mode"] == "fast").any():

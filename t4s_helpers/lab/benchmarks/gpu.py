@@ -164,8 +164,7 @@ def _gigabytes(what: str) -> float | None:
 def _free() -> None:
     """Return the memory of models that are no longer held to the device."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def _wait() -> None:
