@@ -86,8 +86,9 @@ class Dataset(Sequence):
     ``dataset[i]`` is a `t4s_helpers.data.sample.Sample` and ``dataset[a:b]`` again a data set. The
     order is that of the files. Instances can be sent to other processes.
 
-    A reader lists its rows, one of any kind for each sample, and has four methods: what the sample's id
-    and image are, whether it can be used (`check`), and the sample itself (`make`).
+    A reader lists its rows, a tuple for each sample, and says whether a row can be used (`check`) and what
+    its sample is (`make`). A row begins with the sample's number or name and its image file, or the
+    reader says where they are (`row_id`, `row_image`).
 
     Args:
         source: file or folder that is read; messages name it.
@@ -115,7 +116,7 @@ class Dataset(Sequence):
     background: str | None = None
     ignore_index: int | None = None
 
-    def __init__(self, name: str, split: str, task: str, source: Path, rows: Sequence[Any],
+    def __init__(self, name: str, split: str, task: str, source: Path, rows: Sequence[tuple],
                  published: int | Sequence[int] | None = None, listed: int | None = None,
                  counts: str = "strict", bad: str = "refuse", verify: bool = True):
         from tqdm.auto import tqdm
@@ -143,13 +144,13 @@ class Dataset(Sequence):
         self.excluded = tuple(excluded)
         self._fine.clear()
 
-    @abstractmethod
     def row_id(self, row: Any) -> str:
         """The id of a row's sample, unique in the data set; also of a row that cannot be used."""
+        return f"{self.name}/{self.split}/{row[0]}"
 
-    @abstractmethod
     def row_image(self, row: Any) -> Path:
         """The image file of a row's sample; the same for all samples of an image."""
+        return row[1]
 
     @abstractmethod
     def check(self, row: Any) -> None:

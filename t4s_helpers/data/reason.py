@@ -33,28 +33,23 @@ class ReasonSeg(Dataset):
         if not folder.is_dir():
             raise SampleError(f"There is no folder {folder}; unpack ReasonSeg's {split}.zip there.")
         stems = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".jpg")})
-        paths = [folder / f"{stem}.json" for stem in stems]
-        rows = [(path, k) for path in paths for k in range(_n_texts(path) if split == "train" else 1)]
-        super().__init__("reasonseg", split, "res", folder, rows, listed=len(paths), **checks)
+        rows = [(f"{stem}/{k}", folder / f"{stem}.jpg", k) for stem in stems
+                for k in range(_n_texts(folder / f"{stem}.json") if split == "train" else 1)]
+        super().__init__("reasonseg", split, "res", folder, rows, listed=len(stems), **checks)
 
-    def row_id(self, row: tuple[Path, int]) -> str:
-        return f"reasonseg/{self.split}/{row[0].stem}/{row[1]}"
-
-    def row_image(self, row: tuple[Path, int]) -> Path:
-        return row[0].with_suffix(".jpg")
-
-    def check(self, row: tuple[Path, int]) -> None:
-        texts, _, shapes = _read(row[0])
-        self.check_image(self.row_image(row), str(row[0]))
+    def check(self, row: tuple[str, Path, int]) -> None:
+        _, image, k = row
+        path = image.with_suffix(".json")
+        texts, _, shapes = _read(path)
+        self.check_image(image, str(path))
         if self.verify:
-            _check_shapes(row[0], shapes, image_size(self.row_image(row)))
-        check_label(texts[row[1]], self.row_id(row))
+            _check_shapes(path, shapes, image_size(image))
+        check_label(texts[k], self.row_id(row))
 
-    def make(self, row: tuple[Path, int]) -> Sample:
-        path, k = row
+    def make(self, row: tuple[str, Path, int]) -> Sample:
+        _, image, k = row
+        path, size = image.with_suffix(".json"), image_size(image)
         texts, is_sentence, _ = _read(path)
-        image = self.row_image(row)
-        size = image_size(image)
         target, ignored = (LazyMasks((1, *size), _pixels, (path, size, value)) for value in
                            (_TARGET, _IGNORED))
         meta = {"ignore": ignored, "is_sentence": is_sentence, "dataset": self.name}

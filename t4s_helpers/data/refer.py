@@ -133,14 +133,20 @@ class ReferDataset(Dataset):
                          f"image {image_id!r} of {self.coco.path}", self.coco.size(image_id))
 
     def _targets(self, ref: Record) -> list[Record]:
-        """The annotations that a reference names."""
-        numbers = _target_ids(ref, self.source) if self.any_number else [ref["ann_id"]]
+        """The annotations that a reference names; gRefCOCO writes none as ``[-1]``."""
+        where, said = f"Reference {ref['ref_id']!r} of {self.source}", ref.get("no_target")
+        given = ref["ann_id"] if self.any_number and isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+        numbers = [number for k, number in enumerate(given) if number not in given[:k]]
+        if self.any_number:
+            numbers = [number for number in numbers if number != _NO_TARGET]
+            if (said is not None and bool(said) == bool(numbers)) or (numbers and _NO_TARGET in given):
+                raise BadRow("contradiction about targets", f"{where} has no_target {said!r} but the "
+                             f"annotations {given!r}; it is not taken for a request without target: fetch "
+                             "the official file.")
         for number in numbers:
             if not is_known(number, self.coco.annotations):
-                raise BadRow("unknown annotation",
-                             f"Reference {ref['ref_id']!r} of {self.source} names annotation {number!r}, "
-                             f"which {self.coco.path} does not have; use the two files of one "
-                             "distribution.")
+                raise BadRow("unknown annotation", f"{where} names annotation {number!r}, which "
+                             f"{self.coco.path} does not have; use the two files of one distribution.")
         return [self.coco.annotations[number] for number in numbers]
 
 
@@ -205,17 +211,3 @@ def _read_refs(path: Path) -> list[Record]:
 def _sentences(ref: Record) -> list[Any]:
     """The sentences of a reference; one None where it has no list of them, so that it is checked."""
     return ref["sentences"] if isinstance(ref.get("sentences"), list) else [None]
-
-
-def _target_ids(ref: Record, path: Path) -> list[Any]:
-    """Annotation ids of a reference to any number of objects; gRefCOCO writes none as ``[-1]``."""
-    given = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
-    named = [number if isinstance(number, (int, str)) else repr(number) for number in given]
-    numbers = [number for number in dict.fromkeys(named) if number != _NO_TARGET]
-    said = ref.get("no_target")
-    if (said is not None and bool(said) != (not numbers)) or (numbers and _NO_TARGET in given):
-        raise BadRow(
-            "contradiction about targets",
-            f"Reference {ref['ref_id']!r} of {path} has no_target {said!r} but the annotations "
-            f"{given!r}; it is not taken for a request without target: fetch the official file.")
-    return numbers

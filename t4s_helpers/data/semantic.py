@@ -201,28 +201,23 @@ class SemanticDataset(Dataset):
         self._meaning = tuple(form.meaning.items())
         name = dataset if background == "ignored" else f"{dataset.split('-')[0]}-{len(self.classes) + 1}"
         super().__init__(name, split, "semantic", root, [
-            (photos / f"{stem}.jpg", folder / f"{stem}{form.ending}") for stem in stems], **checks)
+            (stem, photos / f"{stem}.jpg", folder / f"{stem}{form.ending}") for stem in stems], **checks)
 
-    def row_id(self, row: tuple[Path, Path]) -> str:
-        return f"{self.name}/{self.split}/{row[0].stem}"
-
-    def row_image(self, row: tuple[Path, Path]) -> Path:
-        return row[0]
-
-    def check(self, row: tuple[Path, Path]) -> None:
-        image, annotation = row
+    def check(self, row: tuple[str, Path, Path]) -> None:
+        _, image, annotation = row
         check_annotation(annotation)
         source = ClassMap(annotation, self._meaning)
         self.check_image(image, str(annotation), _class_map(source).shape if self.verify else None)
         if self.verify and not _shown(source):
             raise BadRow("no class of the list", f"{annotation} shows none of the classes.", harmless=True)
 
-    def make(self, row: tuple[Path, Path]) -> Sample:
-        source = ClassMap(row[1], self._meaning)
+    def make(self, row: tuple[str, Path, Path]) -> Sample:
+        _, image, annotation = row
+        source = ClassMap(annotation, self._meaning)
         class_ids = _shown(source)
         masks = LazyMasks((len(class_ids), *_class_map(source).shape), _masks, (source, class_ids))
         meta = {"class_ids": class_ids, "class_map": source, "dataset": self.name}
-        return Sample(self.row_id(row), row[0], tuple(self.classes[k - 1] for k in class_ids), masks,
+        return Sample(self.row_id(row), image, tuple(self.classes[k - 1] for k in class_ids), masks,
                       "semantic", self.split, meta=meta)
 
 

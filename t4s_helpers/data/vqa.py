@@ -70,9 +70,6 @@ class VqaDataset(Dataset):
     def read(self, number: Any, row: Any) -> Item:
         """What a question holds, or a `t4s_helpers.data.dataset.BadRow`."""
 
-    def row_id(self, row: tuple[Any, Any]) -> str:
-        return f"{self.name}/{self.split}/{row[0]}"
-
     def row_image(self, row: tuple[Any, Any]) -> Path:
         return self.read(*row).image
 
@@ -249,9 +246,6 @@ class LlavaMix(Dataset):
         path = Path(root) / "llava_v1_5_mix665k.json"
         rows = list(enumerate(list_of(read_json(path), path)))
         super().__init__("llava-665k", split, "conversation", path, rows, **checks)
-
-    def row_id(self, row: tuple[int, Record]) -> str:
-        return f"{self.name}/{self.split}/{row[0]}"
 
     def row_image(self, row: tuple[int, Record]) -> Path | None:
         image = row[1].get("image")
