@@ -224,8 +224,7 @@ def show_image(ax: Axes, pixels: np.ndarray, title: str | None = None) -> Axes:
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise ValueError(f"A picture is (height, width, 3), but this array is {pixels.shape}.")
     ax.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None)
-    ax.set_xlim(-0.5, pixels.shape[1] - 0.5)
-    ax.set_ylim(pixels.shape[0] - 0.5, -0.5)
+    ax.autoscale(False)  # what is drawn over the picture leaves its limits
     return set_title(_bare(ax), title)
 
 
@@ -277,8 +276,6 @@ def outline(
                          colors=[colour], linewidths=width, linestyles="--" if dashed else "-")
     bright = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.8
     contour.set_path_effects([withStroke(linewidth=width + 1, foreground=INK if bright else "w")])
-    ax.set_xlim(-0.5, mask.shape[1] - 0.5)
-    ax.set_ylim(mask.shape[0] - 0.5, -0.5)
     return ax
 
 

@@ -476,16 +476,6 @@ def test_no_text_overlaps_or_is_cut(draw, figsize, dpi):
     assert np.array_equal(first, np.asarray(figure.canvas.buffer_rgba()))
 
 
-def test_axes_can_be_cleared_and_drawn_again():
-    """What a widget does: nothing of the last picture is left in the next."""
-    figure, ax = plt.subplots()
-    p.show_descriptor(ax, encode(), LABELS, LONG)
-    figure.canvas.draw()
-    ax.clear()
-    p.show_mask(ax, PIXELS, MASKS, LABELS, "short")
-    assert ax.get_xlim() == (-0.5, 119.5) and not ax.texts and ax.get_title() == "short"
-
-
 def test_nothing_needs_pyplot_or_the_style_and_nothing_shows_or_saves(monkeypatch):
     monkeypatch.setattr(plt, "show", None)  # a call would fail
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", None)
