@@ -10,6 +10,12 @@ import functools
 import tempfile
 from pathlib import Path
 
+import torch
+import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from t4s_helpers.data.mixtures import SceneMixture
+
 WIDTH = 64
 """NF4's block: a narrower layer is refused by bitsandbytes' bfloat16 kernels for processors."""
 PATCH = 14
@@ -34,11 +40,6 @@ SMOL = ("<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}: " + PA
 
 def tokenizer(template: str, image: str, eos: str, extra=(), **named):
     """A byte-level BPE trained on the spot, with a family's special tokens and template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from t4s_helpers.data.mixtures import SceneMixture
-
     scenes = SceneMixture(20)
     texts = [f"{turn.question}\n{turn.text}" for k in range(20) for turn in scenes.turns(k)]
     raw = Tokenizer(models.BPE())
@@ -48,7 +49,7 @@ def tokenizer(template: str, image: str, eos: str, extra=(), **named):
     raw.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=500, special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(
+    return t.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token=eos,
         extra_special_tokens=named, additional_special_tokens=list(extra),
         chat_template=template.replace("IMAGE", image), clean_up_tokenization_spaces=False)
@@ -60,8 +61,6 @@ def text(tok, kind: str = "llama", **more) -> dict:
 
 
 def llava():
-    import transformers as t
-
     tok = tokenizer(USER, "<image>\n", "</s>", image_token="<image>")
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH,
@@ -74,40 +73,25 @@ def llava():
         num_additional_image_tokens=1, chat_template=tok.chat_template)
 
 
-def deepseek_vl():
-    import transformers as t
-
+def deepseek_vl(hybrid: bool = False):
     tok = tokenizer(DEEPSEEK, "<image_placeholder>", "</s>", image_token="<image_placeholder>")
-    config = t.DeepseekVLConfig(
-        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": SIDE,
-                       "patch_size": PATCH, "vision_use_head": False},
-        text_config=text(tok), image_token_id=tok.image_token_id)
-    images = t.DeepseekVLImageProcessor(size={"height": SIDE, "width": SIDE})
-    return t.DeepseekVLForConditionalGeneration(config), t.DeepseekVLProcessor(
-        images, tok, chat_template=tok.chat_template, num_image_tokens=16)
-
-
-def deepseek_vl_hybrid():
-    import transformers as t
-
-    tok = tokenizer(DEEPSEEK, "<image_placeholder>", "</s>", image_token="<image_placeholder>")
-    config = t.DeepseekVLHybridConfig(
-        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": 32,
-                       "patch_size": 8, "vision_use_head": False},
-        high_res_vision_config={"model_type": "sam_vision_model", "hidden_size": 16,
-                                "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 24,
-                                "output_channels": 16, "image_size": 128, "patch_size": 32,
-                                "window_size": 2, "global_attn_indexes": [1]},
-        text_config=text(tok), image_token_id=tok.image_token_id)
-    images = t.DeepseekVLHybridImageProcessor(size={"height": 32, "width": 32},
-                                              high_res_size={"height": 128, "width": 128})
-    return t.DeepseekVLHybridForConditionalGeneration(config), t.DeepseekVLHybridProcessor(
+    kind, side, patch, towers, sizes = "DeepseekVL", SIDE, PATCH, {}, {}
+    if hybrid:  # two towers, at two resolutions
+        kind, side, patch, sizes = "DeepseekVLHybrid", 32, 8, {"high_res_size": {"height": 128, "width": 128}}
+        towers["high_res_vision_config"] = {
+            "model_type": "sam_vision_model", "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "mlp_dim": 24, "output_channels": 16, "image_size": 128,
+            "patch_size": 32, "window_size": 2, "global_attn_indexes": [1]}
+    config = getattr(t, f"{kind}Config")(
+        vision_config={**VISION, "model_type": "siglip_vision_model", "image_size": side,
+                       "patch_size": patch, "vision_use_head": False},
+        text_config=text(tok), image_token_id=tok.image_token_id, **towers)
+    images = getattr(t, f"{kind}ImageProcessor")(size={"height": side, "width": side}, **sizes)
+    return getattr(t, f"{kind}ForConditionalGeneration")(config), getattr(t, f"{kind}Processor")(
         images, tok, chat_template=tok.chat_template, num_image_tokens=16)
 
 
 def internvl():
-    import transformers as t
-
     tok = tokenizer(CHATML, "<IMG_CONTEXT>\n", "<|im_end|>", extra=("<|im_start|>",),
                     start_image_token="<img>", end_image_token="</img>",
                     context_image_token="<IMG_CONTEXT>", video_token="<video>")
@@ -122,54 +106,33 @@ def internvl():
         image_seq_length=4, chat_template=tok.chat_template)
 
 
-def _qwen_tokenizer():
-    return tokenizer(CHATML, "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>",
-                     extra=("<|im_start|>",), image_token="<|image_pad|>",
-                     video_token="<|video_pad|>", vision_start_token="<|vision_start|>",
-                     vision_end_token="<|vision_end|>")
-
-
-def _qwen_ids(tok) -> dict:
-    return {f"{name}_id": getattr(tok, f"{name}_id") for name in (
-        "image_token", "video_token", "vision_start_token", "vision_end_token")}
-
-
-def qwen2_5_vl():
-    import transformers as t
-
-    tok = _qwen_tokenizer()
-    config = t.Qwen2_5_VLConfig(
+def qwen(kind: str, patch: int, language: str, tower: dict, rope: dict, **more):
+    names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    special = dict(zip(names, ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")))
+    tok = tokenizer(CHATML, "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>",
+                    extra=("<|im_start|>",), **special)
+    config = getattr(t, f"{kind}Config")(
         vision_config=dict(depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=2,
-                           patch_size=PATCH, out_hidden_size=WIDTH, fullatt_block_indexes=[1]),
-        text_config=text(tok, "qwen2_5_vl_text",
-                         rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
-                                          "mrope_section": [4, 6, 6]}),
-        **_qwen_ids(tok))
-    images = t.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=4 * 28 * 28)
-    return t.Qwen2_5_VLForConditionalGeneration(config), t.Qwen2_5_VLProcessor(
-        images, tok, t.Qwen2VLVideoProcessor(), chat_template=tok.chat_template)
+                           patch_size=patch, out_hidden_size=WIDTH, **tower),
+        text_config=text(tok, language, rope_parameters={
+            "rope_type": "default", "rope_theta": 10000.0, **rope}, **more),
+        **{f"{name}_id": getattr(tok, f"{name}_id") for name in names})
+    cell = 2 * patch
+    images = t.Qwen2VLImageProcessor(patch_size=patch, min_pixels=cell**2, max_pixels=4 * cell**2)
+    videos = getattr(t, "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor")()
+    return getattr(t, f"{kind}ForConditionalGeneration")(config), getattr(t, f"{kind}Processor")(
+        images, tok, videos, chat_template=tok.chat_template)
 
 
-def qwen3_vl():
-    import transformers as t
-
-    tok = _qwen_tokenizer()
-    config = t.Qwen3VLConfig(
-        vision_config=dict(depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=2,
-                           patch_size=16, out_hidden_size=WIDTH, num_position_embeddings=16,
-                           deepstack_visual_indexes=[0]),
-        text_config=text(tok, "qwen3_vl_text", head_dim=32,
-                         rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
-                                          "mrope_section": [6, 5, 5], "mrope_interleaved": True}),
-        **_qwen_ids(tok))
-    images = t.Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=4 * 32 * 32)
-    return t.Qwen3VLForConditionalGeneration(config), t.Qwen3VLProcessor(
-        images, tok, t.Qwen3VLVideoProcessor(), chat_template=tok.chat_template)
+qwen2_5_vl = functools.partial(
+    qwen, "Qwen2_5_VL", PATCH, "qwen2_5_vl_text", dict(fullatt_block_indexes=[1]),
+    dict(mrope_section=[4, 6, 6]))
+qwen3_vl = functools.partial(
+    qwen, "Qwen3VL", 16, "qwen3_vl_text", dict(num_position_embeddings=16, deepstack_visual_indexes=[0]),
+    dict(mrope_section=[6, 5, 5], mrope_interleaved=True), head_dim=32)
 
 
 def smolvlm():
-    import transformers as t
-
     tok = tokenizer(SMOL, "<image>", "<end_of_utterance>", extra=("<|im_start|>",),
                     image_token="<image>", fake_image_token="<fake_token_around_image>",
                     global_image_token="<global-img>", end_of_utterance_token="<end_of_utterance>")
@@ -183,9 +146,9 @@ def smolvlm():
 
 
 FAMILIES = {
-    "llava-1.5-7b": llava, "deepseek-vl-1.3b": deepseek_vl, "deepseek-vl-7b": deepseek_vl_hybrid,
-    "internvl3.5-8b": internvl, "qwen2.5-vl-7b": qwen2_5_vl, "qwen3-vl-8b": qwen3_vl,
-    "smolvlm2-2.2b": smolvlm,
+    "llava-1.5-7b": llava, "deepseek-vl-1.3b": deepseek_vl,
+    "deepseek-vl-7b": functools.partial(deepseek_vl, hybrid=True), "internvl3.5-8b": internvl,
+    "qwen2.5-vl-7b": qwen2_5_vl, "qwen3-vl-8b": qwen3_vl, "smolvlm2-2.2b": smolvlm,
 }
 """Name in the table of backbones -> builder of the family in miniature."""
 
@@ -193,8 +156,6 @@ FAMILIES = {
 @functools.cache
 def folder(name: str) -> Path:
     """A saved, untrained miniature of a backbone's family; made once per test run."""
-    import torch
-
     place = Path(tempfile.mkdtemp(prefix="t4s-family-"))
     torch.manual_seed(0)
     model, processor = FAMILIES[name]()

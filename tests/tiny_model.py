@@ -6,6 +6,11 @@ import functools
 import tempfile
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from t4s_helpers.model.backbones import EMBEDDED, load_backbone
+
 LAYERS = 4
 """One more than the layers that fine-tuning leaves alone (``Spec.lora_targets``)."""
 
@@ -13,11 +18,6 @@ LAYERS = 4
 @functools.cache
 def folder() -> Path:
     """A saved, untrained embedded model; made once per test run."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    from t4s_helpers.model.backbones import EMBEDDED
-
     place = Path(tempfile.mkdtemp(prefix="t4s-tiny-"))
     AutoProcessor.from_pretrained(EMBEDDED).save_pretrained(place)
     config = AutoConfig.from_pretrained(EMBEDDED)
@@ -28,6 +28,4 @@ def folder() -> Path:
 
 
 def backbone(**options):
-    from t4s_helpers.model.backbones import load_backbone
-
     return load_backbone("embedded", source=folder(), **options)

@@ -11,10 +11,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 import tiny_model
+import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
 from miniatures import cocostuff, halves
 
 from t4s_helpers.codec.encodings import get_encoding
@@ -102,8 +107,6 @@ def short_run(tmp_path_factory):
 
 
 def test_qlora_trains_connector_and_language_model_alone_on_four_bits(short_run):
-    import bitsandbytes as bnb
-
     out, backbone = short_run
     rows = training.read_log(out / "log.csv")
     assert [(row["step"], row["samples"]) for row in rows] == [(k, 4 * k) for k in range(1, 7)]
@@ -120,8 +123,6 @@ def test_qlora_trains_connector_and_language_model_alone_on_four_bits(short_run)
 
 
 def test_an_adapter_reloaded_from_disk_gives_the_same_logits(short_run):
-    import torch
-
     out, backbone = short_run
     again = tiny_model.backbone(quantize="nf4", adapter=out / "adapter")
     inputs = backbone.encoder.prompt([Turn("Segment the star.")], scene_sample("test", 0).pixels())
@@ -137,8 +138,6 @@ def test_a_saved_adapter_is_trained_further(short_run):
 
 
 def test_what_must_be_exact_is_computed_in_full_precision_under_autocast():
-    import torch
-
     model = copy.deepcopy(tiny_model.backbone().model)
     layers, said = model.model.language_model.layers, {}
     for k in (0, len(layers) - 1):
@@ -170,9 +169,6 @@ def test_a_loss_that_is_no_number_stops_training(tmp_path):
 
 
 def test_too_little_gpu_memory_names_what_to_change(monkeypatch, tmp_path):
-    import torch
-    from transformers import Trainer
-
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -204,8 +200,6 @@ def test_batches_hold_items_of_similar_length_in_an_order_that_seed_and_epoch_de
 
 def test_resume_restores_every_tensor_although_names_change_on_disk(tmp_path):
     """LLaVA's tensors are saved under older names; a resume must not start from random weights."""
-    import torch
-
     model = tiny_model.backbone().model
     model.save_pretrained(tmp_path / "checkpoint-1")
     other = copy.deepcopy(model)
@@ -237,8 +231,6 @@ class Killed(Exception):
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_resumes_along_the_same_curve(tmp_path):
     """Killed while checkpoint 6 is being written: it resumes at 3, and the curve is the same."""
-    from transformers import TrainerCallback
-
     class Kill(TrainerCallback):
         def on_save(self, args, state, control, **_):
             if state.global_step == 6:
@@ -288,8 +280,6 @@ train(out={str(out)!r}, source={str(tiny_model.folder())!r}, samples=16, turns=1
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """The same global batch of four, split between processes instead of passes."""
-    from safetensors.torch import load_file
-
     want = train_by_itself(tmp_path / "one")
     rows = train_by_itself(tmp_path / "two", TORCHRUN, accumulate=1)
     assert [(r["step"], r["samples"]) for r in rows] == [(r["step"], r["samples"]) for r in want]
@@ -303,8 +293,6 @@ def test_two_processes_train_as_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["zero2", "fsdp"])
 def test_the_configurations_are_accelerates(name):
-    from accelerate.commands.config.config_args import load_config_from_file
-
     loaded = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
     written = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())
     assert loaded.distributed_type == written["distributed_type"]
@@ -312,8 +300,6 @@ def test_the_configurations_are_accelerates(name):
 
 
 def test_a_sharded_run_stores_four_bits_in_the_type_of_the_rest(monkeypatch):
-    import torch
-
     assert quantization(()).bnb_4bit_quant_storage == torch.uint8
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     config = quantization(())
