@@ -8,31 +8,31 @@ that were *not* written lead to places where the model was never asked. So the m
         = sum of P(text) over all texts of row r that give cell (r, c) label k,
 
 is known only in part. `cell_confidence` gives both: ``known``, the share of the probability that the model
-has stated, and ``probs``, the marginals with the rest filled in by a Markov chain over the edges of runs.
-In the chain a run may start anywhere. Where the model was not asked, the distribution of the run that was
+has stated, and ``probs``, the marginals with the rest filled in by a Markov chain over the edges of runs,
+in which a run may start anywhere. Where the model was not asked, the distribution of the run that was
 written at that place of the row stands in, restricted to what is possible there (the object's right edge
 is assumed to lie where it would have been had the left edge been elsewhere). Hence for every cell and label
 
     |probs - exact| <= 1 - known,
 
-and the first cell of every row is exact. Two sorts of encodings differ. Where rows are not broken, runs go
-on over the ends of rows: the chain of a row starts within the run that reaches it, given that it does.
-Where runs are not counted, every cell is a choice of its own, whose distribution given the cells before it
-*as written* is taken for the marginal; ``known`` is then the probability of the cells before it in its
-row. Where several labels or counts begin with the same token and another was written, they share that
-token's probability equally, and count as known only as far as they agree.
+and the first cell of every row is exact. Where rows are not broken, runs go on over the ends of rows: the
+chain of a row starts within the run that reaches it, given that it does. Where runs are not counted, every
+cell is a choice of its own, whose distribution given the cells before it *as written* is taken for the
+marginal; ``known`` is then the probability of the cells before it in its row. Where several labels or
+counts begin with the same token and another was written, they share that token's probability equally, and
+count as known only as far as they agree.
 
 **Expected IoU.** Greedy decoding writes the likeliest next token, and a model that is unsure of every cell
 writes "others" row after row; but what is scored is IoU. For independent cells with probabilities ``p`` and
-a predicted set ``S`` that is not empty,
+a predicted set ``S`` that is not empty, the size of the union does not depend on which cells of ``S`` are
+true, so
 
-    E[IoU(S, X)] = sum of p over S  *  E[1 / (|S| + |X outside S|)],
+    E[IoU(S, X)] = sum of p over S  *  E[1 / (|S| + |X outside S|)].
 
-because the size of the union does not depend on which cells of ``S`` are true. The best ``S`` of a given
-size takes the likeliest cells, and the distribution of ``|X outside S|`` is updated one cell at a time, so
-the optimum over all sets is found exactly in ``O(n^2)``. The empty set scores 1 where the truth is empty
-(gIoU's rule for requests without a target) and 0 elsewhere. The probability of that is not the product over
-the cells, which are anything but independent here, so it has to be given. With several drawn answers the
+The best ``S`` of a given size takes the likeliest cells, and the distribution of ``|X outside S|`` is
+updated one cell at a time, so the optimum over all sets is found exactly in ``O(n^2)``. The empty set
+scores 1 where the truth is empty (gIoU's rule for requests without a target) and 0 elsewhere; since the
+cells are anything but independent there, that probability has to be given. With several drawn answers the
 truth is one of them with equal probability: a mixture, over which expectations are averaged.
 """
 
@@ -208,7 +208,7 @@ def cell_confidence(grammar: Grammar, choices: Sequence[Choice], grid: np.ndarra
         raise DecodingError(f"A grid of {grid.shape[0]}x{grid.shape[1]} cells came with the grammar of "
                             f"{encoding.rows}x{encoding.cols} cells.")
     runs = _written_runs(grammar, choices, encoding.arrange(grid).reshape(-1))
-    chain = _Chain(runs, grammar, grid.size)
+    chain = _Chain(runs, grammar)
     maps = [chain.row(begin) for begin in range(0, grid.size, grammar.row_width)]
     probs, known = (np.concatenate(parts, -1).astype(np.float32) for parts in zip(*maps))
     probs = np.stack([encoding.restore(one) for one in probs / probs.sum(0)])
@@ -284,25 +284,18 @@ def _run(grammar: Grammar, at: Position, label: int, length: int, asked: dict, c
 
 
 class _Chain:
-    """The Markov chain of edges, row by row.
+    """The Markov chain of edges between the runs of an answer, row by row."""
 
-    Args:
-        runs: that were written.
-        grammar: of the request.
-        cells: of the grid.
-    """
-
-    def __init__(self, runs: list[_Run], grammar: Grammar, cells: int):
-        self.runs, self.n, self.cells = runs, len(grammar.words), cells
-        self.cols, self.counts_runs = grammar.row_width, grammar.counts_runs
-        self.breaks_rows = grammar.encoding.breaks_rows
+    def __init__(self, runs: list[_Run], grammar: Grammar):
+        self.runs, self.grammar = runs, grammar
+        self.n, self.cells, self.cols = len(grammar.words), runs[-1].end, grammar.row_width
         self.starts = np.array([run.start for run in runs])
         self.shown = sorted({run.label for run in runs} - {0}) or list(range(1, self.n))
 
     def row(self, begin: int) -> tuple[np.ndarray, np.ndarray]:
         """Marginals ``(L + 1, cols)`` and known share ``(cols,)`` of the row that begins with a cell."""
         probs, known = np.zeros((self.n, self.cols)), np.zeros(self.cols)
-        if not self.counts_runs:
+        if not self.grammar.counts_runs:
             self._add_stated(begin, begin, 1.0, known)
             return np.stack([run.labels for run in self.runs[begin:begin + self.cols]], 1), known
         mass = np.zeros((self.cols + 1, self.n + 1))  # by column and label before; -1 is none
@@ -322,7 +315,7 @@ class _Chain:
     def _enter(self, begin: int, mass, probs, known) -> tuple[int, float]:
         """Start a row; returns the first run that starts in it and the probability of getting there."""
         k = int(np.searchsorted(self.starts, begin))
-        if self.breaks_rows or begin == 0:
+        if self.grammar.encoding.breaks_rows or begin == 0:
             mass[0, -1] = 1
             return k, 1.0
         run = self.runs[k - 1]  # it reaches the row

@@ -335,8 +335,7 @@ class Drafter:
 
     Args:
         sequence: a fresh one.
-        scheduler: shared by the sequences of a run.
-        limit: most tokens of the answer, its end included.
+        scheduler, limit: see `DraftingDecoder`.
     """
 
     def __init__(self, sequence: ConstrainedSequence, scheduler: DraftScheduler, limit: int):
@@ -411,7 +410,9 @@ class Drafter:
         if sequence.in_sentence:
             guesses = self._from_rejected() or self.scheduler.sentence(sequence.ids)
             return [guess._replace(follow=partial(self._behind_sentence, guess.ids)) for guess in guesses]
-        return self._descriptor(sequence.state, sequence.cells, self.bottom) if sequence.grammar else []
+        if sequence.grammar is None:
+            return []
+        return self._draft(sequence.cells, self.bottom).guesses(sequence.state)
 
     def _from_rejected(self) -> list[Guess]:
         """The sentence as the rejected-draft logits continue it, up to the opening tag.
@@ -431,11 +432,12 @@ class Drafter:
 
     def _behind_sentence(self, more: Sequence[int]) -> list[Guess]:
         sentence, tag = [*self.sequence.ids, *more], self.sequence.tag
-        return self._descriptor(START, None, self._bottom(sentence)) if sentence[-len(tag):] == tag else []
+        whole = sentence[-len(tag):] == tag
+        return self._draft(None, self._bottom(sentence)).guesses(START) if whole else []
 
-    def _descriptor(self, state: State, cells: np.ndarray | None, bottom: int | None) -> list[Guess]:
+    def _draft(self, cells: np.ndarray | None, bottom: int | None) -> Draft:
         end = [Guess((self.sequence.end,), 0.9)]
-        return Draft(self.sequence.grammar, cells, bottom, then=lambda: end).guesses(state)
+        return Draft(self.sequence.grammar, cells, bottom, then=lambda: end)
 
 
 class DraftingDecoder:
@@ -529,11 +531,7 @@ class BatchCache:
 
     def __init__(self, model, cache, lengths: Sequence[int], before: int):
         self.cache, self.lengths, self.before = cache, list(lengths), before
-        self.inner = getattr(model, "model", model)
-
-    @property
-    def device(self) -> torch.device:
-        return self.cache.layers[0].keys.device
+        self.inner, self.device = getattr(model, "model", model), cache.layers[0].keys.device
 
     def take(self, rows: list[int]) -> None:
         """Keep some rows of the batch, or copy them, for several answers to one prompt."""
@@ -570,20 +568,15 @@ class BatchCache:
 
     def keep(self, kept: list[list[int]]) -> None:
         """Forget all but some of the tokens that each row was fed last, given by number, ascending."""
-        self.lengths = [length + len(some) for length, some in zip(self.lengths, kept)]
+        columns = [[*range(self.before - length, self.before), *(self.before + k for k in some)]
+                   for some, length in zip(kept, self.lengths)]
+        self.lengths = [len(row) for row in columns]
         if all(some == list(range(len(kept[0]))) for some in kept):  # all rows end alike
             if surplus := self.cache.get_seq_length() - self.before - len(kept[0]):
                 self.cache.crop(-surplus)
             return
         width = max(self.lengths)
-        columns = torch.zeros((len(kept), width), dtype=torch.long)
-        for row, (some, length) in enumerate(zip(kept, self.lengths)):
-            old = length - len(some)
-            columns[row, width - length:width - len(some)] = torch.arange(self.before - old, self.before)
-            columns[row, width - len(some):] = self.before + torch.tensor(some, dtype=torch.long)
-        at = columns.to(self.device)[:, None, :, None]
+        at = torch.tensor([[0] * (width - len(row)) + row for row in columns])[:, None, :, None]
         for layer in self.cache.layers:
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
-                setattr(layer, name, old.gather(2, at.to(old.device).expand(
-                    -1, old.shape[1], -1, old.shape[3])))
+            layer.keys = layer.keys.take_along_dim(at.to(layer.keys.device), 2)
+            layer.values = layer.values.take_along_dim(at.to(layer.values.device), 2)
