@@ -4,9 +4,8 @@ Every metric works the same way: ``update(...)`` scores one sample, ``compute()`
 dictionary, ``len(metric)`` is the number of samples. Each ``update`` also takes ``sample_id``, a name
 that may be scored once only, and ``malformed``: the response did not keep to the format
 (``ParseReport.malformed``). Counts are integers and means are summed exactly (``math.fsum``), so the
-order of the samples changes no digit.
-
-All scores are fractions in [0, 1]; multiply by 100 for the paper's tables.
+order of the samples changes no digit. All scores are fractions in [0, 1]; multiply by 100 for the paper's
+tables. Only NumPy is needed.
 
 | metric | a sample is | keys of ``compute()`` |
 |---|---|---|
@@ -15,8 +14,6 @@ All scores are fractions in [0, 1]; multiply by 100 for the paper's tables.
 | ``MeanIoU`` | an image, two class maps | miou, pixel_acc |
 | ``VQAAccuracy`` | a question, its answers | accuracy |
 | ``YesNoMetric`` | a yes-no question | accuracy, precision, recall, f1, yes_ratio |
-
-Only NumPy is needed.
 """
 
 from __future__ import annotations
@@ -102,11 +99,9 @@ class SegmentationMetric(_Metric):
 
     Source: Text4Seg, Sec. 4 and tables 1-2; GRES (Liu et al., CVPR 2023), metrics of gRefCOCO.
 
-    >>> metric = SegmentationMetric()
-    >>> metric.update(np.array([[True, True]]), np.array([[False, True]]))
-    0.5
-    >>> metric.update(np.array([[False, False]]), np.array([[False, False]]))
-    1.0
+    >>> metric, empty = SegmentationMetric(), np.array([[False, False]])
+    >>> metric.update(~empty, np.array([[False, True]])), metric.update(empty, empty)
+    (0.5, 1.0)
     >>> {k: v for k, v in metric.compute().items() if k in ("ciou", "giou", "n_acc")}
     {'ciou': 0.5, 'giou': 0.75, 'n_acc': 1.0}
     """
@@ -172,11 +167,8 @@ class BoxMetric(_Metric):
 
     ``compute()`` gives ``acc50``, the share of samples whose box IoU is *above* 0.5 (not equal), one
     more ``accNN`` for every other threshold asked for, ``box_iou``, the mean box IoU, and ``n``,
-    ``n_no_box`` (nothing was predicted: counts as wrong), ``n_malformed`` and ``malformed_rate``.
-
-    Boxes are half-open ``(x0, y0, x1, y1)`` in pixels.
-
-    Source: Text4Seg, Sec. 4.2 and the Acc@0.5 columns.
+    ``n_no_box`` (nothing was predicted: counts as wrong), ``n_malformed`` and ``malformed_rate``. Boxes
+    are half-open ``(x0, y0, x1, y1)`` in pixels. Source: Text4Seg, Sec. 4.2 and the Acc@0.5 columns.
     """
 
     def __init__(self, thresholds: Sequence[float] = (0.5,)) -> None:
@@ -220,13 +212,9 @@ def class_counts(pred: np.ndarray, target: np.ndarray, n_classes: int,
                  ignore_index: int | None = None) -> dict[int, list[int]]:
     """Pixel counts of an image by class, from which every convention of `MeanIoU` follows.
 
-    Args:
-        pred, target: integers ``(H, W)`` in 0 … ``n_classes`` (0 is background), the same shape. Pixels
-            whose truth is ``ignore_index`` are not counted.
-
-    Returns:
-        each class that either map shows -> its intersection, predicted and true area, and the predicted
-        pixels whose truth is background.
+    Maps are integers ``(H, W)`` in 0 … ``n_classes``, 0 is background. Pixels whose truth is
+    ``ignore_index`` are not counted. Each class that either map shows has its intersection, predicted area,
+    true area, and predicted pixels whose truth is background.
 
     >>> class_counts(np.array([[1, 1, 0]]), np.array([[1, 0, 2]]), 2)
     {0: [0, 1, 1, 0], 1: [1, 2, 1, 1], 2: [0, 0, 1, 0]}
@@ -252,7 +240,6 @@ class MeanIoU(_Metric):
       ``"zero"`` and ``"one"`` count it with that value where ``"skip"`` would leave it out.
 
     Pixels whose truth is ``ignore_index`` (255, say; ``None``: no such value) are left out always.
-
     ``compute()`` gives ``miou`` (NaN when no class is left to average), ``pixel_acc`` (share of the
     counted pixels with the right class, NaN when there is none), ``n_averaged`` (terms in the mean),
     ``n``, ``n_malformed``, ``malformed_rate``.
@@ -335,18 +322,15 @@ class MeanIoU(_Metric):
                 "n_averaged": int(shown.sum())}
 
 
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(
+    "zero one two three four five six seven eight nine ten".split())}
 _ARTICLES = {"a", "an", "the"}
 _MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 
 # What people type without the apostrophe, but for words of their own (its, were, well, ill, shell, hell,
 # id, wed, shed, lets), which stay as they are.
 _CONTRACTIONS = {
-    word.replace("'", ""): word
-    for word in (
+    word.replace("'", ""): word for word in (
         "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't "
         "mustn't needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't "
         "could've might've must've should've would've i've they've we've what've you've "
@@ -444,13 +428,10 @@ class VQAAccuracy(_Metric):
       out in turn, score min(matches among the others / 3, 1), and average (VQAv2, VisWiz, TextVQA).
       With ten annotators, 1, 2, 3, 4+ matches score 0.3, 0.6, 0.9, 1.
 
-    ``normalise`` says what is compared:
-
-    - ``True``: both sides after `normalise_answer`;
-    - ``"official"``: as the official VQAv2 evaluation does. Where all annotators gave the same string,
-      only line breaks and outer blanks of the prediction go; elsewhere the prediction is normalised, and
-      of the true answers the punctuation;
-    - ``False``: raw text.
+    ``normalise`` says what is compared: raw text (``False``), both sides after `normalise_answer`
+    (``True``), or ``"official"``, as the official VQAv2 evaluation does: where all annotators gave the same
+    string, only line breaks and outer blanks of the prediction go; elsewhere the prediction is normalised,
+    and of the true answers the punctuation.
 
     ``compute()`` gives ``accuracy``, ``n``, ``n_malformed``, ``malformed_rate``. A malformed response
     is scored by its text, and counted.
@@ -512,10 +493,9 @@ class Interval(NamedTuple):
         return "{:.3f} [{:.3f}, {:.3f}]".format(*self)
 
 
-def bootstrap(
-    values: Sequence[float], weights: Sequence[float] | None = None, *,
-    groups: Sequence[Any] | None = None, level: float = 0.95, n_resamples: int = 1000, seed: int = 0,
-) -> Interval:
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *,
+              groups: Sequence[Any] | None = None, level: float = 0.95, n_resamples: int = 1000,
+              seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a mean, or of a ratio of sums.
 
     Samples are drawn with replacement, as many as there are. The statistic is the mean (gIoU, accuracy)
@@ -528,9 +508,7 @@ def bootstrap(
         level: share of resamples inside the interval, in (0, 1).
         seed: of ``numpy.random.default_rng``.
 
-    Returns:
-        the value and its bounds. Resamples whose weights sum to 0 have no value and are left out; where
-        none has one, the bounds are NaN.
+    Resamples whose weights sum to 0 are left out; where no other is left, the bounds are NaN.
 
     >>> bootstrap([1, 0, 1, 1], seed=3)
     Interval(value=0.75, low=0.25, high=1.0)
@@ -546,9 +524,9 @@ def bootstrap(
         raise MetricError(f"level must lie in (0, 1) and n_resamples reach 1: {level}, {n_resamples}.")
     pairs = np.stack([numbers, weights])
     if groups is not None:  # a group is resampled as one sample, the sum of its own
-        places: dict[Any, int] = {}
         _check_length(groups, len(numbers), "groups")
-        place = np.array([places.setdefault(key, len(places)) for key in groups])
+        places = {key: k for k, key in enumerate(dict.fromkeys(groups))}
+        place = [places[key] for key in groups]
         pairs = np.stack([np.bincount(place, row, len(places)) for row in pairs])
     rng, n = np.random.default_rng(seed), pairs.shape[1]
     step = max(1, 2_000_000 // n)  # resamples at a time: a few million draws fit the memory

@@ -191,23 +191,20 @@ class RunStore:
             write_json(self.folder / RUN_FILE, {"fingerprint": self.fingerprint, **about,
                                                 "settings": self.settings})
             return []
-        self._check_settings(record["settings"])
-        if record.get("package") != about.get("package"):
-            warnings.warn(f"The package has changed since {self.folder} was begun: its rows may differ "
-                          "from what it would write now. Start with restart to be sure.", stacklevel=6)
-        there = _rows(self.folder, self.fingerprint).keys()
-        if stray := there - self.order.keys():
-            raise StoreError(f"{self.folder} has a row for sample '{min(stray)}', which is none of this "
-                             "run's samples: start in a new folder.")
-        return [k for k, ids in enumerate(self.batches) if there >= set(ids)]
-
-    def _check_settings(self, theirs: Mapping) -> None:
-        names = sorted(key for key in {*theirs, *self.settings} if theirs.get(key) != self.settings.get(key))
-        if names:
-            shown = "; ".join(f"{key}: {_short(theirs.get(key))} there, {_short(self.settings.get(key))} here"
+        here, there = self.settings, record["settings"]
+        if names := sorted(key for key in {*there, *here} if there.get(key) != here.get(key)):
+            shown = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(here.get(key))} here"
                               for key in names)
             raise StoreError(f"The run in {self.folder} was begun with other settings ({shown}). Resume it "
                              "with those, start in a new folder, or forget its rows with restart.")
+        if record.get("package") != about.get("package"):
+            warnings.warn(f"The package has changed since {self.folder} was begun: its rows may differ "
+                          "from what it would write now. Start with restart to be sure.", stacklevel=6)
+        made = _rows(self.folder, self.fingerprint).keys()
+        if stray := made - self.order.keys():
+            raise StoreError(f"{self.folder} has a row for sample '{min(stray)}', which is none of this "
+                             "run's samples: start in a new folder.")
+        return [k for k, ids in enumerate(self.batches) if made >= set(ids)]
 
     def todo(self) -> list[int]:
         """Numbers of the batches that this process is to make."""
