@@ -45,27 +45,18 @@ from .plotting import (
     STYLE, descriptor_html, draw_grid, outline, printable, show_descriptor, show_image, show_mask,
 )
 
-LONGEST_SIDE = 1024
-"""Own pictures are made smaller than this many pixels, which is what a SAM model sees anyway."""
-
-LONGEST_EXPRESSION = 200
-"""Characters; a longer text is no referring expression."""
-
-PANELS = {
+LONGEST_SIDE = 1024  # pixels of an own picture, which is made smaller; a SAM model sees no more anyway
+LONGEST_EXPRESSION = 200  # characters; a longer text is no referring expression
+PANELS = {  # view -> what stands side by side
     "everything": ("grid", "text", "coarse", "refined"),
     "text and grid": ("picture", "grid", "text"),
     "masks": ("picture", "coarse", "refined"),
 }
-"""View -> what stands side by side."""
-
+# Who writes the text: the model, or the codec from the true mask, where that is known.
 WRITERS = ("the model", "true mask")
-"""Who writes the text: the model, or the codec from the true mask, where that is known."""
-
 SOURCES = ("scene", "photo", "own file")
-
+# State of the widgets -> colour of the status line.
 STATES = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "failed": "#b00020"}
-"""State of the widgets -> colour of the status line."""
-
 _KEPT = 32  # requests whose outcomes are kept
 
 
@@ -83,11 +74,8 @@ class Truth(NamedTuple):
     why: str = ""  # it is not known, a sentence
 
     known = property(lambda self: self.objects is not None, doc="There is a true mask, be it empty.")
-
-    @property
-    def mask(self) -> np.ndarray | None:
-        """bool ``(H, W)``: everything that is meant."""
-        return None if self.objects is None else self.objects.any(axis=0)
+    mask = property(lambda self: self.objects.any(axis=0) if self.known else None,
+                    doc="bool ``(H, W)``: everything that is meant.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -133,13 +134,18 @@ def test_text_on_a_tint_has_contrast(k):
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_show_image_draws_the_picture_and_nothing_else():
-    figure, (ax,) = p.small_multiples(1)
+def test_show_image_draws_the_picture_and_nothing_else_and_places_left_over_are_hidden():
+    figure, axes = p.small_multiples(5, 3, 2.0, 1.5)
+    assert axes.shape == (5,) and figure.get_size_inches().tolist() == [6.0, 3.0]
+    assert [ax.axison for ax in figure.axes] == [True] * 5 + [False]
+    ax = axes[0]
     assert p.show_image(ax, PIXELS, "a title") is ax and ax.get_title() == "a title"
     assert np.array_equal(ax.images[0].get_array(), PIXELS)
     assert not ax.get_xticks().size and not any(s.get_visible() for s in ax.spines.values())
     with pytest.raises(ValueError, match=r"\(3, 4, 9\)"):
         p.show_image(ax, np.zeros((3, 4, 9)))
+    with pytest.raises(ValueError):
+        p.small_multiples(0)
 
 
 def test_show_mask_tints_outlines_and_names():
@@ -211,15 +217,6 @@ def test_a_confidence_map_is_tinted_by_probability():
     assert sum(edges) == 6  # around the lower two cells, the ones above one half
     with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
         p.draw_confidence(ax, PIXELS, 2 * probs)
-
-
-def test_small_multiples_hides_what_is_left_over():
-    figure, axes = p.small_multiples(5, 3, 2.0, 1.5)
-    assert axes.shape == (5,) and len(figure.axes) == 6
-    assert not figure.axes[5].axison and all(ax.axison for ax in axes)
-    assert figure.get_size_inches().tolist() == [6.0, 3.0]
-    with pytest.raises(ValueError):
-        p.small_multiples(0)
 
 
 # --- descriptors and tokens ---------------------------------------------------------------------
@@ -342,12 +339,9 @@ def test_show_tokens_colours_what_is_trained():
 
 
 def test_show_trace_colours_what_a_token_cost():
-    class Trace:
-        sources = ("model", "model", "forced")
-        drafted = (False, True, True)
-
     _, ax = plt.subplots()
-    assert p.show_trace(ax, ["a", "b", "\n"], Trace) is ax
+    trace = SimpleNamespace(sources=("model", "model", "forced"), drafted=(False, True, True))
+    assert p.show_trace(ax, ["a", "b", "\n"], trace) is ax
     assert legend_of(ax) == ["a pass each: 1", "guessed, confirmed: 1", "forced: 1"]
     assert len(set(fills(ax))) == 3 and rows_of(ax) == ["ab↵"]
 
