@@ -123,10 +123,8 @@ def extreme(scene: Scene, among: tuple[int, ...], word: str) -> int | None:
 def related(scene: Scene, description: Description, relation: str,
             other: int) -> tuple[int, ...] | None:
     """Objects that fit and stand in the relation to ``other``; ``None`` when in doubt."""
-    truth = {
-        k: holds(scene.objects[k], relation, scene.objects[other])
-        for k in description.of(scene) if k != other
-    }
+    truth = {k: holds(scene.objects[k], relation, scene.objects[other])
+             for k in description.of(scene) if k != other}
     return None if None in truth.values() else tuple(k for k, yes in truth.items() if yes)
 
 

@@ -148,7 +148,8 @@ class DataMixture:
 
     def source(self, index: int) -> Sample | Conversation:
         """The sample or conversation behind number ``index``."""
-        return self.datasets[int(self.plan[0][index])][int(self.plan[1][index])]
+        k, i = (int(part[index]) for part in self.plan)
+        return self.datasets[k][i]
 
     def image(self, index: int) -> np.ndarray | None:
         """uint8 ``(H, W, 3)``; None for a conversation without a picture."""
@@ -243,13 +244,12 @@ class RandomCrops:
     """Samples of a semantic data set, each cut to a random part (paper, appendix B).
 
     Labels that the part does not show go; if it shows none, the sample stays whole. ``times`` goes
-    over the data set so often, with other parts (the paper: 10). The part depends on seed and index
-    alone. ``share``: least and greatest length of the part's sides, as a share of the image's.
+    over the data set so often, with other parts (the paper: 10). Its sides are half to all of the
+    image's, and depend on the index alone.
     """
 
-    def __init__(self, whole, times: int = 1, seed: int = 0, share: tuple[float, float] = (0.5, 1.0)):
-        self.whole, self.times, self.seed, self.share = whole, times, seed, share
-        self.classes = whole.classes
+    def __init__(self, whole, times: int = 1):
+        self.whole, self.times, self.classes = whole, times, whole.classes
 
     def __len__(self) -> int:
         return self.times * len(self.whole)
@@ -258,8 +258,8 @@ class RandomCrops:
         if not 0 <= index < len(self):
             raise IndexError(f"Sample {index} of {len(self)}")
         sample = self.whole[index % len(self.whole)]
-        rng = np.random.default_rng([self.seed, index, 59])
-        height, width = (max(1, round(n * rng.uniform(*self.share))) for n in sample.size)
+        rng = np.random.default_rng([0, index, 59])
+        height, width = (max(1, round(n * rng.uniform(0.5, 1.0))) for n in sample.size)
         y, x = (int(rng.integers(0, n - side + 1)) for n, side in zip(sample.size, (height, width)))
         part = np.s_[y:y + height, x:x + width]
         masks = sample.masks[:, *part]
@@ -268,18 +268,5 @@ class RandomCrops:
             return sample
         image = sample.image[part] if isinstance(sample.image, np.ndarray) else sample.image
         labels = tuple(label for label, seen in zip(sample.labels, shown) if seen)
-        return CroppedSample(f"{sample.id}/crop{index}", image, labels, masks[shown], sample.task,
-                             sample.split, meta={"box": (y, x, y + height, x + width)})
-
-
-class CroppedSample(Sample):
-    """A sample whose picture is the part ``meta["box"]``, ``(y0, x0, y1, x1)``, of its file."""
-
-    def pixels(self) -> np.ndarray:
-        """uint8 RGB ``(H, W, 3)`` of the part, read anew at each call."""
-        if isinstance(self.image, np.ndarray):
-            return self.image
-        y0, x0, y1, x1 = self.meta["box"]
-        part = read_image(self.image)[y0:y1, x0:x1]
-        self._check_pixels(part, f"the part {self.meta['box']} of {self.image}")
-        return part
+        return Sample(f"{sample.id}/crop{index}", image, labels, masks[shown], sample.task, sample.split,
+                      meta={"part": (y, x, y + height, x + width)})

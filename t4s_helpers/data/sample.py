@@ -66,11 +66,12 @@ def _decoded(stored: Any, sample: Sample) -> np.ndarray:
     return masks
 
 
-_TYPES = (
-    ("question", (str, type(None)), "text or None"), ("answer", (str, type(None)), "text or None"),
-    ("meta", dict, "a dict"),
-    ("image", (np.ndarray, str, Path), "a uint8 array (H, W, 3) or the path of an image file"),
-)
+_TYPES = {
+    "labels": (Sequence, "a tuple of texts"),
+    "question": ((str, type(None)), "text or None"), "answer": ((str, type(None)), "text or None"),
+    "meta": (dict, "a dict"),
+    "image": ((np.ndarray, str, Path), "a uint8 array (H, W, 3) or the path of an image file"),
+}
 """Fields of a sample, their types, and the types in words."""
 
 
@@ -92,10 +93,10 @@ class Sample:
         task: one of `TASKS`.
         split: name of the part of the data set.
         question, answer: used instead of a template where they are given.
-        meta: anything a reader wants to hand on. Two keys mean something here: ``instance_masks``, bool
-            ``(N, H, W)`` or a `MaskSource`, and ``instance_owners``, ``N`` integers, say which single
-            objects make up the mask of which label (an owner indexes ``labels``), so that a grid keeps
-            each of them visible.
+        meta: anything a reader wants to hand on. Three keys mean something here: ``instance_masks``,
+            bool ``(N, H, W)`` or a `MaskSource`, and ``instance_owners``, ``N`` integers, say which
+            single objects make up the mask of which label (an owner indexes ``labels``), so that a grid
+            keeps each of them visible; ``part``, ``(y0, x0, y1, x1)``, is what is shown of the file.
 
     Raises:
         SampleError: any of these does not hold; the message names the sample.
@@ -124,10 +125,15 @@ class Sample:
             raise self._error(f"has the task {self.task!r}; choose one of {', '.join(TASKS)}")
         if not isinstance(self.split, str) or not self.split:
             raise self._error(f"has the split {self.split!r}; give a name such as 'train'")
-        for name, kinds, wanted in _TYPES:
+        for name, (kinds, wanted) in _TYPES.items():
             if not isinstance(value := getattr(self, name), kinds):
                 raise self._error(f"has {name} of type {type(value).__name__}; give {wanted}")
-        object.__setattr__(self, "labels", self._checked_labels())
+        if not self.labels and self.task != "vqa":
+            raise self._error("has no labels; give at least one")
+        try:
+            object.__setattr__(self, "labels", check_labels(self.labels))
+        except ValueError as error:
+            raise SampleError(f"Sample '{self.id}': {error}") from error
         self.__dict__["_masks"] = self._checked_masks(self.mask_source)
         if isinstance(self.image, np.ndarray):
             self._check_pixels(self.image, "its image array")
@@ -147,8 +153,11 @@ class Sample:
         """
         if isinstance(self.image, np.ndarray):
             return self.image
-        pixels = read_image(self.image)
-        self._check_pixels(pixels, str(self.image))
+        pixels, origin = read_image(self.image), str(self.image)
+        if part := self.meta.get("part"):
+            y0, x0, y1, x1 = part
+            pixels, origin = pixels[y0:y1, x0:x1], f"the part {part} of {origin}"
+        self._check_pixels(pixels, origin)
         return pixels
 
     @property
@@ -172,17 +181,16 @@ class Sample:
         return self.masks.any(axis=(1, 2))
 
     def instances(self) -> tuple[np.ndarray, np.ndarray]:
-        """The single objects behind the labels.
+        """The single objects behind the labels: one each where the sample does not say more.
 
         Returns:
-            bool ``(N, H, W)`` masks and int64 ``(N,)`` indices into ``labels``; one object per label
-            where the sample does not say more.
+            bool ``(N, H, W)`` masks and int64 ``(N,)`` indices into ``labels``.
         """
         if "instance_masks" not in self.meta:
             masks = self.masks
             return masks, np.arange(len(masks))
-        masks = np.asarray(_decoded(self.meta["instance_masks"], self))
-        return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64).reshape(-1)
+        masks = _decoded(self.meta["instance_masks"], self)
+        return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64)
 
     def grid(self, grid_size: GridSize = 16, rule: str = "area") -> np.ndarray:
         """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.
@@ -194,17 +202,6 @@ class Sample:
 
     def _error(self, what: str) -> SampleError:
         return SampleError(f"Sample '{self.id}' {what}.")
-
-    def _checked_labels(self) -> tuple[str, ...]:
-        whole = isinstance(self.labels, Sequence) and not isinstance(self.labels, str)
-        if not whole or not all(isinstance(label, str) for label in self.labels):
-            raise self._error(f"has labels {self.labels!r}; give a tuple of texts")
-        if not self.labels and self.task != "vqa":
-            raise self._error("has no labels; give at least one")
-        try:
-            return check_labels(self.labels) if self.labels else ()
-        except ValueError as error:
-            raise SampleError(f"Sample '{self.id}': {error}") from error
 
     def _checked_masks(self, masks: Any) -> Any:
         if masks is None and not self.labels:

@@ -154,13 +154,13 @@ def test_crops_show_the_same_part_of_picture_and_masks(tmp_path):
         crops = RandomCrops(whole, times=20)
         assert len(crops) == 20 and len(crops.classes) == 150
         for n, crop in enumerate(crops[n] for n in range(20)):
-            y0, x0, y1, x1 = crop.meta["box"]
+            y0, x0, y1, x1 = crop.meta["part"]
             assert crop.size == (y1 - y0, x1 - x0) and y1 - y0 >= 6 and x1 - x0 >= 8
             white = crop.pixels()[..., 0] > 127
             for label, mask in zip(crop.labels, crop.masks, strict=True):
                 assert np.array_equal(mask, white if label == "building" else ~white) and mask.any()
             assert np.array_equal(crops[n].masks, crop.masks), "the same part at every access"
-        assert len({crops[n].meta["box"] for n in range(20)}) > 10
+        assert len({crops[n].meta["part"] for n in range(20)}) > 10
         assert DataMixture([crops]).turns(0)[0].labels
 
 

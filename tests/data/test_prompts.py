@@ -32,13 +32,6 @@ def test_answers_are_read_back_as_the_grid_they_came_from(style, name):
         assert report.no_target == (not sample.masks.any())
 
 
-def test_box_sentence_states_the_box_of_all_targets():
-    mask = np.zeros((128, 64), bool)
-    mask[64:, 32:] = True
-    assert prompts.box_in_words(mask) == "At 16 16 31 31"
-    assert prompts.box_in_words(np.zeros((4, 4), bool)) == "Nowhere"
-
-
 def test_partial_requests_leave_the_other_classes_out():
     sample = next(s for k in range(50) if len((s := scene_sample("test", k, "semantic")).labels) > 2)
     encoding = get_encoding(grid_size=8)
