@@ -42,14 +42,9 @@ def distinct_targets(samples: Sequence) -> list:
 
     Several expressions often name the same object, which a table about masks counts once.
     """
-    kept, seen = [], set()
-    for sample in samples:
-        masks = sample.masks
-        key = (picture_key(sample), np.packbits(masks.any(0)).tobytes())
-        if masks.any() and key not in seen:
-            seen.add(key)
-            kept.append(sample)
-    return kept
+    wanted = (sample for sample in samples if sample.masks.any())
+    groups = grouped(wanted, lambda sample: (picture_key(sample), np.packbits(sample.masks.any(0)).tobytes()))
+    return [same[0] for same in groups.values()]
 
 
 def oracle_table(samples: Sequence, grid_sizes: Sequence[GridSize] = (16, 24, 32),

@@ -68,9 +68,6 @@ def tiny():
     return tiny_model.backbone()
 
 
-# --- the command, kills and processes ------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
@@ -120,9 +117,6 @@ def test_the_command_refuses_other_settings_and_makes_tables_alone(tmp_path, cap
         assert sum(int(mask.sum()) for mask in masks) == row["predicted"]
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-
 def test_pictures_stay_together_and_nothing_is_lost():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -162,9 +156,6 @@ def test_what_cannot_be_scored_is_refused_before_any_answer():
         evaluate(None, maps, FOUR)
     with pytest.raises(TaskError, match="not among the 1 classes"):
         evaluate(None, maps, FOUR, classes=["star"], **CONVENTIONS)
-
-
-# --- tasks through the whole path ----------------------------------------------------------------
 
 
 def test_class_maps_are_scored_under_the_conventions_that_were_said(tiny):

@@ -49,9 +49,6 @@ def question(**more):
     return sample((), "vqa", np.zeros((0, 8, 8), bool), **{"question": "?", **more})
 
 
-# --- questions -----------------------------------------------------------------------------------
-
-
 def test_every_list_of_classes_is_asked_in_one_wording():
     one = sample(("dog", "cat"))
     conditioned = turn_of(one, Protocol(FOUR, classes=CLASSES))
@@ -63,11 +60,6 @@ def test_every_list_of_classes_is_asked_in_one_wording():
     assert part.labels == ("dog", "cat") and "sky" not in part.question
     with pytest.raises(TaskError, match="'s' shows 'bird', which is not among the 3 classes"):
         turn_of(sample(("bird",)), Protocol(classes=CLASSES))
-
-
-def test_a_question_gets_its_suffix_and_wants_no_descriptor():
-    turn = turn_of(question(question="What is it?", answer="a cat"), Protocol(suffix="\nAnswer in one word."))
-    assert turn.question == "What is it?\nAnswer in one word." and turn.labels == ()
 
 
 @pytest.mark.parametrize("options", [{"semantic": "all"}, {"vqa": "bleu"}])
@@ -83,9 +75,6 @@ def test_turns_are_about_one_picture_and_ids_come_once():
     with pytest.raises(TaskError, match="'s' comes 2 times"):
         Items([sample(), (sample(id="a"), sample())])
     assert Items([sample(), (sample(id="a"), sample(id="b"))]).ids[1] == ["a", "b"]
-
-
-# --- masks ---------------------------------------------------------------------------------------
 
 
 def test_the_counts_of_a_mask_are_those_of_its_pixels():
@@ -124,9 +113,6 @@ def test_a_rejection_must_be_well_formed():
     assert score_rows([good])["n_acc"] == 1 and score_rows([torn])["n_acc"] == 0
     assert score_rows([torn], malformed_is_rejection=True)["n_acc"] == 1
     assert math.isnan(score_rows([good])["t_acc"]), "no sample of its kind"
-
-
-# --- class maps ----------------------------------------------------------------------------------
 
 
 def confusion(pairs):
@@ -189,9 +175,6 @@ def test_of_refined_masks_that_overlap_the_surest_counts():
     assert list(made["coco_rle"]) == ["cat"] and made["counts"]["cat"][1] == 64
 
 
-# --- words ---------------------------------------------------------------------------------------
-
-
 def test_words_are_scored_by_the_rule_of_the_sample():
     assert row(question(answer="2"), "Two.")["score"] == 1
     many = row(question(meta={"answers": ["2"] * 2 + ["3"] * 8, "rule": "vqav2"}), "two")
@@ -200,17 +183,10 @@ def test_words_are_scored_by_the_rule_of_the_sample():
     assert score_rows([made])["f1"] == 1 and made["rule"] == "yes-no"
     with pytest.raises(ScoringError, match="no common score"):
         score_rows([made, many])
-
-
-def test_an_answer_that_is_not_public_is_kept_and_not_scored():
-    made = row(question(), "two")
-    assert made["score"] is None and made["text"] == "two"
+    secret = row(question(), "two")  # whose answer is not public
+    assert secret["score"] is None and table_rows("vqa", [secret])[0]["n"] == 1
     with pytest.raises(ScoringError, match="0 of 1 rows"):
-        score_rows([made])
-    assert table_rows("vqa", [made])[0]["n"] == 1
-
-
-# --- tables --------------------------------------------------------------------------------------
+        score_rows([secret])
 
 
 def test_no_rows_and_mixed_rows_have_no_scores():
@@ -231,12 +207,10 @@ def test_what_is_left_out_is_counted_by_reason():
 
 
 def test_the_hardest_are_the_lowest_and_then_the_largest():
-    def made(name, both, union, malformed=False):
-        return {"id": name, "task": "gres", "intersection": both, "union": union,
-                "malformed": malformed}
-
-    rows = [made("right", 9, 9), made("small miss", 0, 4), made("large miss", 0, 90),
-            made("rejected", 0, 0), made("torn", 0, 0, True), made("half", 5, 10)]
+    counts = {"right": (9, 9), "small miss": (0, 4), "large miss": (0, 90), "rejected": (0, 0),
+              "torn": (0, 0), "half": (5, 10)}
+    rows = [{"id": name, "task": "gres", "intersection": both, "union": union, "malformed": name == "torn"}
+            for name, (both, union) in counts.items()]
     assert [one["id"] for one in hardest(rows, 4)] == ["large miss", "small miss", "torn", "half"]
 
 
