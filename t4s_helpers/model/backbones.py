@@ -1,8 +1,8 @@
 """The multimodal language models that the workbook can fine-tune, by name.
 
-Every backbone is a native transformers class (no remote code), loaded with its own processor, in
-4 bits if asked. ``embedded`` ships inside the package and runs anywhere; the others come from the
-model hub and need a GPU.
+Every backbone is a native transformers class (no remote code) with its own processor, in 4 bits if
+asked. ``embedded`` ships inside the package and runs anywhere; the others come from the model hub
+and need a GPU.
 """
 
 from __future__ import annotations
@@ -47,25 +47,23 @@ class Spec:
         source: hub id, or a folder for the embedded model.
         model_class: the native transformers class.
         paper: the backbone of the paper that it stands for.
-        image: what is done to a picture before the vision tower sees it.
-        lora_targets: regular expression over module names: the linear layers of connector and
-            language model, and nothing else.
+        lora_targets: regular expression of the linear layers of connector and language model.
         keep: regular expressions of the modules that stay unquantized.
-        precise: regular expressions of the modules that are computed in float32 even where training
-            multiplies in 16 bits.
+        precise: and of those that are computed in float32 even where training multiplies in 16 bits.
         memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
         billions: of parameters, all parts together.
         licence: of the weights.
         n_image_tokens: tokens per image where that number is fixed and images need no processor.
         revision: branch, tag or commit of the hub repository.
-        squeeze: scale pictures to the tower's square instead of cropping them.
+        squeeze: scale pictures to the tower's square instead of cropping out the middle: the model
+            never sees what a crop cuts off, yet the descriptor's grid covers the whole picture. The
+            other families pad to a square, cut tiles, or keep the aspect by themselves.
     """
 
     name: str
     source: str
     model_class: str
     paper: str
-    image: str
     lora_targets: str
     memory_gb: int
     billions: float
@@ -86,43 +84,37 @@ _EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.
 would blur them and what the connector hands to them; in bfloat16 they confuse one row in three."""
 _WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
-_SQUARE_336 = "squeezed to 336x336, not cropped as in its own set-up: the grid covers all of it"
-_PADDED = "scaled and padded to a square"
-_TILES = "up to 12 tiles of 448x448 and a thumbnail, by aspect"
-_NATIVE = "its own aspect, sides rounded to whole patches; tokens grow with the area"
 
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         "squeezed to 128x128", _EMBEDDED, 0, 0.012, "Apache-2.0",
+         _EMBEDDED, 0, 0.012, "Apache-2.0",
          keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
          precise=(_WIRED,), n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 7B", _SQUARE_336, _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
+         "LLaVA-1.5 7B", _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
     Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 13B", _SQUARE_336, _LLAVA, 22, 13.4, "Llama 2", squeeze=True),
+         "LLaVA-1.5 13B", _LLAVA, 22, 13.4, "Llama 2", squeeze=True),
     Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
-         "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B", _PADDED,
+         "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B",
          _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, "DeepSeek model licence",
          keep=(r".*vision_model", "lm_head")),
     Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
          "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
-         _PADDED + ", at two resolutions for two towers",
          _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3,
          "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
     Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, 7.9, "Qwen licence"),
+         "InternVL2 8B (native successor)", _LLAVA, 16, 7.9, "Qwen licence"),
     Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _TILES, _LLAVA, 16, 8.5, "Apache-2.0"),
+         "InternVL2 8B (native successor)", _LLAVA, 16, 8.5, "Apache-2.0"),
     Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
-         "Qwen-VL 7B (native successor)", _NATIVE,
-         _targets("language_model", r"visual\.merger\.mlp\.[02]"), 16, 8.3, "Apache-2.0",
-         keep=(r".*visual", "lm_head")),
+         "Qwen-VL 7B (native successor)", _targets("language_model", r"visual\.merger\.mlp\.[02]"),
+         16, 8.3, "Apache-2.0", keep=(r".*visual", "lm_head")),
     Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
-         "Qwen-VL 7B (native successor)", _NATIVE,
+         "Qwen-VL 7B (native successor)",
          _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
          17, 8.8, "Apache-2.0", keep=(r".*visual", "lm_head")),
     Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
-         "none: a small one for a small GPU", "tiles of 384x384 and a thumbnail, by aspect",
+         "none: a small one for a small GPU",
          _targets("text_model", r"connector\.modality_projection\.proj"), 8, 2.2, "Apache-2.0",
          keep=(r".*vision_model", "lm_head")),
 )}
@@ -254,17 +246,15 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
     check_image_token(processor, place)
     processor.tokenizer.padding_side = "left"
     if spec.squeeze:
-        squeeze(processor.image_processor)
+        images = processor.image_processor
+        images.do_center_crop = False
+        images.size = {side: images.crop_size[side] for side in ("height", "width")}
     backbone = Backbone(spec, model.eval(), processor)
     return with_adapter(backbone, adapter) if adapter else backbone
 
 
 def check_image_token(processor, place: str) -> None:
-    """Refuse a processor whose tokenizer would spell the image token letter by letter.
-
-    Raises:
-        BackboneError: the picture would silently become ordinary text.
-    """
+    """Refuse, by `BackboneError`, a tokenizer that would spell the image token letter by letter."""
     token = getattr(processor, "image_token", None)
     if token is None or processor.tokenizer.encode(token, add_special_tokens=False) != [
             processor.tokenizer.convert_tokens_to_ids(token)]:
@@ -272,15 +262,6 @@ def check_image_token(processor, place: str) -> None:
             f"The tokenizer in {place} does not know its image token {token!r}, so pictures would become "
             "plain text: take the tokenizer that belongs to the weights, or add the token with "
             f"tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}}) and train it.")
-
-
-def squeeze(image_processor) -> None:
-    """Let an image processor scale pictures to its square instead of cropping out the middle.
-
-    The model never sees what a crop cuts off, yet the descriptor's grid covers the whole picture.
-    """
-    image_processor.do_center_crop = False
-    image_processor.size = {side: image_processor.crop_size[side] for side in ("height", "width")}
 
 
 @contextlib.contextmanager

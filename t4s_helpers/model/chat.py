@@ -1,8 +1,7 @@
 """From exchanges to token ids: chat templates, the label mask, batches.
 
 A backbone's processor turns a conversation into text by its chat template and the text into token
-ids. `ConversationEncoder` adds what training and constrained decoding need: the ids of an answer
-are the concatenation of the ids of its pieces, and a label mask says which tokens are trained.
+ids. `ConversationEncoder` adds what training and constrained decoding need.
 """
 
 from __future__ import annotations
@@ -56,18 +55,16 @@ def messages(turns: Sequence[Turn], image: bool = True, open_ended: bool = False
 
 
 class ConversationEncoder:
-    """Turns exchanges into token ids and a label mask: only answers are trained.
+    """Turns exchanges into token ids and a label mask: only answers and their end are trained.
 
     The ids of an answer are the concatenation of the ids of its pieces (see
-    `t4s_helpers.codec.encodings`), so that decoding can force pieces without ever changing the
-    tokenization. The token that ends an answer is trained too; everything else is context.
+    `t4s_helpers.codec.encodings`), so that decoding can force pieces as they were trained.
 
     Args:
         processor: the backbone's processor, with a chat template.
-        n_image_tokens: set for backbones whose images take a fixed number of tokens: the text then
-            goes through the tokenizer alone (fast), and images are prepared by the caller.
-        max_length: longest conversation in tokens; a longer one is refused, since a cut descriptor
-            would teach the model to break the format.
+        n_image_tokens: set where images take a fixed number of tokens: the text then goes through
+            the tokenizer alone (fast), and images are prepared by the caller.
+        max_length: longest conversation in tokens.
         dtype: of the processor's image tensors; not every model converts them itself.
     """
 
@@ -265,9 +262,8 @@ def branch_mask(part):
 def in_branches(item: dict, tokenizer) -> dict:
     """Let the exchanges of an encoded conversation see the picture, but not each other.
 
-    Asked one after the other about the same few objects, most answers could be copied from earlier
-    ones. Side by side, each stands exactly where it would stand if it were asked alone, and one
-    pass over the picture still trains them all.
+    Most answers about the same few objects could be copied from earlier ones. Side by side, each
+    stands where it would stand alone, and one pass over the picture still trains them all.
 
     Args:
         item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
@@ -276,7 +272,7 @@ def in_branches(item: dict, tokenizer) -> dict:
         the item with ``position_ids`` and ``part`` (0: shared by all, k: exchange k), without the
         tokens that open the second and later exchanges. See `pad_batch`.
     """
-    ids, labels = list(item["input_ids"]), list(item["labels"])
+    ids, labels = item["input_ids"], item["labels"]
     image, user = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<user>"))
     shared = len(ids) - ids[::-1].index(image) if image in ids else 1
     out = {"input_ids": ids[:shared], "labels": labels[:shared],

@@ -164,24 +164,19 @@ def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict
 def arguments(out: Path, **changes):
     """`TrainingArguments` with the workbook's defaults; ``changes`` override them.
 
-    bfloat16 autocast on any device that multiplies in it, no external reporting, data read in order
-    (mixtures are already shuffled). Checkpoints are complete, so a killed run can resume.
+    bfloat16 autocast on any device that multiplies in it, no external reporting, complete checkpoints,
+    data read in order (mixtures are already shuffled).
     """
     on_cpu, bf16 = not torch.cuda.is_available(), multiplies_in_bf16()
-    defaults = dict(
-        output_dir=str(out), use_cpu=on_cpu, bf16=bf16, fp16=not (bf16 or on_cpu), report_to=[],
-        save_total_limit=2, train_sampling_strategy="sequential", remove_unused_columns=False,
-        dataloader_num_workers=0, dataloader_pin_memory=not on_cpu, max_grad_norm=1.0,
-        optim="adamw_torch",
-    )
-    return TrainingArguments(**{**defaults, **changes})
+    return TrainingArguments(**{
+        "output_dir": str(out), "use_cpu": on_cpu, "bf16": bf16, "fp16": not (bf16 or on_cpu),
+        "report_to": [], "save_total_limit": 2, "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False, "dataloader_pin_memory": not on_cpu, "optim": "adamw_torch",
+        **changes})
 
 
 def in_full_precision(modules: Iterable) -> None:
-    """Make modules compute in float32 from now on, whatever the autocast around them.
-
-    Tensors of a 16-bit type among their arguments are converted.
-    """
+    """Make modules compute in float32 from now on, arguments too, whatever the autocast around them."""
     for module in modules:
         module.forward = partial(_precisely, module.forward)
 
@@ -197,9 +192,9 @@ def _precisely(forward: Callable, *args, **kwargs):
 class ResumableTrainer(Trainer):
     """A trainer whose resume really restores the model.
 
-    ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them). The
-    stock trainer reads them back by the new names, finds none, warns, and continues from random
-    weights. Here the model's own ``from_pretrained`` reads them, and every tensor must fit.
+    ``save_pretrained`` writes some families' tensors under older names (LLaVA's among them), under
+    which the stock trainer finds none: it warns, and continues from random weights. Here the model's
+    own ``from_pretrained`` reads them, and every tensor must fit.
 
     With ``train_sampling_strategy="group_by_length"`` and a data set that has ``lengths()``, items
     of similar length share a batch, in an order that depends on seed and epoch alone.
@@ -246,8 +241,7 @@ class LengthSampler(LengthGroupedSampler):
 def last_checkpoint(out: Path | str) -> str | None:
     """The newest complete checkpoint in a folder, or ``None``.
 
-    The trainer writes ``trainer_state.json`` last. A checkpoint in which it cannot be read was cut
-    off while it was saved, and the one before it is taken.
+    The trainer writes ``trainer_state.json`` last; where it cannot be read, saving was cut off.
     """
     steps = (path.name[11:] for path in Path(out).glob("checkpoint-*"))
     for step in sorted((int(step) for step in steps if step.isdigit()), reverse=True):
@@ -311,6 +305,7 @@ def add_adapter(backbone: Backbone, rank: int = 64, alpha: int = 128, dropout: f
     set_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none",
                         target_modules=backbone.spec.lora_targets, task_type="CAUSAL_LM")
+    # Without peft's prepare_model_for_kbit_training, which would store the vision tower in float32.
     with peft_calls():
         return get_peft_model(backbone.model, config)
 
@@ -320,9 +315,8 @@ class StopOnNaN(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and "loss" in logs and not math.isfinite(float(logs["loss"])):
-            raise TrainingError(
-                f"The loss is {logs['loss']} at step {state.global_step}. Lower the learning rate; "
-                f"the last good checkpoint is in {args.output_dir}.")
+            raise TrainingError(f"The loss is {logs['loss']} at step {state.global_step}: lower the learning "
+                                f"rate; the last good checkpoint is in {args.output_dir}.")
 
 
 def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int = 16,
@@ -330,8 +324,8 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
               callbacks: Sequence[TrainerCallback] = (), **changes):
     """Fine-tune LoRA matrices on conversations with the paper's recipe.
 
-    The same call serves a notebook, ``python -m t4s_helpers train``, ``accelerate launch`` and
-    ``torchrun``; with several processes the batches are shared out among them.
+    Several processes (``accelerate launch``, ``torchrun``) share the batches out among them. On a GPU,
+    activations are checkpointed.
 
     Args:
         backbone: loaded with ``quantize="nf4"`` for QLoRA.
@@ -344,9 +338,8 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
         resume: continue from the last complete checkpoint in ``out``, if there is one.
         model: a peft model that is already prepared; by default `add_adapter` makes one.
         callbacks: further `TrainerCallback` objects.
-        changes: anything of `TrainingArguments`, over `PAPER_SETTINGS`;
-            ``optim="paged_adamw_8bit"`` keeps the optimizer's state in 8 bits and lets it overflow
-            to the host's memory (CUDA).
+        changes: anything of `TrainingArguments`, over `PAPER_SETTINGS`; on CUDA,
+            ``optim="paged_adamw_8bit"`` takes 8 bits and may overflow to the host's memory.
 
     Returns:
         the trained peft model; its adapter is saved in ``out/adapter``.
@@ -357,42 +350,37 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
+        "logging_steps": 10, "save_steps": 100, "activation_checkpointing": torch.cuda.is_available(),
+        # With it, a loss that is no number would be logged as the mean of those before.
+        "logging_nan_inf_filter": False,
+        **({"train_sampling_strategy": "group_by_length"} if hasattr(dataset, "lengths") else {}),
         **PAPER_SETTINGS, **(EMBEDDED_SETTINGS if backbone.spec.name == "embedded" else {}), **changes}
-    if hasattr(dataset, "lengths"):
-        settings.setdefault("train_sampling_strategy", "group_by_length")
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
     in_full_precision(module for name, module in model.named_modules()
                       if any(re.fullmatch(one, name) for one in backbone.spec.precise))
     passes = accumulate or max(1, PAPER_BATCH // (batch * int(os.environ.get("WORLD_SIZE", 1))))
     trainer = ResumableTrainer(
         model=model, train_dataset=dataset, data_collator=collate,
-        args=arguments(
-            out, per_device_train_batch_size=batch, label_names=["labels"],
-            gradient_accumulation_steps=passes,
-            # Without the filter, a loss that is no number would be logged as the mean of those before.
-            **{"logging_steps": 10, "save_steps": 100, "logging_nan_inf_filter": False,
-               "activation_checkpointing": torch.cuda.is_available(), **settings}),
+        args=arguments(out, per_device_train_batch_size=batch, label_names=["labels"],
+                       gradient_accumulation_steps=passes, **settings),
         callbacks=[CsvLog(out / "log.csv"), StopOnNaN(), *callbacks])
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(_memory_advice(backbone.spec, batch, passes, out)) from error
+        free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
+        smaller = max(1, batch // 2)
+        raise TrainingError(
+            f"The GPU's memory ran out ({free:.1f} of {total:.0f} GB are free now, {backbone.spec.name!r} "
+            f"wants about {backbone.spec.memory_gb} GB at batch 4): set batch={smaller}, "
+            f"accumulate={passes * batch // smaller} (the same global batch), optim='paged_adamw_8bit', a "
+            f"smaller grid or fewer exchanges; the same call continues from the last checkpoint in {out}."
+        ) from error
     # Training wraps the forward pass in autocast; without unwrapping, the model in memory would
     # answer in lower precision than the same adapter loaded from disk.
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.save_model(str(out / "adapter"))  # by the main process, gathered where it is sharded
     trainer.accelerator.wait_for_everyone()
     return model
-
-
-def _memory_advice(spec, batch: int, passes: int, out: Path) -> str:
-    free, total = (n / 2**30 for n in torch.cuda.mem_get_info())
-    smaller = max(1, batch // 2)
-    return (f"The GPU's memory ran out: {total:.0f} GB in all, {free:.1f} GB free now; "
-            f"{spec.name!r} wants about {spec.memory_gb} GB at batch 4. Set batch={smaller}, "
-            f"accumulate={passes * batch // smaller} (the same global batch), "
-            "optim='paged_adamw_8bit', a smaller grid or fewer exchanges in a conversation. "
-            f"Checkpoints are in {out}; the same call continues from the last.")
 
 
 def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "checkpoints/adapter", *,
