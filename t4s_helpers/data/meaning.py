@@ -70,9 +70,9 @@ def meaning(scene: Scene, text: str) -> Expression:
     phrase = _read(phrase)
     targets = _choose(scene, phrase, _related(scene, phrase, rest[0], _read(rest[1])) if rest
                       else phrase.description.of(scene))
-    kinds = {"none": not targets, "all": phrase.plural, "relation": relations,
-             "position": phrase.superlative, "attribute": True}
-    return Expression(text, next(kind for kind, holds in kinds.items() if holds), targets)
+    kind = ("none" if not targets else "all" if phrase.plural else "relation" if rest
+            else "position" if phrase.superlative else "attribute")
+    return Expression(text, kind, targets)
 
 
 def _pair(scene: Scene, phrases: list[_Phrase]) -> tuple[int, ...]:
