@@ -248,8 +248,8 @@ def union_mask(scene: Scene, targets) -> np.ndarray:
 
 def caption(scene: Scene) -> str:
     """All objects from left to right: ``"a small red star, a large blue cloud"``."""
-    ordered = sorted(scene.objects, key=lambda o: o.center[0])
-    return ", ".join(_a(f"{o.size} {o.color} {o.category}") for o in ordered)
+    ordered = sorted(scene.objects, key=lambda thing: thing.center[0])
+    return ", ".join(_a(Description(*thing.words)) for thing in ordered)
 
 
 def make_question(rng, scene: Scene) -> tuple[str, str, str]:
@@ -318,9 +318,8 @@ _ASKERS = {
 # --- samples ------------------------------------------------------------------------------------
 
 
-_TASK_STREAM = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14}
+_STREAMS = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14, "conversation": 15}
 """``rec`` asks what ``res`` asks, so that boxes and masks are scored on the same requests."""
-_DIALOGUE_STREAM = 15
 
 
 def scene_sample(split: str, index: int, task: str = "res", palette: str = "seen") -> Sample:
@@ -343,7 +342,7 @@ def scene_sample(split: str, index: int, task: str = "res", palette: str = "seen
         raise ValueError(f"Task {task!r} names colours, which the palette {palette!r} does not show: "
                          "ask for task 'semantic'.")
     scene = make_scene(split, index, palette)
-    rng = np.random.default_rng([SPLITS[split], index, _TASK_STREAM[task]])
+    rng = np.random.default_rng([SPLITS[split], index, _STREAMS[task]])
     return request(rng, scene, task)
 
 
@@ -391,7 +390,7 @@ def scene_dialogue(split: str, index: int) -> tuple[Sample, Sample, Sample]:
     Source: the conversation of the paper's figure 19.
     """
     scene = make_scene(split, index)
-    rng = np.random.default_rng([SPLITS[split], index, _DIALOGUE_STREAM])
+    rng = np.random.default_rng([SPLITS[split], index, _STREAMS["conversation"]])
     one = make_expression(rng, scene, ("attribute",))
     word = Description(None, None, scene.objects[one.targets[0]].category)
     every = Expression(f"all {word.plural()}", "all", word.of(scene))

@@ -106,10 +106,7 @@ def question(kind: str, labels=(), rng=None, **numbers) -> str:
 
 
 def box_in_words(mask) -> str:
-    """Where a mask lies: four numbers, or "Nowhere" for an empty mask.
-
-    Args:
-        mask: bool ``(H, W)``.
+    """Where a mask, bool ``(H, W)``, lies: four numbers, or "Nowhere" for an empty mask.
 
     Returns:
         ``"At x0 y0 x1 y1"``, bins of `BOX_BINS` counted from the top left, both ends included.
@@ -124,9 +121,8 @@ def box_in_words(mask) -> str:
         return "Nowhere"
     h, w = mask.shape
     x0, y0, x1, y1 = box
-    bins = (x0 * BOX_BINS // w, y0 * BOX_BINS // h,
-            (x1 - 1) * BOX_BINS // w, (y1 - 1) * BOX_BINS // h)
-    return "At " + " ".join(map(str, bins))
+    last_x, last_y = (x1 - 1) * BOX_BINS // w, (y1 - 1) * BOX_BINS // h
+    return f"At {x0 * BOX_BINS // w} {y0 * BOX_BINS // h} {last_x} {last_y}"
 
 
 def read_box(sentence: str) -> tuple[int, int, int, int] | None:

@@ -57,7 +57,6 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "novel": 3}
 MIN_VISIBLE = 0.6
 """Objects may overlap, but at least this fraction of each stays visible."""
 
-_ANGLES = (-10, -5, 0, 5, 10)
 _MASTER = 160  # pixels of the master drawing from which every size of a pictogram is made
 
 
@@ -173,7 +172,7 @@ def _place(rng, kinds) -> list[_Layer]:
     layers: list[_Layer] = []
     for kind in kinds:
         low, high = SIZES[kind[2]]
-        size, angle = int(rng.integers(low, high + 1)), int(rng.choice(_ANGLES))
+        size, angle = int(rng.integers(low, high + 1)), int(rng.choice((-10, -5, 0, 5, 10)))
         silhouette, detail = pictogram(kind[0], size, angle)
         h, w = silhouette.shape
         for _ in range(30):
@@ -263,9 +262,7 @@ def pictogram(category: str, size: int, angle: int = 0) -> tuple[np.ndarray, np.
     silhouette, holes = silhouette.crop(frame), holes.crop(frame)
     scale = size / max(silhouette.size)
     shape = tuple(max(1, round(scale * side)) for side in silhouette.size)
-    return tuple(
-        np.asarray(part.resize(shape, Image.Resampling.BOX)) for part in (silhouette, holes)
-    )
+    return tuple(np.asarray(part.resize(shape, Image.Resampling.BOX)) for part in (silhouette, holes))
 
 
 def _background(rng) -> np.ndarray:
@@ -274,8 +271,7 @@ def _background(rng) -> np.ndarray:
 
     n = SCENE_SIZE
     value, tint = rng.uniform(90, 190), rng.uniform(-22, 22, 3)
-    ground = np.empty((n, n, 3), np.float32)
-    ground[:] = value + tint
+    ground = np.full((n, n, 3), value + tint, np.float32)
     cells = int(rng.choice((4, 8, 16, 32)))
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     field = np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC)) * rng.uniform(6, 22)

@@ -68,11 +68,6 @@ def test_has_target_per_label():
     assert sample(masks=masks, task="gres").has_target.tolist() == [True, False]
 
 
-def test_smallest_image():
-    s = Sample("dot", np.zeros((1, 1, 3), np.uint8), ("dot",), np.ones((1, 1, 1), bool))
-    assert s.size == (1, 1) and s.grid(4).all()
-
-
 def test_questions_need_no_label(tmp_path):
     path = tmp_path / "photo.png"
     none = np.zeros((0, 6, 8), bool)
