@@ -1,8 +1,8 @@
 """MobileSAM: Segment Anything with a TinyViT image encoder, built from two libraries.
 
-Prompt encoder and mask decoder are ``segment_anything``'s own. The image encoder is ``timm``'s TinyViT
-(5 M parameters) with a stride of 16 in place of 32, so that an image of 1024 x 1024 pixels gives the
-64 x 64 embedding that SAM's decoder expects, followed by SAM's neck.
+Prompt encoder, mask decoder and neck are ``segment_anything``'s own. The image encoder is ``timm``'s
+TinyViT (5 M parameters) with a stride of 16 in place of 32, so that 1024 x 1024 pixels give the 64 x 64
+embedding that SAM's decoder expects.
 
 Sources: Zhang et al., "Faster Segment Anything" (2023); Wu et al., "TinyViT" (2022).
 """
@@ -22,18 +22,13 @@ STRIDE = 16  # input pixels along one side of a cell of the image embedding
 
 
 class TinyViTEncoder(nn.Module):
-    """MobileSAM's image encoder.
-
-    Args:
-        img_size: side of the square input in pixels, a positive multiple of 16 (else `ValueError`);
-            1024 for the published weights. ``SamPredictor`` reads this attribute.
-    """
+    """MobileSAM's image encoder for a square of ``img_size`` pixels, a positive multiple of 16."""
 
     def __init__(self, img_size: int = 1024) -> None:
         super().__init__()
         if img_size < STRIDE or img_size % STRIDE:
             raise ValueError(f"img_size must be a positive multiple of {STRIDE}, got {img_size}.")
-        self.img_size = img_size
+        self.img_size = img_size  # read by ``SamPredictor``
         # timm's name speaks of 224 pixels; its windows do not depend on the input's size.
         self.backbone = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0)
         self.backbone.head = nn.Identity()

@@ -210,9 +210,8 @@ def chosen_points(
     Args:
         edge_counts: keep away from the mask's edge (for positive points the image's border is one too)
             as from other points.
-        ring: take negative points where the distance to the mask lies between these shares of the
-            image's longer side: beyond the coarse mask's uncertain edge, yet near enough to say where
-            the object ends. Ignored where there is no such place.
+        ring: take negative points, where there are any, at distances from the mask between these shares
+            of the image's longer side: beyond its uncertain edge, yet near enough to say where it ends.
     """
     from scipy.ndimage import distance_transform_edt
 

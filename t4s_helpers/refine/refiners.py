@@ -1,7 +1,6 @@
 """The protocol of refiners: coarse masks and the image in, sharp masks at the image's size out.
 
-A refiner is a subclass of `Refiner` with a name and one method, `Refiner.redraw`. ``none`` is one too,
-so nobody has to ask whether there is a refiner. The paper's refiner is in `t4s_helpers.refine.sam`.
+The paper's refiner is in `t4s_helpers.refine.sam`. ``none`` is one too, so nobody has to ask for one.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class Refined:
         scores: float32 ``(L,)``, the IoU that the refiner expects of its own mask; NaN for none.
         agreement: float32 ``(L,)``, IoU of the refiner's mask with the coarse one; NaN where that is empty.
         fallback: bool ``(L,)``, where the refiner's mask was rejected and the coarse one kept.
-        ms: milliseconds by stage. SAM: ``image`` (the embedding, counted once), ``prompts``, ``decoder``
-            (all predictor calls) and ``masks``.
+        ms: milliseconds of ``image`` (SAM's embedding, counted once), ``prompts``, ``decoder``, ``masks``.
     """
 
     masks: np.ndarray
@@ -55,11 +53,10 @@ class Refined:
 
 
 class Refiner:
-    """What all refiners share.
+    """What all refiners share: checks of what comes in, the agreement, the fallback to coarse masks.
 
     A new refiner is one subclass: `names` registers it for `load_refiner`, `redraw` does the work;
-    `see` (once an image) and `load` may be overridden. This class checks what comes in, leaves empty
-    masks empty, measures the agreement and falls back to the coarse mask.
+    `see` (once an image) and `load` may be overridden.
 
     >>> class Opposite(Refiner):
     ...     names = ("opposite",)
@@ -72,7 +69,6 @@ class Refiner:
     """
 
     names: ClassVar[tuple[str, ...]] = ()
-    """Names of this class for `load_refiner`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -111,8 +107,7 @@ class Refiner:
         """Choose the image whose masks `refine` gets next; returns the refiner itself.
 
         Args:
-            pixels: uint8 RGB ``(H, W, 3)``. SAM keeps the embeddings of recent images: the same
-                content again costs a few milliseconds.
+            pixels: uint8 RGB ``(H, W, 3)``. SAM keeps the embeddings of recent images, by content.
 
         Raises:
             RefineError: not uint8 RGB, or so thin that no pixel is left in SAM's frame.
@@ -153,8 +148,8 @@ class Refiner:
         asked = np.flatnonzero(coarse.any(axis=(1, 2)))
         refined = coarse.copy()
         scores, agreement = np.full((2, len(coarse)), np.nan, np.float32)
-        found, scores[asked] = self.redraw(
-            coarse[asked], seed, prompts, grids and [grids[k] for k in asked])
+        grids = grids and [grids[k] for k in asked]
+        found, scores[asked] = self.redraw(coarse[asked], seed, prompts, grids)
         with self._timed("masks"):
             agreement[asked] = [mask_iou(f, c) for f, c in zip(found, coarse[asked], strict=True)]
             fallback = agreement < min_iou  # False where NaN
@@ -228,9 +223,9 @@ def _checked_masks(masks: Any, image: tuple[int, int] | None) -> np.ndarray:
         raise RefineError(f"Coarse masks must be bool (L, H, W), got {masks.dtype} {masks.shape}; "
                           "one mask is masks[None], and m > 0 makes numbers bool.")
     if masks.shape[1:] != image:
-        raise RefineError(
-            f"Coarse masks are {masks.shape[2]} x {masks.shape[1]} pixels but the image is "
-            f"{image[1]} x {image[0]}; use grid_to_masks with the image's size.")
+        (height, width), (rows, columns) = image, masks.shape[1:]
+        raise RefineError(f"Coarse masks are {columns} x {rows} pixels but the image is {width} x {height}; "
+                          "use grid_to_masks with the image's size.")
     return masks
 
 

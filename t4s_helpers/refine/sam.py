@@ -1,12 +1,9 @@
 """SAM as the refiner of the paper (section 3.3, appendix A.1).
 
-1. The coarse mask becomes *logits* for SAM's mask prompt, by the inverse sigmoid.
-2. 10 positive points are drawn inside it and 10 negative points outside.
-3. Three predictor calls, each with the low-resolution logits of the call before.
-
-Steps 1 and 2 are `t4s_helpers.refine.prompts.sam_prompt`, step 3 is `SamRefiner`. Unlike the usual
-code, the mask prompt lies where SAM lays the image, and points come from a generator seeded for each
-mask: a result depends on the image, the mask and the seed alone, not on what was refined before.
+The coarse mask becomes *logits* for SAM's mask prompt, 10 positive points are drawn inside it and 10
+negative ones outside (`t4s_helpers.refine.prompts.sam_prompt`), and SAM is called three times, each time
+with the low-resolution logits of the call before. Unlike in the usual code, the mask prompt lies where SAM
+lays the image, and a result depends on the image, the mask and the seed alone.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ class SamRefiner(Refiner):
         sam: in evaluation mode, on the device to use.
         name: shown in tables.
         cached_images: how many image embeddings to keep (4 MB each at 1024 pixels).
-        precision: one of `PRECISIONS`; anything else, and float16 on the CPU, is a `RefineError`. 16
-            bits run under PyTorch's autocast; logits and scores come back as float32.
+        precision: one of `PRECISIONS`, by PyTorch's autocast; anything else, and float16 on the CPU,
+            is a `RefineError`. Logits and scores are float32 in any case.
 
     Attributes:
         predictor: the ``SamPredictor``, holding the embedding of the last image.
@@ -48,9 +45,7 @@ class SamRefiner(Refiner):
 
     names = tuple(MODELS)
 
-    def __init__(
-        self, sam: Sam, name: str = "sam", cached_images: int = 8, precision: str = "float32"
-    ) -> None:
+    def __init__(self, sam: Sam, name: str = "sam", cached_images: int = 8, precision: str = "float32"):
         super().__init__(name)
         _check_precision(precision, sam.device.type)
         self.precision = precision
@@ -133,8 +128,7 @@ class SamRefiner(Refiner):
         """What ``SamPredictor.set_image`` leaves in the predictor, by attribute."""
         predictor, (height, width) = self.predictor, pixels.shape[:2]
         if min(filled_frame((height, width), predictor.transform.target_length)) < 1:
-            raise RefineError(f"An image of {width} x {height} pixels is too thin for SAM: scaled to its "
-                              "frame, no row or column is left; crop it.")
+            raise RefineError(f"An image of {width} x {height} pixels is too thin for SAM's frame; crop it.")
         with self._autocast():
             predictor.set_image(pixels)
         if self.device.type == "cuda":
@@ -143,8 +137,8 @@ class SamRefiner(Refiner):
         return {"features": predictor.features.float(), **kept}
 
     def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        enabled = self.precision != "float32"
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=enabled)
 
 
 def _choice(low: torch.Tensor, scores: torch.Tensor, coarse: torch.Tensor | None) -> torch.Tensor:
