@@ -239,6 +239,15 @@ def test_the_solution_runs(path, tmp_path, monkeypatch):
     assert runner.run_series(only=[path.stem], solutions=True) == 0
 
 
+def test_commands_that_are_named_exist():
+    named = {name for path in (*PATHS, *SOLUTIONS, FOLDER.parent / "README.md")
+             for name in re.findall(r"python -m (t4s_helpers[.\w]*\w)", path.read_text(encoding="utf-8"))}
+    places = {name: FOLDER.parent.joinpath(*name.split(".")) for name in named}
+    wrong = [name for name, place in places.items()
+             if not (place.with_suffix(".py").is_file() or (place / "__main__.py").is_file())]
+    assert named and not wrong
+
+
 def test_no_function_is_defined_twice_over_the_series():
     nodes = {p.stem: nbformat.read(p, as_version=4) for p in PATHS}
     assert not names_defined_twice(nodes, package_functions())
