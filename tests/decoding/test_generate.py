@@ -87,8 +87,8 @@ def test_true_answers_are_read_back_and_fit_the_budget(shipped):
     for sample in [*SAMPLES, *load("scenes", "train", n=30, task="gres")]:
         turn = ask_and_answer(sample, GRID, style="box")
         parsed = parse_answer(turn.text, sample.labels, sample.size, GRID)
-        assert parsed.report.ok and np.array_equal(parsed.grid, sample.grid(16))
         coarse = np.kron(sample.grid(16), np.ones((8, 8), int))  # scenes are 128 pixels
+        assert parsed.report.ok and np.array_equal(parsed.grid, sample.grid(16))
         assert np.array_equal(parsed.masks, [coarse == k + 1 for k in range(len(sample.labels))])
         n = sum(len(shipped.encoder.piece_ids(piece)) for piece in turn.answer)
         assert n < token_budget(shipped.encoder, sample.labels, GRID)
@@ -105,10 +105,9 @@ def test_logits_that_are_no_numbers_are_named(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_request_beyond_the_context_is_refused(shipped, mode):
-    many = tuple(f"thing number {k}" for k in range(900))
+    many = Turn("Segment all.", (), tuple(f"thing number {k}" for k in range(900)))
     with pytest.raises(DecodingError, match="900 labels.*fewer labels at a time"):
-        generate(shipped, [SAMPLES[0].pixels()], [[Turn(f"Segment {', '.join(many)}.", (), many)]], GRID,
-                 mode=mode)
+        generate(shipped, [SAMPLES[0].pixels()], [[many]], get_encoding("full", 64), mode=mode)
 
 
 @pytest.mark.parametrize(("conversations", "options", "words"), [

@@ -46,15 +46,6 @@ def test_where_only_one_token_may_come_it_is_forced(begun, forced, at):
     assert toy.text(ids) == forced and state.at == at
 
 
-@pytest.mark.parametrize("broken", ["others *5", "others *0", "cat", "others *2|others", "|",
-                                    "others *2\n", "others *4\nothers *4\nothers"])
-def test_what_breaks_the_format_is_refused(broken):
-    toy = Toy()
-    grammar = Grammar(toy.ids, ["dog"], get_encoding("rrle", (2, 4)))
-    with pytest.raises(GrammarError, match="is not allowed in line"):
-        walk(grammar, START, toy.ids(broken))
-
-
 toy = Toy()
 
 
@@ -81,10 +72,9 @@ def test_a_tokenizer_that_merges_across_pieces_does_no_harm():
 def test_a_request_s_grammar_is_built_once(shipped):
     one = grammar_of(shipped.encoder, ["star"], get_encoding("rrle", 4))
     assert grammar_of(shipped.encoder, ("star",), get_encoding("rrle", (4, 4))) is one
-    others = [grammar_of(shipped.encoder, ["moon"], get_encoding("rrle", 4)),
-              grammar_of(shipped.encoder, ["star"], get_encoding("irle", 4)),
-              grammar_of(shipped.encoder, ["star"], ColumnRLE(4))]
-    assert len({id(grammar) for grammar in [one, *others]}) == 4
+    others = [grammar_of(shipped.encoder, [label], encoding) for label, encoding in (
+        ("moon", get_encoding("rrle", 4)), ("star", get_encoding("irle", 4)), ("star", ColumnRLE(4)))]
+    assert len({one, *others}) == 4
 
 
 def test_long_runs_stay_cheap():

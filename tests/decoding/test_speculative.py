@@ -36,31 +36,19 @@ def replay(grammar: Grammar, ids, scheduler: DraftScheduler, ahead: int = 99) ->
     """Passes in which a model that wants to write ``ids`` does so, and the cells."""
     state, n, passes = START, 0, 0
     cells = np.zeros(grammar.n_lines * grammar.width, int)
-
-    def push():
-        nonlocal state, n
-        at = state.at
+    tree, at, kept = DraftTree(), None, []
+    while n < len(ids):
+        if at is None and len(grammar.choices(state)) > 1:
+            scheduler.learn(tree, kept)
+            tree, at, kept = scheduler.plan(Draft(grammar, cells, ahead=ahead).guesses(state)), -1, []
+            passes += 1
+        at = None if at is None else tree.child(at, ids[n])
+        kept += [] if at is None else [at]
+        start = grammar.index(state.at)
         state, run = grammar.step(state, ids[n])
         n += 1
         if run:
-            start = at.line * grammar.width + at.cell
             cells[start:start + run[1]] = run[0]
-
-    def force():
-        while len(choices := grammar.choices(state)) == 1:
-            assert ids[n] == choices[0]
-            push()
-
-    force()
-    while n < len(ids):
-        passes += 1
-        tree, at, kept = scheduler.plan(Draft(grammar, cells, ahead=ahead).guesses(state)), -1, []
-        while at is not None and n < len(ids):
-            at = tree.child(at, ids[n])
-            push()
-            kept += [] if at is None else [at]
-        scheduler.learn(tree, kept)
-        force()
     return passes, cells
 
 
