@@ -91,11 +91,11 @@ class Grammar:
         self.n_lines, self.width = encoding.lines
         self.row_width = self.width if encoding.breaks_rows else encoding.cols
         self.label_ids = [tuple(piece_ids(word)) for word in self.words]
-        self.count_ids: list[tuple[int, ...]] = [()] + [
-            tuple(piece_ids(f" *{n}")) if self.counts_runs else () for n in range(1, self.width + 1)]
+        self.count_ids = [(), ()] if not self.counts_runs else [
+            (), *(tuple(piece_ids(f" *{n}")) for n in range(1, self.width + 1))]
         self.bar, self.line = (tuple(piece_ids(text)) for text in encoding.separators)
         self.close = (*(piece_ids("\n") if encoding.spaced else ()), *piece_ids(SEG_CLOSE))
-        self._count_of = {ids: n for n, ids in enumerate(self.count_ids) if ids}
+        self._count_of = {ids: n for n, ids in enumerate(self.count_ids[1:], 1)}
         # Beginning of a count -> next token -> the smallest count that goes on like this.
         self._count_tokens: dict[tuple[int, ...], dict[int, int]] = {}
         for n, ids in enumerate(self.count_ids):
@@ -161,9 +161,9 @@ class Grammar:
     def _next(self, state: State) -> tuple[np.ndarray, dict[int, Completion]]:
         """`choices`, and what each of them completes. Remembered, because descriptors repeat."""
         at, said = state
-        key = (self.n_lines - at.line < 2, at.cell, at.last, said)  # all lines but the last are alike
         if self.done(state):
             return np.empty(0, np.int64), {}
+        key = (at.line == self.n_lines - 1, at.cell, at.last, said)  # all lines but the last are alike
         if key not in self._known:
             found = self._expand(state)
             self._known[key] = np.array(sorted(found), np.int64), found
@@ -173,26 +173,19 @@ class Grammar:
         at, said = state
         n, found = len(said), {}
         for label, ids in enumerate(self.label_ids):
-            if not self.may_follow(at, label):
-                continue
-            if n < len(ids) and ids[:n] == said:
-                found[ids[n]] = None
-            elif n >= len(ids) and ids == said[:len(ids)]:
-                found |= self._after_label(at, label, said[len(ids):])
+            if self.may_follow(at, label) and ids[:n] == said[:len(ids)]:
+                found |= {ids[n]: None} if n < len(ids) else self._after_label(at, label, said[len(ids):])
         return found
 
     def _after_label(self, at: Position, label: int, said: tuple[int, ...]) -> dict[int, Completion]:
         """What may come next behind a label and some tokens of its count and separator."""
         longest = self.longest(at)
-        found: dict[int, Completion] = {token: None for token, least
-                                        in self._count_tokens.get(said, {}).items() if least <= longest}
-        for k in range(len(said) + 1 if self.counts_runs else 1):
-            # said[:k] is the count, said[k:] the beginning of the separator
-            length = self._count_of.get(said[:k], longest + 1) if self.counts_runs else 1
-            if length > longest:
-                continue
+        counts = self._count_tokens.get(said, {})
+        found: dict[int, Completion] = {token: None for token, least in counts.items() if least <= longest}
+        for k in range(len(said) + 1):  # said[:k] is the count, said[k:] the beginning of the separator
+            length = self._count_of.get(said[:k], longest + 1)
             separator, begun = self._separator(at, length), len(said) - k
-            if separator[:begun] == said[k:] and begun < len(separator):
+            if length <= longest and separator[:begun] == said[k:] and begun < len(separator):
                 found[separator[begun]] = (label, length) if begun == len(separator) - 1 else None
         return found
 
