@@ -133,7 +133,7 @@ class Backbone:
 
     @property
     def encoder(self) -> ConversationEncoder:
-        """The `t4s_helpers.model.chat.ConversationEncoder` that fits this backbone."""
+        """What turns conversations into token ids for this backbone."""
         return ConversationEncoder(self.processor, self.spec.n_image_tokens,
                                    dtype=getattr(self.model, "dtype", None))
 
@@ -158,8 +158,7 @@ def quantization(keep: Sequence[str]) -> Any:
 
     Computed in the 16-bit type that the hardware multiplies in; in float32 on a CPU without one.
     """
-    fast = torch.cuda.is_available() or multiplies_in_bf16()
-    compute = half() if fast else torch.float32
+    compute = half() if torch.cuda.is_available() or multiplies_in_bf16() else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=list(keep),

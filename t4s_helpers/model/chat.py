@@ -129,9 +129,12 @@ class ConversationEncoder:
         labels = [IGNORE_INDEX] * len(ids)
         for turn, after in zip(turns, before[1:]):
             said = [i for piece in turn.answer for i in self.piece_ids(piece)]
-            closing, trained = self._closing(after)
+            closing = self._plain_ids(after)
+            end = next((k for k, i in enumerate(closing, 1) if i in self._special), None)
+            if end is None:  # a template without an end mark: the model must still learn to stop
+                closing, end = [self.tokenizer.eos_token_id, *closing], 1
             ids += said + closing
-            labels += said + closing[:trained] + [IGNORE_INDEX] * (len(closing) - trained)
+            labels += said + closing[:end] + [IGNORE_INDEX] * (len(closing) - end)
         if len(ids) > self.max_length:
             raise ConversationError(
                 f"A conversation has {len(ids)} tokens, more than the context of {self.max_length}, and is "
@@ -163,10 +166,8 @@ class ConversationEncoder:
         LLaVA-1.5's does. A model trained with it would later be asked in a way it never saw.
         """
         if has_image not in self._surpluses:  # a property of the template: found once
-            asked = self.prompt_text(turns[:1], has_image)
-            more = before.removeprefix(asked)
-            fits = before.startswith(asked) and more.isspace()
-            self._surpluses[has_image] = more if fits else ""
+            more = before.removeprefix(self.prompt_text(turns[:1], has_image))
+            self._surpluses[has_image] = more if more.isspace() else ""
         return self._surpluses[has_image]
 
     def _first_ids(self, text: str, image, has_image: bool) -> tuple[dict, list[int]]:
@@ -189,14 +190,6 @@ class ConversationEncoder:
         """Whether the tokenizer must add its special tokens, the template having written none."""
         bos = self.tokenizer.bos_token
         return not (bos and text.startswith(bos))
-
-    def _closing(self, text: str) -> tuple[list[int], int]:
-        """Ids between an answer and the next one, and how many of them are trained."""
-        ids = self._plain_ids(text)
-        end = next((k for k, i in enumerate(ids) if i in self._special), None)
-        if end is None:  # a template without an end mark: the model must still learn to stop
-            return [self.tokenizer.eos_token_id, *ids], 1
-        return ids, end + 1
 
 
 # --- batches ----------------------------------------------------------------------------------------
