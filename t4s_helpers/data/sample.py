@@ -38,7 +38,7 @@ class MaskSource(Protocol):
 
 
 def is_source(masks: Any) -> bool:
-    """Whether masks are a `MaskSource`; fifty times as fast as ``isinstance`` with it."""
+    """Whether masks are a `MaskSource` rather than an array."""
     return hasattr(masks, "decode") and hasattr(masks, "shape")
 
 

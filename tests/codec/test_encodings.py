@@ -141,7 +141,8 @@ def test_plain_labels_are_written_as_they_are():
     ],
 )
 def test_unusable_labels_are_named(labels, culprit):
-    for use in (check_labels, lambda x: encode([[0]], x), lambda x: decode("others *1", x, 1)):
+    for use in (check_labels, lambda x: encode([[0]], x), lambda x: decode("others *1", x, 1),
+                lambda x: parse("no descriptors", x, get_encoding("rrle", 4))):
         with pytest.raises(DescriptorError) as error:
             use(labels)
         assert culprit in str(error.value)
