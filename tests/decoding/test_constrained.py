@@ -88,10 +88,10 @@ def test_rejected_draft_logits_are_the_next_draft(shipped):
     assert all(a.trace.drafted[0] and a.trace.at_pass[:2] == [0, 0] for a in said[4:])  # with the prompt
 
 
-@pytest.mark.parametrize("encoding", [get_encoding("irle", 6), get_encoding("full", 6), ColumnRLE((4, 6)),
+@pytest.mark.parametrize("encoding", [get_encoding("irle", 5), get_encoding("full", 5), ColumnRLE((4, 6)),
                                       get_encoding("rrle", 6, spaced=True)])
 def test_other_encodings_too(shipped, encoding):
-    check_modes(shipped, load("scenes", "test", n=4, start=31_000, task="gres"), encoding, (4,))
+    check_modes(shipped, load("scenes", "test", n=3, start=31_000, task="gres"), encoding, (3,))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
