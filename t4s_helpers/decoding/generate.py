@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -164,21 +164,17 @@ def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[A
     with torch.inference_mode(), shared_pictures(backbone.model):
         out = backbone.model.generate(**inputs, **options, max_new_tokens=limit,
                                       pad_token_id=tokenizer.pad_token_id)
-    new = out[:, inputs["input_ids"].shape[1]:]
+    new, answers = out[:, inputs["input_ids"].shape[1]:], []
     seconds = (time.perf_counter() - start) / len(new)
-    return [_answer(tokenizer, row.tolist(), seconds, sequence)
-            for row, sequence in zip(new, sequences or [None] * len(new))]
-
-
-def _answer(tokenizer, ids: list[int], seconds: float, sequence: ConstrainedSequence | None) -> Answer:
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    n = next((k for k, i in enumerate(ids) if i in ends), len(ids))
-    text, said = tokenizer.decode(ids[:n], skip_special_tokens=True), tuple(ids[:n + 1])
-    answer = Answer(text, len(said), n < len(ids), seconds, ids=said)
-    if sequence is None:
-        return answer
-    sequence.catch_up(said[len(sequence.ids):])  # a logits processor never sees the last token
-    return replace(answer, trace=sequence.trace, grammar=sequence.grammar)
+    for ids, sequence in zip(new.tolist(), sequences or [None] * len(new)):
+        ends = (k for k, i in enumerate(ids) if i in (tokenizer.eos_token_id, tokenizer.pad_token_id))
+        n = next(ends, len(ids))
+        text, said = tokenizer.decode(ids[:n], skip_special_tokens=True), tuple(ids[:n + 1])
+        if sequence is not None:
+            sequence.catch_up(said[len(sequence.ids):])  # a logits processor never sees the last token
+        answers.append(Answer(text, len(said), n < len(ids), seconds, getattr(sequence, "trace", None),
+                              getattr(sequence, "grammar", None), said))
+    return answers
 
 
 def _room(backbone, inputs, labels, encoding: Encoding) -> int:
