@@ -64,6 +64,7 @@ def test_the_embedded_model_writes_the_same_fast_and_slow(shipped, grid_size, n)
     check_modes(shipped, samples, get_encoding("rrle", grid_size), batches=(16,), limit=250)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [marked(False, 6), marked(True, 32)])
 def test_drafts_save_most_passes_and_trees_more(shipped, n):
     """With and without targets, in batches whose rows advance at different speeds."""

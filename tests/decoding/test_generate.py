@@ -57,6 +57,7 @@ def test_sampling_follows_its_seed(shipped, mode):
     assert one == again != other
 
 
+@pytest.mark.slow
 def test_draws_share_the_reading_of_the_prompt(shipped):
     """Several answers to each request, the same whatever the batch and whichever the mode."""
     options = {"temperature": 1.0, "draws": 2, "seed": 3}

@@ -187,6 +187,7 @@ def test_all_runs_are_asked_the_same_about_the_same_pictures():
 # --- measuring -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_components_are_measured_on_targets_and_questions():
     from t4s_helpers.model.backbones import ADAPTERS
 

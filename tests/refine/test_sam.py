@@ -253,6 +253,7 @@ def test_grid_masks_become_sharp(real, pattern):
     assert not result.fallback.any() and (result.scores > 0.8).all()
 
 
+@pytest.mark.slow
 def test_refinement_pays_on_real_photos_and_the_frame_matters(real):
     """Objects of four RefCOCO photos, oracle grids: SAM's frame must beat the stretched one."""
     from shared_data import shared_data
