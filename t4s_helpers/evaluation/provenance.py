@@ -107,10 +107,14 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        before: set[int] = set()
         while not self._stop.wait(self.interval):
             with contextlib.suppress(psutil.Error):
-                sizes = [_resident(process) for process in psutil.Process().children(recursive=True)
-                         if process.pid not in self._older]
+                young = {one.pid: one for one in psutil.Process().children(recursive=True)
+                         if one.pid not in self._older}
+                # Until it has become its own program, a new process seems to hold its parent's memory.
+                sizes = [_resident(one) for pid, one in young.items() if pid in before]
+                before = set(young)
                 highest = max([sum(now for now, _ in sizes), *(peak for _, peak in sizes)])
                 self.megabytes = max(self.megabytes, highest / 1e6)
 
