@@ -32,7 +32,7 @@ from ..decoding.generate import DecodingError, generate, parse_answer
 from ..decoding.grammar import GrammarError, grammar_of
 from ..refine import Refiner, load_refiner
 from . import provenance
-from .scoring import ScoringError, excluded_table, score_rows, table_rows
+from .scoring import NoCommonScore, ScoringError, excluded_table, score_rows, table_rows
 from .store import RUN_FILE, Processes, RunStore, StoreError, read_run
 from .tasks import Items, Protocol, TaskError, check_classes, grouped, row_of, turn_of
 
@@ -93,7 +93,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         split = getattr(samples, "split", None) or items.turns(0)[0].split
         about = {"data": {"name": data, "split": split}, "conventions": conventions}
         rows = _on_disk(run, batches, batch, folder, restart, progress, about)
-    with suppress(ScoringError):  # answers of several kinds, or none that can be scored
+    with suppress(NoCommonScore):
         return rows, score_rows(rows, **conventions, classes=protocol.classes)
     return rows, {}
 

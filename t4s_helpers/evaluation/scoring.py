@@ -23,6 +23,10 @@ class ScoringError(ValueError):
     """Rows that cannot be scored together; the message says why."""
 
 
+class NoCommonScore(ScoringError):
+    """Rows of which none can be scored, or whose answers no one number can sum up."""
+
+
 def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: str | None = None,
                classes: Sequence[str] | None = None, ceiling: bool = False,
                malformed_is_rejection: bool = False) -> dict[str, float]:
@@ -39,12 +43,13 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
         the metrics' scores; ``tokens`` and ``seconds`` are means over the answers.
 
     Raises:
-        ScoringError: no row left to score, answers of different kinds, or conventions missing.
+        NoCommonScore: no row left to score, or answers of different kinds or rules.
+        ScoringError: conventions missing, or a class outside the list.
     """
     scored = [row for row in rows if not row.get("excluded") and row.get("score", 0) is not None]
     kinds = {answer_kind(row["task"]) for row in scored}
     if len(kinds) != 1:
-        raise ScoringError(
+        raise NoCommonScore(
             f"{len(scored)} of {len(rows)} rows can be scored, with answers of "
             f"{len(kinds)} kinds ({', '.join(sorted(kinds)) or 'none'}): score one kind at a time.")
     kind = kinds.pop()
@@ -67,7 +72,7 @@ def answer_kind(task: str) -> str:
 def _words(rows) -> dict[str, float]:
     rules = {row.get("rule", "exact") for row in rows}
     if len(rules) > 1:
-        raise ScoringError(f"Rows under the rules {sorted(rules)} have no common score.")
+        raise NoCommonScore(f"Rows under the rules {sorted(rules)} have no common score.")
     metric = VQA_RULES[rules.pop()]()
     for row in rows:
         metric.update(row["text"], row["truth"], sample_id=row.get("id"))

@@ -17,7 +17,9 @@ from t4s_helpers.data.prompts import answer
 from t4s_helpers.data.sample import Sample
 from t4s_helpers.decoding.generate import Answer, parse_answer
 from t4s_helpers.evaluation.oracle import oracle_scores
-from t4s_helpers.evaluation.scoring import ScoringError, excluded_table, hardest, score_rows, table_rows
+from t4s_helpers.evaluation.scoring import (
+    NoCommonScore, ScoringError, excluded_table, hardest, score_rows, table_rows,
+)
 from t4s_helpers.evaluation.tasks import (
     Items, Protocol, TaskError, from_rle, row_masks, row_of, to_rle, turn_of,
 )
@@ -158,8 +160,9 @@ def test_a_class_that_no_one_shows_follows_the_convention():
     assert miou(absent="zero", classes=CLASSES) == pytest.approx(1 / 3)
     with pytest.raises(ScoringError, match="which the class list does not have"):
         miou(classes=["dog"])
-    with pytest.raises(ScoringError, match="no usual convention"):
+    with pytest.raises(ScoringError, match="no usual convention") as fault:
         score_rows(rows)
+    assert not isinstance(fault.value, NoCommonScore), "evaluate passes over no other fault than that"
 
 
 def test_of_refined_masks_that_overlap_the_surest_counts():
