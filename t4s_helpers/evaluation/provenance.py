@@ -113,14 +113,18 @@ class PeakMemory:
                 young = {one.pid: one for one in psutil.Process().children(recursive=True)
                          if one.pid not in self._older}
                 # Until it has become its own program, a new process seems to hold its parent's memory.
-                sizes = [_resident(one) for pid, one in young.items() if pid in before]
+                sizes = [resident(one) for pid, one in young.items() if pid in before]
                 before = set(young)
                 highest = max([sum(now for now, _ in sizes), *(peak for _, peak in sizes)])
                 self.megabytes = max(self.megabytes, highest / 1e6)
 
 
-def _resident(process: psutil.Process) -> tuple[int, int]:
-    """Return (resident bytes now, resident bytes at their highest) of one process; 0 if it is gone."""
+def resident(process: psutil.Process) -> tuple[int, int]:
+    """Return (resident bytes now, resident bytes at their highest) of one process; 0 if it is gone.
+
+    The highest is what Linux tells of the process alone (``ru_maxrss`` would count its parent's memory
+    too); elsewhere it is what there is now.
+    """
     now = peak = 0
     with contextlib.suppress(psutil.Error, OSError, ValueError, IndexError):
         now = peak = process.memory_info().rss

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from ...codec.encodings import get_encoding
 from ...data.prompts import ask_and_answer
 from ...data.registry import load
+from ...evaluation.provenance import resident
 
 HEIGHT, WIDTH = 480, 640
 OUTLINES, REFS, SENTENCES, PHOTOS = 197_000, 50_000, 142_000, 20_000
@@ -142,28 +143,20 @@ def read_samples(dataset, indices: Sequence[int], photos: bool) -> float:
 
 def measure(folder: str, form: str, n_read: int, n_photos: int) -> list[float]:
     """What one process sees: the number of samples, then `MEASURES` in their order."""
-    before, start, busy = _memory_mb(), time.perf_counter(), time.process_time()
+    def memory_mb() -> np.ndarray:  # now, and at its highest
+        return np.array(resident(psutil.Process())) / 1e6
+
+    before, start, busy = memory_mb()[0], time.perf_counter(), time.process_time()
     dataset = open_files(folder, form)
     opening = time.perf_counter() - start, time.process_time() - busy
-    peak, after = _memory_mb("VmHWM"), _memory_mb()
+    after, peak = memory_mb()
     order = np.random.default_rng(0).permutation(len(dataset))
     read_samples(dataset, order[:500], photos=False)
-    warm = _memory_mb()
+    warm = memory_mb()[0]
     rate = read_samples(dataset, order[:n_read], photos=False)
-    return [len(dataset), *opening, peak, before, after, _memory_mb() - warm, rate,
+    grown = memory_mb()[0] - warm
+    return [len(dataset), *opening, peak, before, after, grown, rate,
             read_samples(dataset, order[:n_photos], photos=True)]
-
-
-def _memory_mb(what: str = "") -> float:
-    """Memory of this process; with ``VmHWM`` its peak so far, where the system tells it (Linux).
-
-    ``ru_maxrss`` would count the parent's memory too.
-    """
-    status = Path("/proc/self/status")
-    if what and status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines()
-                    if line.startswith(what)) / 1e3
-    return psutil.Process().memory_info().rss / 1e6
 
 
 def _measured_apart(*arguments) -> list[float]:
