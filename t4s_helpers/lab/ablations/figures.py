@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -198,8 +199,9 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataF
                        if "low" in rows})
     else:  # a scale would pretend that there is something to read off
         ax.set(xticks=range(len(groups)), xticklabels=groups, yticks=[])
-    for k, rows in enumerate(series.values()):
-        x = np.arange(len(groups)) + 0.8 * (k - (len(series) - 1) / 2) / len(series)
+    drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
+    for bars, rows in zip(drawn, series.values(), strict=True):
+        x = np.array([bar.get_center()[0] for bar in bars])
         for end in rows.columns.intersection(["seed_low", "seed_high"]):
             ax.scatter(x + 0.05, rows[end], s=9, color=plotting.INK, marker="D", linewidths=0, zorder=3)
     for n, group in enumerate(groups):

@@ -22,9 +22,6 @@ TABLES = ROOT / "results" / "ablations"
 
 NOT_TRAINED = "not trained"
 
-PAPER_RESOLUTION = {16: 67.5, 32: 71.4}
-"""Section 4.6: average cIoU over the RES data sets without a refiner, by grid side, in %."""
-
 PAPER_REFINER = pd.DataFrame([
     {"refiner": "None", "cIoU": 73.5, "Acc@0.5": 89.3, "s": 5.34},
     {"refiner": "SAM-B", "cIoU": 75.5, "Acc@0.5": 89.9, "s": 5.54},
@@ -32,9 +29,6 @@ PAPER_REFINER = pd.DataFrame([
     {"refiner": "SAM-H", "cIoU": 79.3, "Acc@0.5": 90.0, "s": 5.92},
 ])
 """Table 6: InternVL2-8B, refCOCO val, 16 x 16 descriptors."""
-
-PAPER_FULL = {"tokens": 590, "s": 19.0}
-"""Section 4.6: what full-length descriptors cost, roughly."""
 
 COMPONENT_NAMES = {
     "rrle-16-box-res": "box, targets only", "rrle-16-plain-res": "fixed sentence",
