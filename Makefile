@@ -48,7 +48,7 @@ test: $(STAMP) ## run the tests, without the slow ones; ARGS="-k codec"
 test-slow: $(STAMP) ## run the slow tests: kills, several processes, every model family end to end
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
-check: $(STAMP) ## lint the code, and check the types of the public doors
+check: $(STAMP) ## lint the code and its layout, and check the types of the public doors
 	@$(RUN) -m ruff check t4s_helpers tests notebooks
 	@$(RUN) -m mypy
 

@@ -98,7 +98,7 @@ def parameters(node, name):
         yield str(error)
         return
     if values.get("PROFILE") != "cpu":
-        yield "the parameters cell does not set PROFILE = \"cpu\""
+        yield 'the parameters cell does not set PROFILE = "cpu"'
     remarks = comments(source)
     for statement in ast.parse(source).body:
         spots = range(statement.lineno, statement.end_lineno + 1)

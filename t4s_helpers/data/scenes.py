@@ -12,7 +12,7 @@ splits are disjoint because each has its own random stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 

@@ -325,7 +325,7 @@ class MeanIoU(_Metric):
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(
     "zero one two three four five six seven eight nine ten".split())}
 _ARTICLES = {"a", "an", "the"}
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 # What people type without the apostrophe, but for words of their own (its, were, well, ill, shell, hell,
 # id, wed, shed, lets), which stay as they are.

@@ -14,6 +14,7 @@ from t4s_helpers.data.semantic import FORMS, VOID_INDEX
 from t4s_helpers.evaluation.metrics import MeanIoU
 from t4s_helpers.codec.encodings import check_labels
 
+
 def opened(name, root, **options):
     return load(name, root=root, **{"counts": "off", **options})
 

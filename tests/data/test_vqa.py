@@ -13,6 +13,7 @@ from t4s_helpers.data.mixtures import Conversation
 from t4s_helpers.data.vqa import SHORT
 from t4s_helpers.evaluation.metrics import VQAAccuracy
 
+
 @pytest.fixture
 def files(tmp_path):
     def make(name, **options):

@@ -308,7 +308,7 @@ def official_oracle(prediction, answers):
     """The published procedure step by step, for answers without contractions."""
     def marks_off(text):
         out = text
-        for mark in ";/[]\"{}()=+\\_-><@`,?!":
+        for mark in ';/[]"{}()=+\\_-><@`,?!':
             apart = mark + " " in text or " " + mark in text or re.search(r"\d,\d", text)
             out = out.replace(mark, "" if apart else " ")
         return re.sub(r"\.(?!\d)", "", out)

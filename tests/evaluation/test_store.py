@@ -81,7 +81,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ('{"id": "b"', '{half', "Line 2 of .*rows.000000.jsonl is no row"),
+    ('{"id": "b"', "{half", "Line 2 of .*rows.000000.jsonl is no row"),
     ('"id": "b"', '"id": "a"', "Line 2 of .* sample 'a', which has a row already"),
     ('"id": "b"', '"id": "d"', "Line 1 of .*rows.000001.jsonl .* sample 'd', which has a row already"),
     ('"id": "b"', '"id": "z"', "'z', which is none"),

@@ -10,8 +10,6 @@ import torch
 from t4s_helpers.lab.benchmarks import gpu as bench
 
 
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return tmp_path_factory.mktemp("weights")
