@@ -199,15 +199,13 @@ def pad_batch(items: list[dict], processor) -> dict[str, Any]:
     """Encoded conversations -> tensors, padded on the right to the longest.
 
     Args:
-        items: of `ConversationEncoder` or `packed`, all with the same image inputs or none.
+        items: of `ConversationEncoder`, all with the same image inputs or none; or of `side_by_side`.
         processor: knows the padding token, and how pictures that are still pixels are normalised.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
-        with 0, and every image tensor concatenated along its first axis. Where items have a
-        ``part`` per token (see `in_branches`), a token sees only those before it in its own part
-        and in part 0, and ``attention_mask`` says so: bool ``(B, 1, T, T)``. With one part in each
-        item the mask is all ones: the padding comes last, so no token that counts sees it.
+        with 0, and every image tensor concatenated along its first axis. Of items side by side,
+        ``input_ids`` and image tensors of what they share, and ``groups``, see `group_exchanges`.
     """
     import torch
 
@@ -217,14 +215,14 @@ def pad_batch(items: list[dict], processor) -> dict[str, Any]:
         rows = [list(item.get(name, ())) for item in items]
         return torch.tensor([[*map(int, row), *[fill] * (length - len(row))] for row in rows])
 
-    attention = torch.tensor([[int(k < len(item["input_ids"])) for k in range(length)] for item in items])
-    if all("part" in item for item in items):
-        # Without a mask to read, causal attention does half of the work.
-        branches = any(max(item["part"]) > 1 for item in items)
-        attention = branch_mask(padded("part", -1)) if branches else torch.ones_like(attention)
-    batch = {"input_ids": padded("input_ids", processor.tokenizer.pad_token_id),
-             "attention_mask": attention, "labels": padded("labels", IGNORE_INDEX)}
-    names = {name for item in items for name in item} - {*batch, "part", "image"}
+    batch: dict[str, Any] = {"input_ids": padded("input_ids", processor.tokenizer.pad_token_id)}
+    if all("exchanges" in item for item in items):
+        batch["groups"] = group_exchanges(items, processor)
+    else:
+        batch["labels"] = padded("labels", IGNORE_INDEX)
+        batch["attention_mask"] = torch.tensor(
+            [[int(k < len(item["input_ids"])) for k in range(length)] for item in items])
+    names = {name for item in items for name in item} - {*batch, "exchanges", "image"}
     for name in sorted(names):
         batch[name] = padded(name, 0) if name in PER_TOKEN else torch.cat(
             [torch.as_tensor(item[name]) for item in items if name in item])
@@ -232,6 +230,32 @@ def pad_batch(items: list[dict], processor) -> dict[str, Any]:
         towers = processor.image_processor
         batch["pixel_values"] = pixel_values(np.stack(pictures), towers.image_mean, towers.image_std)
     return batch
+
+
+def group_exchanges(items: list[dict], processor, n: int = 3) -> list[dict[str, Any]]:
+    """The exchanges of items side by side, in groups of like length, so that little is padding.
+
+    Args:
+        items: of `side_by_side`.
+        n: groups, of about as many tokens each.
+
+    Returns:
+        for each group ``row``, int64 ``(N,)``: which item an exchange belongs to, and its ``input_ids``
+        and ``labels``, int64 ``(N, T)``.
+    """
+    import torch
+
+    parts = [(ids, labels, row) for row, item in enumerate(items) for ids, labels in item["exchanges"]]
+    parts.sort(key=lambda part: len(part[0]))
+    upto = np.cumsum([len(ids) for ids, _, _ in parts])
+    group = np.ceil(n * upto / upto[-1])
+    groups = []
+    for k in np.unique(group):
+        chosen = [part for part, own in zip(parts, group) if own == k]
+        batch = pad_batch([{"input_ids": ids, "labels": labels} for ids, labels, _ in chosen], processor)
+        groups.append({"row": torch.tensor([row for _, _, row in chosen]),
+                       "input_ids": batch["input_ids"], "labels": batch["labels"]})
+    return groups
 
 
 def pixel_values(images: np.ndarray, mean: Sequence[float] | float, std: Sequence[float] | float):
@@ -243,48 +267,27 @@ def pixel_values(images: np.ndarray, mean: Sequence[float] | float, std: Sequenc
     return ((pixels - mean) / std).contiguous(memory_format=torch.contiguous_format)
 
 
-def branch_mask(part):
-    """Who sees whom: int64 ``(B, T)`` parts, -1 in the padding -> bool ``(B, 1, T, T)``."""
-    import torch
+def side_by_side(encode: ConversationEncoder, conversations: Sequence[Sequence[Turn]],
+                 image: np.ndarray | None = None) -> dict[str, Any]:
+    """Encode conversations about one picture so that one pass over it trains them all.
 
-    query, key = part[:, :, None], part[:, None, :]
-    earlier = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool).tril()
-    return ((key == 0) | (key == query))[:, None] & earlier
-
-
-def in_branches(item: dict, tokenizer) -> dict:
-    """Let the exchanges of an encoded conversation see the picture, but not each other.
-
-    Most answers about the same few objects could be copied from earlier ones. Side by side, each
-    stands where it would stand alone, and one pass over the picture still trains them all.
+    Each is read behind the picture alone, as if there were no other: most answers about the same few
+    objects could else be copied from earlier ones.
 
     Args:
-        item: ``input_ids`` and ``labels`` of a conversation in the embedded model's own template.
+        encode: made with ``n_image_tokens``.
+        image: uint8 ``(H, W, 3)`` of the tower's size; ``None`` for text alone.
 
     Returns:
-        the item with ``position_ids`` and ``part`` (0: shared by all, k: exchange k), without the
-        tokens that open the second and later exchanges. See `pad_batch`.
+        ``input_ids``, the ids up to the end of the picture, the same for all; ``exchanges``, the ids and
+        labels of what follows in each, int16, because thousands wait in memory; and the ``image``.
     """
-    ids, labels = item["input_ids"], item["labels"]
-    image, user = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<user>"))
-    shared = len(ids) - ids[::-1].index(image) if image in ids else 1
-    out = {"input_ids": ids[:shared], "labels": labels[:shared],
-           "position_ids": list(range(shared)), "part": [0] * shared}
-    part, position = 1, shared
-    for token, label in zip(ids[shared:], labels[shared:]):
-        opens = token == user and image in ids and position == shared
-        if not opens:
-            for name, value in zip(out, (token, label, position, part)):
-                out[name].append(value)
-            position += 1
-        if token == tokenizer.eos_token_id:
-            part, position = part + 1, shared
-    return out
-
-
-def packed(item: dict, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """An encoded conversation as int16 arrays, with its uint8 image: thousands wait in memory."""
-    out = {name: np.asarray(values, np.int16) for name, values in item.items()}
+    items = [encode(turns, has_image=image is not None) for turns in conversations]
+    ids, mark = items[0]["input_ids"], encode.tokenizer.convert_tokens_to_ids("<image>")
+    shared = 1 if image is None else len(ids) - ids[::-1].index(mark)
+    exchanges = [tuple(np.asarray(item[name][shared:], np.int16) for name in ("input_ids", "labels"))
+                 for item in items]
+    out = {"input_ids": np.asarray(ids[:shared], np.int16), "exchanges": exchanges}
     return out if image is None else {**out, "image": image}
 
 

@@ -25,7 +25,9 @@ from typing import Any
 import pandas as pd
 import torch
 from torch.utils._pytree import tree_map_only
-from transformers import AutoProcessor, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    AutoProcessor, DynamicCache, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..codec.encodings import get_encoding
@@ -34,7 +36,7 @@ from ..data.registry import load
 from ..files import atomic_write
 from .adapters import export_adapter
 from .backbones import Backbone, load_backbone, multiplies_in_bf16, open_adapter, peft_calls
-from .chat import ConversationEncoder, ConversationError, in_branches, packed, pad_batch
+from .chat import IGNORE_INDEX, ConversationEncoder, ConversationError, pad_batch, side_by_side
 
 PAPER_SETTINGS = dict(
     learning_rate=2e-4, lr_scheduler_type="linear", warmup_steps=0.03, weight_decay=0.0,
@@ -45,8 +47,8 @@ PAPER_SETTINGS = dict(
 PAPER_BATCH = 128
 """Conversations in one step of the paper's training."""
 
-EMBEDDED_SETTINGS = dict(learning_rate=5e-4)
-"""Where the embedded model deviates: a few million parameters want a larger step."""
+EMBEDDED_SETTINGS = dict(learning_rate=5e-4, activation_checkpointing=False)
+"""Where the embedded model deviates: a few million parameters want a larger step, and fit any memory."""
 
 
 class TrainingError(RuntimeError):
@@ -115,8 +117,14 @@ def on_all_cores(work: Callable, jobs: Sequence, processes: int | None = None) -
     processes = processes or os.cpu_count() or 1
     if processes == 1 or len(jobs) < 256:
         return [work(job) for job in jobs]
-    with get_context("forkserver").Pool(processes) as pool:
+    with get_context("forkserver").Pool(processes, _on_any_core) as pool:
         return pool.map(work, jobs, chunksize=64)
+
+
+def _on_any_core() -> None:
+    """Free a worker from the one core that its parent's main thread may be bound to by OpenMP."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @lru_cache(maxsize=2)
@@ -125,12 +133,10 @@ def cached_encoder(folder: str, n_image_tokens: int) -> ConversationEncoder:
     return ConversationEncoder(AutoProcessor.from_pretrained(folder), n_image_tokens)
 
 
-def branched_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: int) -> dict:
+def scene_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: int) -> dict:
     """Item ``index`` about scenes: the requests side by side, the picture as uint8 pixels."""
-    encode = cached_encoder(folder, n_image_tokens)
     scene, turns = mixture.conversation(index)
-    item = encode(turns, has_image=True)
-    return packed(in_branches(item, encode.tokenizer), scene.image)
+    return side_by_side(cached_encoder(folder, n_image_tokens), [[turn] for turn in turns], scene.image)
 
 
 def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:
@@ -141,7 +147,7 @@ def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict
     Args:
         mixture: of `t4s_helpers.data.mixtures`. The backbone's processor encodes it item by item;
             for the embedded model, scenes are made ahead in chunks by all cores, and the requests
-            about one scene stand side by side (`t4s_helpers.model.chat.in_branches`).
+            about one scene stand side by side (`t4s_helpers.model.chat.side_by_side`).
 
     Raises:
         ConversationError: the mixture is empty.
@@ -151,7 +157,7 @@ def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict
     processor, n_image_tokens = backbone.processor, backbone.spec.n_image_tokens
     if n_image_tokens and isinstance(mixture, SceneMixture):
         folder = str(backbone.model.config.name_or_path or backbone.spec.source)
-        work = partial(branched_item, mixture=mixture, folder=folder, n_image_tokens=n_image_tokens)
+        work = partial(scene_item, mixture=mixture, folder=folder, n_image_tokens=n_image_tokens)
         data: Any = ChunkedItems(work, len(mixture))
     else:
         data = TrainingSet(ConversationEncoder(processor, dtype=backbone.model.dtype), mixture)
@@ -209,6 +215,11 @@ class ResumableTrainer(Trainer):
                     * self.args.world_size)
         return LengthSampler(data.lengths(), together, self.args.seed)
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "groups" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss_side_by_side(model, **inputs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = model or self.model
         if isinstance(model, PreTrainedModel):
@@ -216,6 +227,27 @@ class ResumableTrainer(Trainer):
             model.load_state_dict(saved.state_dict())
         else:  # peft and plain modules keep their names
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def loss_side_by_side(model, groups: Sequence[dict], **shared):
+    """Mean cross-entropy of the trained tokens of exchanges, each read behind its picture alone.
+
+    Args:
+        groups, shared: of `t4s_helpers.model.chat.pad_batch` for items side by side.
+    """
+    # Read once; gradients of all exchanges flow back through these keys and values.
+    picture = model(**shared, use_cache=True, logits_to_keep=1).past_key_values
+    if picture is None:
+        raise TrainingError("One pass over a scene serves all requests about it, and activation checkpointing "
+                            "keeps nothing of it: leave activation_checkpointing off.")
+    total, n = 0.0, 0
+    for group in groups:
+        row = group.pop("row")
+        past = DynamicCache([tuple(part.index_select(0, row) for part in (layer.keys, layer.values))
+                             for layer in picture.layers])
+        trained = int((group["labels"] != IGNORE_INDEX).sum())
+        total, n = total + trained * model(**group, past_key_values=past).loss, n + trained
+    return total / n
 
 
 class LengthSampler(LengthGroupedSampler):

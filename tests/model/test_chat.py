@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
-import tiny_model
-import torch
 from transformers import AutoProcessor
 
 from t4s_helpers.data.expressions import scene_sample
@@ -18,8 +15,8 @@ from t4s_helpers.data.prompts import Turn, ask_and_answer
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.model.backbones import EMBEDDED
 from t4s_helpers.model.chat import (
-    IGNORE_INDEX, ConversationEncoder, ConversationError, TokenizerError, branch_mask, count_tokens,
-    in_branches, load_tokenizer, packed, pad_batch, pixel_values,
+    IGNORE_INDEX, ConversationEncoder, ConversationError, TokenizerError, count_tokens, load_tokenizer,
+    pad_batch, pixel_values, side_by_side,
 )
 
 SCENES = SceneMixture(8, style="box")
@@ -81,41 +78,23 @@ def test_templates_without_an_end_mark_still_teach_to_stop(encoder):
 
 
 @pytest.mark.parametrize("has_image", [True, False])
-def test_requests_side_by_side_are_answered_as_if_alone(encoder, has_image):
+def test_conversations_side_by_side_stand_as_if_alone_in_groups_of_like_length(encoder, has_image):
     scene, turns = SCENES.conversation(3)
     image = scene.image if has_image else None
-    collate = partial(pad_batch, processor=encoder.processor)
-    item, first = (in_branches(encoder(some, has_image=has_image), encoder.tokenizer)
-                   for some in (turns, turns[:1]))
-    batch = collate([packed(item, image), packed(first, image)])
-    model = tiny_model.backbone().model
-    with torch.no_grad():
-        together = model(**batch).logits[0]
-        for part, turn in enumerate(turns, 1):
-            alone = collate([packed(encoder([turn], has_image=has_image), image)])
-            here = torch.tensor(item["part"]) == part
-            n = int(here.sum())
-            assert alone["input_ids"][0, -n:].tolist() == batch["input_ids"][0, :len(here)][here].tolist()
-            assert alone["labels"][0, -n:].tolist() == batch["labels"][0, :len(here)][here].tolist()
-            want = model(**alone).logits[0, -n:]
-            assert torch.allclose(together[:len(here)][here], want, atol=1e-4)
-    assert part == len(turns) == max(item["part"]) > 2
-
-
-def test_one_request_a_picture_needs_no_mask_to_read(encoder):
-    scene, turns = SCENES.conversation(3)
-    items = [packed(in_branches(encoder([turn], has_image=True), encoder.tokenizer), scene.image)
-             for turn in turns]
-    batch = pad_batch(items, encoder.processor)
-    assert len({len(item["input_ids"]) for item in items}) > 1 and batch["attention_mask"].all()
-    length = batch["input_ids"].shape[1]
-    parts = torch.tensor([[*item["part"], *[-1] * (length - len(item["part"]))] for item in items])
-    masked = {**batch, "attention_mask": branch_mask(parts)}
-    model, trained = tiny_model.backbone().model, batch["labels"] != IGNORE_INDEX
-    with torch.no_grad():
-        ours, theirs = model(**batch), model(**masked)
-    assert torch.allclose(ours.logits[trained], theirs.logits[trained], atol=1e-4)
-    assert float(ours.loss) == pytest.approx(float(theirs.loss), abs=1e-5)
+    asked = [[[turn] for turn in turns], [turns[:2], turns[2:]]]
+    batch = pad_batch([side_by_side(encoder, some, image) for some in asked], encoder.processor)
+    pad, seen = encoder.tokenizer.pad_token_id, []
+    for group in batch["groups"]:
+        for row, ids, labels in zip(*(group[name].tolist() for name in ("row", "input_ids", "labels"))):
+            n = len(ids) - ids[::-1].index(encoder.tokenizer.eos_token_id)
+            assert set(ids[n:]) <= {pad} and set(labels[n:]) <= {IGNORE_INDEX}
+            seen.append((row, batch["input_ids"][row].tolist() + ids[:n], labels[:n]))
+    alone = [(row, encoder(one, has_image=has_image)) for row, some in enumerate(asked) for one in some]
+    shared = batch["input_ids"].shape[1]
+    assert sorted(seen) == sorted((row, item["input_ids"], item["labels"][shared:]) for row, item in alone)
+    assert ("pixel_values" in batch) == has_image and len(batch["groups"]) == 3
+    longest = [group["input_ids"].shape[1] for group in batch["groups"]]
+    assert longest == sorted(longest) and longest[0] < longest[-1]
 
 
 def test_padding_is_never_trained_nor_attended(encoder):

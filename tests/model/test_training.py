@@ -30,7 +30,9 @@ from t4s_helpers.data.prompts import Turn
 from t4s_helpers.data.sample import SampleError
 from t4s_helpers.model import training
 from t4s_helpers.model.backbones import open_adapter, quantization
-from t4s_helpers.model.chat import ConversationEncoder, ConversationError, pad_batch
+from t4s_helpers.model.chat import (
+    IGNORE_INDEX, ConversationEncoder, ConversationError, pad_batch, side_by_side,
+)
 
 LAUNCH = Path(training.__file__).parent / "launch"
 
@@ -42,14 +44,33 @@ def scenes(n: int, grid_size: int, **options) -> SceneMixture:
 # data
 
 
-def test_scenes_made_ahead_equal_those_encoded_by_the_processor():
+@pytest.mark.parametrize("has_image", [True, False])
+def test_side_by_side_conversations_train_as_if_alone(has_image):
     backbone = tiny_model.backbone()
-    data, collate = training.training_data(backbone, SceneMixture(2, n_requests=1))
-    plain = training.TrainingSet(ConversationEncoder(backbone.processor), SceneMixture(2, n_requests=1))
-    ahead, read = collate([data[0], data[1]]), pad_batch([plain[0], plain[1]], backbone.processor)
-    assert set(ahead) - set(read) == {"position_ids"} and set(read) <= set(ahead)
-    for name in set(read) - {"attention_mask"}:
-        assert np.allclose(ahead[name], read[name], atol=1e-5), name
+    encoder, model = backbone.encoder, backbone.model
+    asked, alone = [], []
+    for index in (3, 4):
+        scene, turns = scenes(8, 4, style="box").conversation(index)
+        image, talks = scene.image if has_image else None, [turns[:2], turns[2:], *([turn] for turn in turns)]
+        asked.append(side_by_side(encoder, talks, image))
+        alone += [ConversationEncoder(backbone.processor)(talk, image) for talk in talks]
+    want, n = 0.0, 0
+    for item in alone:
+        batch = pad_batch([item], backbone.processor)
+        trained = int((batch["labels"] != IGNORE_INDEX).sum())
+        want, n = want + trained * model(**batch).loss, n + trained
+    want = gradients(model, want / n)
+    ours = gradients(model, training.loss_side_by_side(model, **pad_batch(asked, backbone.processor)))
+    assert ours.keys() == want.keys() and ("projector" in " ".join(ours)) == has_image
+    assert all(np.allclose(ours[name], want[name], atol=1e-5) for name in want)
+
+
+def gradients(model, loss) -> dict[str, np.ndarray]:
+    model.zero_grad()
+    loss.backward()
+    found = {name: weight.grad.numpy() for name, weight in model.named_parameters()
+             if weight.grad is not None and weight.grad.any()}
+    return {"loss": loss.detach().numpy(), **found}
 
 
 def test_lengths_are_those_of_the_text():
@@ -90,11 +111,14 @@ def test_chunks_made_by_all_cores_hand_out_every_item_in_order():
 # QLoRA
 
 
-def six_steps(out: Path, n: int = 6, **changes):
+def six_steps(out: Path, n: int = 6, side_by_side: bool = True, **changes):
     """QLoRA steps on four scenes, seen again and again; the backbone with the trained model."""
     backbone = tiny_model.backbone(quantize="nf4")
     model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
-    data, collate = training.training_data(backbone, scenes(4, 8, mix="res", n_requests=1))
+    mixture = scenes(4, 8, mix="res", n_requests=1)
+    data, collate = training.training_data(backbone, mixture)
+    if not side_by_side:
+        data = training.TrainingSet(ConversationEncoder(backbone.processor), mixture)
     model = training.fine_tune(backbone, [data[k] for k in range(4)] * n, collate, out, batch=4,
                                accumulate=1, model=model, learning_rate=1e-2, logging_steps=1, **changes)
     return replace(backbone, model=model.eval())
@@ -152,7 +176,9 @@ def test_what_must_be_exact_is_computed_in_full_precision_under_autocast():
 
 def test_an_optimizer_of_bitsandbytes_and_checkpointing_train_too(short_run, tmp_path):
     """`paged_adamw_8bit` needs CUDA's paging; its 8-bit step is the same without."""
-    six_steps(tmp_path, n=3, optim="adamw_8bit", activation_checkpointing=True)
+    with pytest.raises(training.TrainingError, match="leave activation_checkpointing off"):
+        six_steps(tmp_path / "scenes", n=1, activation_checkpointing=True)
+    six_steps(tmp_path, n=3, side_by_side=False, optim="adamw_8bit", activation_checkpointing=True)
     want = [row["loss"] for row in training.read_log(short_run[0] / "log.csv")]
     rows = training.read_log(tmp_path / "log.csv")
     assert rows[0]["loss"] == pytest.approx(want[0]) and rows[-1]["loss"] < rows[0]["loss"]

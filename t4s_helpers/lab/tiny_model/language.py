@@ -22,7 +22,7 @@ from ...codec.grid import masks_to_grid
 from ...data.expressions import caption, make_expression, make_question, union_mask
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE, make_scene
-from ...model.chat import in_branches, packed, pad_batch
+from ...model.chat import pad_batch, side_by_side
 from ...model.training import (
     ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, last_checkpoint,
 )
@@ -113,11 +113,10 @@ def base_item(index: int, folder: str, split: str = "train", seed: int = 0) -> d
     rng = np.random.default_rng([seed, index, 21])
     if (index // BATCH) % TEXT_EVERY == TEXT_EVERY - 1:
         turns = until_long(encode, lambda: text_turn(rng))
-        return packed(in_branches(encode(turns), encode.tokenizer))
+        return side_by_side(encode, [[turn] for turn in turns])
     scene = make_scene(split, index)
     turns = until_long(encode, lambda: scene_turn(rng, scene))
-    item = in_branches(encode(turns, has_image=True), encode.tokenizer)
-    return packed(item, scene.image)
+    return side_by_side(encode, [[turn] for turn in turns], scene.image)
 
 
 def until_long(encode, draw) -> list[Turn]:

@@ -7,7 +7,7 @@ import numpy as np
 from ...data.expressions import make_question
 from ...data.prompts import Turn
 from ...data.scenes import make_scene
-from ...model.chat import IGNORE_INDEX, packed, pad_batch
+from ...model.chat import IGNORE_INDEX, pad_batch
 from . import words
 from .language import box_turn, list_turn, point_turn, row_turn
 
@@ -59,7 +59,8 @@ def skill_scores(backbone, skills=SKILLS, n: int = 64, batch: int = 16) -> list[
         items = []
         for index in range(n):
             turn, image = exercise(skill, index)
-            items.append(packed(encoder([turn], has_image=image is not None), image))
+            item = encoder([turn], has_image=image is not None)
+            items.append(item if image is None else {**item, "image": image})
         hits = [hit for at in range(0, n, batch)
                 for hit in _right_tokens(backbone, items[at:at + batch])]
         rows.append({"skill": skill, "picture": skill not in TEXT_SKILLS, "n": n,
