@@ -238,8 +238,8 @@ def loss_side_by_side(model, groups: Sequence[dict], **shared):
     # Read once; gradients of all exchanges flow back through these keys and values.
     picture = model(**shared, use_cache=True, logits_to_keep=1).past_key_values
     if picture is None:
-        raise TrainingError("One pass over a scene serves all requests about it, and activation checkpointing "
-                            "keeps nothing of it: leave activation_checkpointing off.")
+        raise TrainingError("One pass over a scene serves all requests about it, but activation "
+                            "checkpointing keeps none of it: leave activation_checkpointing off.")
     total, n = 0.0, 0
     for group in groups:
         row = group.pop("row")

@@ -1,17 +1,19 @@
-"""How the embedded base is made: dense targets, its text diet, its architecture."""
+"""How the embedded base is made: dense targets, its exercises, its optimizer, its architecture."""
 
 from __future__ import annotations
 
 import itertools
-import re
 
 import numpy as np
 import pytest
 import tiny_model
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
-from t4s_helpers.lab.tiny_model import dense, language, words
+from t4s_helpers.lab.tiny_model import base, dense, exercises, muon
 
 
 def test_dense_targets_say_what_a_cell_shows():
@@ -47,67 +49,27 @@ def test_dense_runs_are_those_of_the_descriptor():
                 assert (maps["run0"][row, col], maps["run1"][row, col]) == (run[0], run[-1])
 
 
-def test_rectangles_of_words_are_drawn_where_they_were_asked():
-    rng, forms = np.random.default_rng(0), set()
-    for _ in range(60):
-        turn = words.rectangle_turn(rng)
-        said, drawn = turn.text.removesuffix("</seg>").split("\n<seg>")
-        corners = re.search(r" at (\d+ \d+ \d+ \d+)( on .*\.|:)$", turn.question)[1]
-        assert said in ("", f"At {corners}:")
-        forms.add(said == "")
-        lines = [[run.rsplit(" *", 1) for run in line.split("|")] for line in drawn.split("\n")]
-        grid = np.array([[word for word, count in line for _ in range(int(count))] for line in lines])
-        x0, y0, x1, y1 = (int(v) // 2 for v in corners.split())
-        inside = np.zeros((16, 16), bool)
-        inside[y0:y1 + 1, x0:x1 + 1] = True
-        assert len(set(grid[inside])) == 1 >= len(set(grid[~inside]))
-        assert not set(grid[inside]) & set(grid[~inside])
-    assert len(forms) == 2
-
-
-def test_runs_exercises_are_true():
-    rng = np.random.default_rng(1)
-    for _ in range(80):
-        turn = words.runs_turn(rng)
-        asked = [line.split(", ") for line in turn.question.split("\n")[1:]]
-        oracle = "\n".join("|".join(f"{k} *{len(list(g))}" for k, g in itertools.groupby(row))
-                           for row in asked)
-        assert turn.text == oracle
-
-
-def test_counting_exercises_are_true():
-    rng = np.random.default_rng(2)
-    for _ in range(80):
-        turn = words.count_turn(rng)
-        ask, line = turn.question.removesuffix("?").split(" occur in: ")
-        assert line.split().count(ask.split("does ")[1]) == int(turn.text)
-
-
 def test_spans_are_read_off_the_row():
-    assert language.spans_in_words(np.array([0, 0, 0])) == "none"
-    assert language.spans_in_words(np.array([1, 1, 0, 2])) == "at 0, 2 wide; at 3, 1 wide"
+    assert exercises.spans_in_words(np.array([0, 0, 0])) == "none"
+    assert exercises.spans_in_words(np.array([1, 1, 0, 2])) == "at 0, 2 wide; at 3, 1 wide"
 
 
-def test_one_batch_in_so_many_has_no_picture():
-    folder, first = str(tiny_model.folder()), (language.TEXT_EVERY - 1) * language.BATCH
-    assert "image" in language.base_item(first - 1, folder)
-    assert "image" not in language.base_item(first, folder)
-
-
-def test_the_base_never_sees_segmentation_text_with_a_picture():
-    rng = np.random.default_rng(0)
+def test_the_base_is_asked_many_things_none_twice_and_never_sees_a_descriptor():
+    asked = set()
     for index in range(40):
-        scene = make_scene("train", index)
-        for _ in range(20):
-            turn = language.scene_turn(rng, scene)
-            assert "<seg>" not in turn.text and " *" not in turn.text
+        turns = exercises.some_exercises([0, index], make_scene("train", index), 20)
+        assert len({turn.question for turn in turns}) == 20
+        assert not any("others" in turn.text or " *" in turn.text for turn in turns)
+        asked |= {turn.question.split()[0] for turn in turns}
+    assert asked > {"Locate", "Give", "In", "Which", "Is", "How", "List", "Describe", "Repeat:"}
+    assert exercises.some_exercises([0, 3], make_scene("train", 3), 20) != turns
 
 
 def test_points_are_named_by_what_covers_them():
     rng, said = np.random.default_rng(5), set()
     for index in range(60):
         scene = make_scene("val", index)
-        turn = language.point_turn(rng, scene)
+        turn = exercises.point_turn(rng, scene)
         if not turn.question.startswith("What is at "):
             continue
         x, y = (int(word) for word in turn.question.rstrip("?").split()[-2:])
@@ -122,7 +84,7 @@ def test_points_are_named_by_what_covers_them():
 
 def test_lists_name_every_object_from_left_to_right():
     scene = make_scene("val", 3)
-    texts = {language.list_turn(np.random.default_rng(k), scene).text for k in range(20)}
+    texts = {exercises.list_turn(np.random.default_rng(k), scene).text for k in range(20)}
     ordered = sorted(scene.objects, key=lambda o: o.center[0])
     assert len(texts) == 2  # with boxes and without
     for text in texts:
@@ -131,17 +93,49 @@ def test_lists_name_every_object_from_left_to_right():
         assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
 
 
-def test_a_conversation_is_filled_without_asking_twice():
-    folder = str(tiny_model.folder())
-    encode = language.cached_encoder(folder, language.N_VISUAL)
-    rng, scene = np.random.default_rng(0), make_scene("train", 1)
-    turns = language.until_long(encode, lambda: language.scene_turn(rng, scene))
-    asked = [turn.question for turn in turns]
-    assert len(set(asked)) == len(asked) > 4
+def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    """One step and a kill, then the second: the same model as two steps at once."""
+    class Kill(base.CsvLog):
+        def on_save(self, *_, **__):
+            raise KeyboardInterrupt
+
+    tower = tmp_path / "tower"
+    tiny_model.backbone().model.save_pretrained(tower)
+    how = dict(tower=tower, samples=2 * base.BATCH, save_steps=1)
+    whole = load_file(base.train(out=tmp_path / "whole", **how) / "model.safetensors")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(base, "CsvLog", Kill)
+        base.train(out=tmp_path / "parts", **how)
+    final = base.train(out=tmp_path / "parts", **how)
+    parts = load_file(final / "model.safetensors")
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    frozen = load_file(tower / "model.safetensors")
+    kept = [name for name in whole if "vision_tower.encoder.patch_embeddings.0" in name]
+    assert kept and all(torch.equal(whole[name].float(), frozen[name].bfloat16().float()) for name in kept)
+    assert len(AutoProcessor.from_pretrained(final).tokenizer) == 1536
+
+
+def test_muon_orthogonalizes_steps_of_matrices_and_leaves_the_rest_to_adamw():
+    torch.manual_seed(0)
+    for shape in ((6, 4), (4, 6)):
+        singular = torch.linalg.svdvals(muon.orthogonalized(torch.randn(shape)))
+        assert singular.min() > 0.6 and singular.max() < 1.3
+    model = tiny_model.backbone().model
+    model.model.vision_tower.requires_grad_(False)
+    optimizer = muon.Muon(model, lr=0.1, weight_decay=0.0)
+    norm, matrix = model.model.language_model.norm.weight, model.model.multi_modal_projector.linear_1.weight
+    norm.grad, matrix.grad = torch.ones_like(norm), torch.randn_like(matrix)
+    before = [weight.detach().clone() for weight in (norm, matrix)]
+    optimizer.step()
+    moved = [(old - new).detach() for old, new in zip(before, (norm, matrix))]
+    assert torch.allclose(moved[0], torch.full_like(norm, 0.01), atol=1e-4)  # AdamW's first step is lr / 10
+    assert torch.linalg.svdvals(moved[1]).max() < 0.13 and norm.grad is not None and matrix.grad is None
+    again = muon.Muon(model, lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert torch.equal(again.state[matrix]["average"], optimizer.state[matrix]["average"])
 
 
 def test_merging_stage_lays_cells_side_by_side():
-    import torch
     from torch.nn import functional as F
 
     from t4s_helpers.lab.tiny_model.architecture import merge_cells

@@ -8,18 +8,14 @@ from ...data.expressions import make_question
 from ...data.prompts import Turn
 from ...data.scenes import make_scene
 from ...model.chat import IGNORE_INDEX, pad_batch
-from . import words
-from .language import box_turn, list_turn, point_turn, row_turn
+from .exercises import EXERCISES
 
-TEXT_SKILLS = {"copy": words.copy_turn, "count": words.count_turn, "runs": words.runs_turn,
-               "rectangle": words.rectangle_turn}
-SCENE_SKILLS = {"box": box_turn, "point": point_turn, "row": row_turn, "list": list_turn}
 QUESTIONS = ("color", "category", "count", "exist", "side")
-SKILLS = (*TEXT_SKILLS, *SCENE_SKILLS, *(f"ask {kind}" for kind in QUESTIONS))
+SKILLS = (*(name for name in EXERCISES if name != "ask"), *(f"ask {kind}" for kind in QUESTIONS))
 
 
-def exercise(skill: str, index: int, split: str = "val") -> tuple[Turn, np.ndarray | None]:
-    """Exercise ``index`` of a skill: the exchange, and its picture (``None`` for text alone).
+def exercise(skill: str, index: int, split: str = "val") -> tuple[Turn, np.ndarray]:
+    """Exercise ``index`` of a skill: the exchange, and its picture.
 
     Raises:
         ValueError: an unknown skill.
@@ -27,11 +23,9 @@ def exercise(skill: str, index: int, split: str = "val") -> tuple[Turn, np.ndarr
     if skill not in SKILLS:
         raise ValueError(f"Unknown skill {skill!r}: choose one of {', '.join(SKILLS)}.")
     rng = np.random.default_rng([SKILLS.index(skill), index, 77])
-    if skill in TEXT_SKILLS:
-        return TEXT_SKILLS[skill](rng), None
     scene = make_scene(split, index)
-    if skill in SCENE_SKILLS:
-        return SCENE_SKILLS[skill](rng, scene), scene.image
+    if skill in EXERCISES:
+        return EXERCISES[skill][1](rng, scene), scene.image
     for _ in range(200):
         kind, ask, reply = make_question(rng, scene)
         if f"ask {kind}" == skill:
@@ -51,20 +45,15 @@ def skill_scores(backbone, skills=SKILLS, n: int = 64, batch: int = 16) -> list[
         n: exercises per skill.
 
     Returns:
-        one row per skill: ``skill``, ``picture``, ``n``, ``exact``, ``tokens_right``, both 0..1.
+        one row per skill: ``skill``, ``n``, ``exact``, ``tokens_right``, both 0..1.
     """
-    encoder = backbone.encoder
     rows = []
     for skill in skills:
-        items = []
-        for index in range(n):
-            turn, image = exercise(skill, index)
-            item = encoder([turn], has_image=image is not None)
-            items.append(item if image is None else {**item, "image": image})
+        drawn = [exercise(skill, index) for index in range(n)]
+        items = [{**backbone.encoder([turn], has_image=True), "image": image} for turn, image in drawn]
         hits = [hit for at in range(0, n, batch)
                 for hit in _right_tokens(backbone, items[at:at + batch])]
-        rows.append({"skill": skill, "picture": skill not in TEXT_SKILLS, "n": n,
-                     "exact": float(np.mean([hit.all() for hit in hits])),
+        rows.append({"skill": skill, "n": n, "exact": float(np.mean([hit.all() for hit in hits])),
                      "tokens_right": float(np.mean(np.concatenate(hits)))})
     return rows
 

@@ -1,14 +1,13 @@
-"""Text for the tokenizer and for the language model's picture-free diet.
+"""Words beyond those of scenes, and the text on which the tokenizer is trained.
 
-A real language model arrives knowing how to copy, count and write run lengths of any words;
-LoRA trains no embeddings, so the embedded base must know them too before it is fine-tuned.
+A real language model arrives knowing how to copy any words; LoRA trains no embeddings, so the embedded
+base must know that too before it is fine-tuned.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...data.prompts import Turn
 from ...data.scenes import CATEGORIES, COLORS, SIZES
 
 COMMON = tuple("""
@@ -44,78 +43,6 @@ def any_phrase(rng, longest: int = 6) -> str:
     return " ".join(words)
 
 
-def copy_turn(rng) -> Turn:
-    """Say a phrase again."""
-    phrase = any_phrase(rng, 8)
-    if rng.random() < 0.3:  # LoRA trains no embeddings, so the tags must be known by then
-        phrase = f"<seg>{phrase}</seg>"
-    ask = ("Repeat: {}", "Say this again: {}", "Copy {}")[int(rng.integers(3))]
-    return Turn(ask.format(phrase), (phrase,))
-
-
-def count_turn(rng) -> Turn:
-    """Count how often a word stands in a list."""
-    word, other = any_phrase(rng, 1), any_phrase(rng, 1)
-    n = int(rng.integers(1, 13))
-    line = [word] * n + [other] * int(rng.integers(0, 5))
-    line = [line[i] for i in rng.permutation(len(line))]
-    n = line.count(word)
-    return Turn(f"How often does {word} occur in: {' '.join(line)}?", (str(n),))
-
-
-def runs_turn(rng) -> Turn:
-    """Write a list of words as run lengths, a row at a time."""
-    names = [any_phrase(rng, 2) for _ in range(int(rng.integers(1, 4)))]
-    rows, text = [], []
-    for k in range(int(rng.integers(1, 4))):
-        row: list[str] = []
-        for _ in range(int(rng.integers(1, 4))):
-            row += [str(rng.choice(names))] * int(rng.integers(1, 12))
-        rows.append(row[:16])
-        text += ["\n"] if k else []
-        text += _runs(rows[-1])
-    asked = "\n".join(", ".join(row) for row in rows)
-    return Turn(f"Write as runs:\n{asked}", tuple(text))
-
-
-def _runs(row: list[str]) -> list[str]:
-    out: list[str] = []
-    start = 0
-    for k in range(1, len(row) + 1):
-        if k == len(row) or row[k] != row[start]:
-            out += ["|"] * bool(out) + [row[start], f" *{k - start}"]
-            start = k
-    return out
-
-
-def rectangle_turn(rng) -> Turn:
-    """Draw a rectangle of one word on a ground of another, as run lengths: keeping count of rows.
-
-    Corners are given as boxes are elsewhere, in 32nds, on 16 rows of 16; a cell that is covered by half
-    belongs to the rectangle. Half of the answers first say the corners again, as those about pictures
-    will. The tags stand where counting starts and ends.
-    """
-    ground = word = any_phrase(rng, 2)
-    while word == ground:
-        word = any_phrase(rng, 4)
-    (x0, x1), (y0, y1) = (sorted(int(v) for v in rng.integers(0, 32, 2)) for _ in range(2))
-    left, right = x0 // 2, x1 // 2 + 1
-    drawn, empty = [ground] * left + [word] * (right - left) + [ground] * (16 - right), [ground] * 16
-    text: list[str] = []
-    for row in range(16):
-        text += (["\n"] if row else []) + _runs(drawn if y0 // 2 <= row <= y1 // 2 else empty)
-    answer = ("\n", "<seg>", *text, "</seg>")
-    if rng.random() < 0.5:
-        return Turn(f"16 rows of 16 {ground}, {word} at {x0} {y0} {x1} {y1}:", answer)
-    return Turn(f"Draw {word} at {x0} {y0} {x1} {y1} on {ground}.", (f"At {x0} {y0} {x1} {y1}", ":", *answer))
-
-
-def text_turn(rng) -> Turn:
-    """One exercise without a picture; half of them draw rectangles, the hardest to learn."""
-    exercises = (copy_turn, copy_turn, count_turn, runs_turn, *[rectangle_turn] * 4)
-    return exercises[int(rng.integers(len(exercises)))](rng)
-
-
 def corpus(lines: int = 2500, seed: int = 0):
     """Lines on which the tokenizer is trained: scene talk, exercises, numbers, run lengths."""
     from ...data.expressions import GRES_KINDS, caption, make_expression, make_question
@@ -131,9 +58,8 @@ def corpus(lines: int = 2500, seed: int = 0):
         yield expression
         yield caption(scene)
         yield " ".join(make_question(rng, scene)[1:])
-        exercise = text_turn(rng)
-        yield exercise.question
-        yield exercise.text
+        yield f"{('Repeat:', 'Say this again:', 'Copy')[index % 3]} {any_phrase(rng, 8)}"
+        yield f"What is at {rng.integers(32)} {rng.integers(32)}? nothing List everything with its box."
         yield f"At {' '.join(map(str, rng.integers(0, 65, 4)))}"
         yield "Nowhere" if index % 2 else "Here is the mask:"
         yield f"at {rng.integers(0, 32)}, {rng.integers(1, 33)} wide"

@@ -1,0 +1,94 @@
+"""The base: connector and language model, trained from nothing on short answers about scenes.
+
+The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells in one row of
+the grid, what lies at a point, questions, lists. It never sees a descriptor: that is left to LoRA.
+
+``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
+to ``log.csv``, goes on from the last checkpoint after a kill, and writes the finished model to
+``<out>/final`` in the format that ``from_pretrained`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...data.scenes import make_scene
+from ...model.chat import pad_batch, side_by_side
+from ...model.training import (
+    ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, last_checkpoint,
+)
+from .architecture import N_VISUAL, build_model, build_processor
+from .exercises import some_exercises
+from .muon import Muon
+from .tokenizer import train_tokenizer
+from .tower import load_tower
+
+BATCH = 8
+EXERCISES = 20
+"""Exercises about each scene: short answers by the dozen make good use of one pass over the picture."""
+
+
+def base_item(index: int, folder: str, seed: int = 0) -> dict:
+    """Item ``index``: exercises about training scene ``index``, side by side."""
+    scene = make_scene("train", index)
+    turns = some_exercises([seed, index, 21], scene, EXERCISES)
+    return side_by_side(cached_encoder(folder, N_VISUAL), [[turn] for turn in turns], scene.image)
+
+
+def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
+    """Train on ``samples`` scenes, each seen once; returns the folder of the finished model.
+
+    Args:
+        tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
+        out: folder for checkpoints, log and the finished model.
+        lr: of the matrices; embeddings and norms take a tenth.
+        changes: anything of `TrainingArguments`.
+    """
+    from transformers import AutoProcessor, set_seed
+
+    final = out / "final"
+    if not (final / "tokenizer.json").exists():
+        build_processor(train_tokenizer()).save_pretrained(final)
+    processor = AutoProcessor.from_pretrained(final)
+    set_seed(seed)
+    model = build_model(processor.tokenizer, load_tower(tower))
+    model.model.vision_tower.requires_grad_(False)
+    steps = samples // BATCH
+    trainer = ResumableTrainer(
+        model=model,
+        train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples, 2048),
+        data_collator=partial(pad_batch, processor=processor),
+        args=arguments(
+            out, seed=seed, num_train_epochs=1, per_device_train_batch_size=BATCH, max_grad_norm=1.0,
+            lr_scheduler_type="warmup_stable_decay", warmup_steps=min(100, steps // 10),
+            lr_scheduler_kwargs={"num_decay_steps": steps // 2, "decay_type": "linear", "min_lr_ratio": 0.02},
+            **{"logging_steps": 25, "save_steps": 100, **changes},
+        ),
+        callbacks=[CsvLog(out / "log.csv")],
+        optimizers=(Muon(model, lr), None),
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    model.to(torch.bfloat16).save_pretrained(final)
+    return final
+
+
+def main() -> None:
+    """Train from a shell."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
+                        help="folder of the pre-trained tower, or a model whose tower to take over")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
+    parser.add_argument("--samples", type=int, default=36_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=0.02)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(train(args.tower, args.out, args.samples, args.lr, args.seed))
+
+
+if __name__ == "__main__":
+    main()
