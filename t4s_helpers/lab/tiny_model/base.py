@@ -28,15 +28,18 @@ from .tokenizer import train_tokenizer
 from .tower import load_tower
 
 BATCH = 8
-EXERCISES = 20
-"""Exercises about each scene: short answers by the dozen make good use of one pass over the picture."""
+ALONE, IN_A_ROW = 15, 5
+"""Exercises about each scene: so many each on its own, and so many as one conversation.
+
+Short answers by the dozen make good use of one pass over the picture."""
 
 
 def base_item(index: int, folder: str, seed: int = 0) -> dict:
-    """Item ``index``: exercises about training scene ``index``, side by side."""
+    """Item ``index``: exercises about training scene ``index``, most of them side by side."""
     scene = make_scene("train", index)
-    turns = some_exercises([seed, index, 21], scene, EXERCISES)
-    return side_by_side(cached_encoder(folder, N_VISUAL), [[turn] for turn in turns], scene.image)
+    turns = some_exercises([seed, index, 21], scene, ALONE + IN_A_ROW)
+    talks = [*([turn] for turn in turns[:ALONE]), turns[ALONE:]]
+    return side_by_side(cached_encoder(folder, N_VISUAL), talks, scene.image)
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
