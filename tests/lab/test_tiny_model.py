@@ -93,6 +93,7 @@ def test_lists_name_every_object_from_left_to_right():
         assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
 
 
+@pytest.mark.slow
 def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     """One step and a kill, then the second: the same model as two steps at once."""
     class Kill(base.CsvLog):
