@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """Label of a token on which no loss is taken (PyTorch's convention)."""
 
-PER_TOKEN = ("mm_token_type_ids", "token_type_ids", "position_ids")
+PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 """Inputs that a processor may give for every token beside its id; padded with 0. Without the first,
 in which 0 means text, the Qwen families silently place visual tokens as if they were text."""
 
@@ -283,7 +283,7 @@ def side_by_side(encode: ConversationEncoder, conversations: Sequence[Sequence[T
         labels of what follows in each, int16, because thousands wait in memory; and the ``image``.
     """
     items = [encode(turns, has_image=image is not None) for turns in conversations]
-    ids, mark = items[0]["input_ids"], encode.tokenizer.convert_tokens_to_ids("<image>")
+    ids, mark = items[0]["input_ids"], encode.tokenizer.convert_tokens_to_ids(encode.processor.image_token)
     shared = 1 if image is None else len(ids) - ids[::-1].index(mark)
     exchanges = [tuple(np.asarray(item[name][shared:], np.int16) for name in ("input_ids", "labels"))
                  for item in items]

@@ -242,11 +242,12 @@ def loss_side_by_side(model, groups: Sequence[dict], **shared):
                             "checkpointing keeps none of it: leave activation_checkpointing off.")
     total, n = 0.0, 0
     for group in groups:
-        row = group.pop("row")
+        row, ids, labels = (group[name] for name in ("row", "input_ids", "labels"))
         past = DynamicCache([tuple(part.index_select(0, row) for part in (layer.keys, layer.values))
                              for layer in picture.layers])
-        trained = int((group["labels"] != IGNORE_INDEX).sum())
-        total, n = total + trained * model(**group, past_key_values=past).loss, n + trained
+        trained = int((labels != IGNORE_INDEX).sum())
+        total += trained * model(input_ids=ids, labels=labels, past_key_values=past).loss
+        n += trained
     return total / n
 
 

@@ -65,6 +65,18 @@ def test_side_by_side_conversations_train_as_if_alone(has_image):
     assert all(np.allclose(ours[name], want[name], atol=1e-5) for name in want)
 
 
+def test_scenes_made_ahead_train_as_those_encoded_by_the_processor():
+    backbone = tiny_model.backbone()
+    data, collate = training.training_data(backbone, SceneMixture(2, n_requests=1))
+    plain = training.TrainingSet(ConversationEncoder(backbone.processor), SceneMixture(2, n_requests=1))
+    ahead, read = collate([data[0], data[1]]), pad_batch([plain[0], plain[1]], backbone.processor)
+    assert np.allclose(ahead["pixel_values"], read["pixel_values"], atol=1e-5)
+    with torch.no_grad():
+        for _ in range(2):  # and it leaves its batch as it was
+            ours = training.loss_side_by_side(backbone.model, **ahead)
+            assert float(ours) == pytest.approx(float(backbone.model(**read).loss), abs=1e-5)
+
+
 def gradients(model, loss) -> dict[str, np.ndarray]:
     model.zero_grad()
     loss.backward()

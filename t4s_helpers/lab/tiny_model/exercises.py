@@ -8,7 +8,7 @@ from ...codec.grid import masks_to_grid
 from ...data.expressions import caption, make_expression, make_question, union_mask
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE
-from .words import any_phrase
+from .words import COPY, any_phrase
 
 KINDS = (*["attribute"] * 3, *["position"] * 2, *["relation"] * 2, "all", "pair", "none", "none")
 """Kinds of expression, as often as they are drawn."""
@@ -61,10 +61,7 @@ def point_turn(rng, scene) -> Turn:
     if not sure.any():
         return box_turn(rng, scene)
     y, x = (int(v) for v in np.argwhere(sure)[int(rng.integers(sure.sum()))])
-    words = "nothing"
-    if shown is not None:
-        thing = scene.objects[shown]
-        words = f"{thing.size} {thing.color} {thing.category}"
+    words = "nothing" if shown is None else " ".join(scene.objects[shown].words)
     return Turn(f"What is at {x} {y}?", (words,))
 
 
@@ -73,7 +70,7 @@ def list_turn(rng, scene) -> Turn:
     if rng.random() < 0.3:
         return Turn("Describe the picture.", (caption(scene),))
     ordered = sorted(scene.objects, key=lambda thing: thing.center[0])
-    said = [f"{t.size} {t.color} {t.category} {box_in_words(t.mask)}" for t in ordered]
+    said = [f"{' '.join(thing.words)} {box_in_words(thing.mask)}" for thing in ordered]
     return Turn("List everything with its box.", (", ".join(said),))
 
 
@@ -83,13 +80,12 @@ def ask_turn(rng, scene) -> Turn:
     return Turn(ask, (reply,))
 
 
-def copy_turn(rng, scene=None) -> Turn:
+def copy_turn(rng, scene) -> Turn:
     """Say a phrase again, whatever the picture shows: descriptors repeat labels never seen before."""
-    phrase = any_phrase(rng, 8)
+    phrase = any_phrase(rng)
     if rng.random() < 0.3:  # LoRA trains no embeddings, so the tags must be known by then
         phrase = f"<seg>{phrase}</seg>"
-    ask = ("Repeat: {}", "Say this again: {}", "Copy {}")[int(rng.integers(3))]
-    return Turn(ask.format(phrase), (phrase,))
+    return Turn(COPY[int(rng.integers(len(COPY)))].format(phrase), (phrase,))
 
 
 EXERCISES = {"box": (0.4, box_turn), "row": (0.15, row_turn), "point": (0.12, point_turn),

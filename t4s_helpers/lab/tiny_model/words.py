@@ -24,6 +24,9 @@ wearing holding sitting standing next behind under over between with without oth
 
 SYLLABLES = tuple("ba de fi go ku la me ni po ru sa te vi wo xu ya zen tor mak lin".split())
 
+COPY = ("Repeat: {}", "Say this again: {}", "Copy {}")
+"""Wordings of the request to copy a phrase."""
+
 
 def invented_word(rng) -> str:
     """A word that means nothing: two or three syllables, sometimes with a digit or capital."""
@@ -32,9 +35,9 @@ def invented_word(rng) -> str:
     return f"{word}{rng.integers(10)}" if chance < 0.1 else word.title() if chance < 0.2 else word
 
 
-def any_phrase(rng, longest: int = 6) -> str:
-    """One to ``longest`` words, invented, everyday, or from the pictogram world."""
-    n = int(rng.integers(1, longest + 1))
+def any_phrase(rng) -> str:
+    """One to eight words, invented, everyday, or from the pictogram world."""
+    n = int(rng.integers(1, 9))
     pools = (COMMON, CATEGORIES, tuple(COLORS), tuple(SIZES))
     words = []
     for _ in range(n):
@@ -58,7 +61,7 @@ def corpus(lines: int = 2500, seed: int = 0):
         yield expression
         yield caption(scene)
         yield " ".join(make_question(rng, scene)[1:])
-        yield f"{('Repeat:', 'Say this again:', 'Copy')[index % 3]} {any_phrase(rng, 8)}"
+        yield COPY[index % len(COPY)].format(any_phrase(rng))
         yield f"What is at {rng.integers(32)} {rng.integers(32)}? nothing List everything with its box."
         yield f"At {' '.join(map(str, rng.integers(0, 65, 4)))}"
         yield "Nowhere" if index % 2 else "Here is the mask:"
