@@ -2,6 +2,7 @@
 
     t4s ask photo.jpg "the red umbrella" --out mask.png --overlay overlay.png
     t4s train --backbone llava-1.5-7b --data my.csv --out checkpoints/mine
+    t4s train --backbone llava-1.5-7b --recipe res --root /data --dry-run
     t4s evaluate run runs/res -n 500          t4s evaluate tables runs
     t4s data                                  t4s data refcoco --root /data
     t4s weights mobile_sam
@@ -113,29 +114,43 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", default="embedded", help="a name of the table in the README")
     add("--source", type=Path, help="folder of the backbone, if not its own")
-    add("--data", default="scenes", help="scenes, photos, a data set's name, your own CSV file or COCO "
-        "folder, or the paper's mixtures below T4S_DATA: res, gres, open")
+    add("--quantize", choices=("nf4", "none"), default="nf4",
+        help="'none' trains on the unquantized base: five times faster on a CPU")
     add("--out", type=Path, default=Path("checkpoints/adapter"), help="checkpoints, log.csv, adapter")
-    add("--samples", type=int, default=32_000, help="conversations")
+    add("--start", help="folder of an adapter to train further; 'none' for fresh matrices")
+    add("--export", type=Path, help="folder for the adapter as it ships")
+    add("--dry-run", action="store_true", help="say what would be read and what it takes, and stop")
+    add("--merge", type=Path, metavar="FOLDER", help="do not train: add the adapter in --start to the "
+        "weights of its backbone and save the sum here")
+    add = parser.add_argument_group("data").add_argument
+    add("--recipe", default="", help="a training of the paper: res, gres, semantic or mix")
+    add("--data", default="scenes", help="scenes, photos, names of data sets with commas between them, or "
+        "your own CSV file or COCO folder")
+    add("--weights", type=_numbers, default=(), metavar="N,N", help="passes over each of them in an epoch")
+    add("--root", type=Path, help="folder of the data sets, if not T4S_DATA")
+    add("--counts", choices=("strict", "warn", "off"), default="strict")
+    add("--bad", choices=("refuse", "exclude"), default="exclude")
+    add("--samples", type=int, help="conversations in all; 32000 about scenes by default")
+    add("--epochs", type=int, help="by default the recipe's, or one")
     add("--turns", type=int, default=4, help="requests in a conversation about a scene")
     add("--mix", default="all", help="of requests about scenes: res, gres or all")
-    add("--style", choices=("plain", "box"), default="box", help="of the sentence before the descriptor")
     add("--encoding", default="rrle")
     add("--grid-size", type=int, default=16, metavar="N")
-    add("--batch", type=int, default=32, help="conversations in a pass")
-    add("--accumulate", type=int, default=1, help="passes in a step")
+    add("--style", choices=("plain", "box"), help="of the sentence before the descriptor; plain in the "
+        "paper's recipes, otherwise box")
+    add = parser.add_argument_group("optimization").add_argument
+    add("--batch", type=int, help="conversations in a pass: 4, and 32 for the embedded model")
+    add("--accumulate", type=int, help="passes in a step: 1, and in a recipe what makes 128 conversations")
     add("--lr", type=float, help="by default the paper's, and a larger one for the embedded model")
     add("--optim", default="adamw_torch", help="'paged_adamw_8bit' saves memory on a GPU")
     add("--log-every", type=int, default=10, metavar="STEPS")
     add("--seed", type=int, default=0)
     add("--rank", type=int, default=64, help="of the LoRA matrices; alpha is twice it")
     add("--dropout", type=float, default=0.05, help="of the LoRA matrices' input")
-    add("--start", type=Path, help="folder of an adapter to train further")
-    add("--export", type=Path, help="folder for the adapter as it ships")
-    add("--quantize", choices=("nf4", "none"), default="nf4",
-        help="'none' trains on the unquantized base: five times faster on a CPU")
-    add("--merge", type=Path, metavar="FOLDER", help="do not train: add the adapter in --start to the "
-        "weights of its backbone and save the sum here")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -144,11 +159,15 @@ def _train(args: argparse.Namespace) -> None:
 
         print(merge_adapter(args.backbone, args.start, args.merge, args.source))
         return
-    from .model.training import train
+    from .model.recipes import Plan, describe, train
 
     options = {name: value for name, value in vars(args).items()
-               if name not in ("command", "run", "merge", "quantize")}
-    print(train(quantize=None if args.quantize == "none" else args.quantize, **options))
+               if name not in ("command", "run", "merge", "dry_run")}
+    plan = Plan(**{**options, "quantize": None if args.quantize == "none" else args.quantize})
+    mixture = plan.mixture()
+    print(describe(plan, mixture))
+    if not args.dry_run:
+        print(train(plan, mixture))
 
 
 # --- evaluate ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ beforehand. Which samples stand where, and how each is worded, depends on the se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..codec.encodings import Encoding, get_encoding
 from .dataset import choose
 from .expressions import request
 from .prompts import Turn, ask_and_answer
-from .registry import find, load
+from .registry import ENTRIES, load
 from .sample import Sample, SampleError, read_image
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
@@ -28,15 +28,6 @@ MIXES = {
     "all": {"res": 0.35, "gres": 0.4, "semantic": 0.1, "vqa": 0.15},
 }
 """Share of each task among the requests about a scene."""
-
-PAPER_MIXES = {
-    "res": {"refclef": 2, "refcoco": 2, "refcoco+": 2, "refcocog": 2},
-    "gres": {"grefcoco": 1},
-    "open": {"cocostuff": 10},
-}
-"""Passes over the data sets in one epoch of the paper's trainings (section 4.1, appendix B): referring
-expressions (800k samples), the generalised ones that continue from it, and open vocabulary, where each
-pass cuts every photo to another random part."""
 
 
 @dataclass(frozen=True)
@@ -119,29 +110,30 @@ class Conversation:
 
 
 class DataMixture:
-    """Data sets gone through together; `paper_mixture` has the paper's by name.
+    """Data sets gone through together; `named_mixture` takes them by name.
 
     Args:
         datasets: of samples or of conversations; each is gone through as often as its weight says.
-        n: conversations; by default the sum of the data sets' lengths times their weights.
-        weights: passes over each data set, by default 1 (the paper goes twice over the RES sets). Where
-            ``n`` is given, only their ratio matters.
+        n: conversations in an epoch; by default the sum of the data sets' lengths times their weights.
+        weights: passes over each data set in an epoch, by default 1 (the paper goes twice over the RES
+            sets). Where ``n`` is given, only their ratio matters.
         seed: decides the order and the wording of each.
         distractors: for semantic data sets, how many names of absent classes a conditioned request
             lists beside the present ones; None for the whole class list.
         encoding, style: of the answers.
+        epochs: one after the other, each in another order and with other wordings.
 
     A sample with ``task="vqa"`` needs an answer; a data set without public answers is refused.
     """
 
-    stream = 43  # of the random numbers for wordings
-
     def __init__(self, datasets: Sequence, n: int | None = None, weights: Sequence[float] | None = None,
                  seed: int = 0, distractors: int | None = None, encoding: Encoding | None = None,
-                 style: str = "plain"):
+                 style: str = "plain", epochs: int = 1):
         self.datasets, self.seed, self.distractors = list(datasets), seed, distractors
         self.encoding, self.style = encoding or get_encoding(), style
-        self.plan = mix_plan([len(data) for data in self.datasets], n, weights, seed)
+        lengths = [len(data) for data in self.datasets]
+        plans = [mix_plan(lengths, n, weights, 1_000_003 * seed + epoch) for epoch in range(epochs)]
+        self.plan = tuple(map(np.concatenate, zip(*plans)))
 
     def __len__(self) -> int:
         return len(self.plan[0])
@@ -162,42 +154,34 @@ class DataMixture:
             return [Turn(asked, (answered,)) for asked, answered in source.turns]
         if source.task == "vqa" and source.answer is None:
             raise SampleError(f"{source!r} has no answer to train on; its split keeps them secret.")
-        rng = np.random.default_rng([self.seed, index, self.stream])
+        rng = np.random.default_rng([self.seed, index, 43])
         classes = getattr(self.datasets[int(self.plan[0][index])], "classes", ())
         absent = _absent(classes, source, self.distractors, rng)
         return [ask_and_answer(source, self.encoding, self.style, rng, distractors=absent)]
 
 
-class SampleMixture(DataMixture):
-    """Samples in their own order, ``n`` in all; every pass over them words the requests anew."""
-
-    stream = 41
-
-    def __init__(self, samples: Sequence[Sample], n: int, seed: int = 0,
-                 encoding: Encoding | None = None, style: str = "plain"):
-        super().__init__([samples], n, None, seed, 0, encoding, style)
-        self.plan = np.zeros(n, np.uint8), np.arange(n) % len(samples)
-
-
-def paper_mixture(name: str, root: str | Path | None = None, counts: str = "strict",
-                  **options: Any) -> DataMixture:
-    """A training mixture of the paper by name.
+def named_mixture(passes: Mapping[str, float], root: str | Path | None = None, *, crops: bool = False,
+                  counts: str = "strict", bad: str = "refuse", **options: Any) -> DataMixture:
+    """Training data by name.
 
     Args:
-        name: a key of `PAPER_MIXES`.
-        root, counts: see `t4s_helpers.data.load`; by default each data set's place below ``T4S_DATA``.
+        passes: data set -> how often an epoch goes through it; the names are those of
+            `t4s_helpers.data.load`, their first split is read (the one for training).
+        root, counts, bad: see `t4s_helpers.data.load`.
+        crops: of semantic data sets, each pass cuts every photo to another random part.
         options: for `DataMixture`.
 
     Raises:
         SampleError: an unknown name, or whatever opening a data set finds.
     """
-    choose("name", name, tuple(PAPER_MIXES))
-    passes = PAPER_MIXES[name]
-    datasets = [load(one, next(iter(find(one).splits)), root, counts=counts) for one in passes]
-    if name == "open":
-        return DataMixture([RandomCrops(data, times) for data, times in zip(datasets, passes.values())],
-                           **options)
-    return DataMixture(datasets, weights=list(passes.values()), **options)
+    datasets, weights = [], list(passes.values())
+    for k, (name, times) in enumerate(passes.items()):
+        split = next(iter(ENTRIES[name].splits)) if name in ENTRIES else "train"
+        data = load(name, split, root, counts=counts, bad=bad)
+        if crops and getattr(data, "classes", ()):
+            data, weights[k] = RandomCrops(data, round(times)), 1
+        datasets.append(data)
+    return DataMixture(datasets, weights=weights, **options)
 
 
 def mix_plan(lengths: Sequence[int], n: int | None = None, weights: Sequence[float] | None = None,

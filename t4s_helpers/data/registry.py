@@ -77,8 +77,8 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
         name: a key of `ENTRIES`; ``"scenes"`` (drawn pictograms; options ``task`` and ``palette``),
             ``"photos"`` (the bundled ones), or the path of your own CSV file or COCO folder.
         split: one of the entry's splits; by default the one that papers report first.
-        root: the folder with the entry's layout; by default the entry's folder below the environment
-            variable ``T4S_DATA``.
+        root: the folder with the entry's layout, or the one above it; by default what the environment
+            variable ``T4S_DATA`` says.
         n, start: only ``n`` samples, from number ``start`` on. Scenes have no end: 500 by default.
         counts: what a number of samples other than the published one is: ``"strict"``, an error;
             ``"warn"``, a warning; ``"off"``, no matter (a subset on purpose).
@@ -136,18 +136,19 @@ def find(name: str | Path) -> Entry:
 
 
 def _root(entry: Entry, root: str | Path | None) -> Path:
-    if root is None:
-        base = os.environ.get(ROOT_VARIABLE)
-        if not base:
-            raise SampleError(
-                f"{entry.name} needs its folder: give root=..., or set {ROOT_VARIABLE} to the "
-                f"folder that holds {entry.folder or 'the data sets'}/. The layout is: {entry.layout}")
-        root = Path(base, entry.folder)
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise SampleError(f"The folder {root} of {entry.name} does not exist. The layout below it "
+    given = root or os.environ.get(ROOT_VARIABLE)
+    if not given:
+        raise SampleError(
+            f"{entry.name} needs its folder: give root=..., or set {ROOT_VARIABLE} to the "
+            f"folder that holds {entry.folder or 'the data sets'}/. The layout is: {entry.layout}")
+    above = Path(given).expanduser()
+    folder = above / entry.folder
+    if root and not folder.is_dir():
+        folder = above
+    if not folder.is_dir():
+        raise SampleError(f"The folder {folder} of {entry.name} does not exist. The layout below it "
                           f"is: {entry.layout}. Source: {entry.source}")
-    return root
+    return folder
 
 
 def listing() -> str:

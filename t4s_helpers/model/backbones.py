@@ -235,21 +235,31 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if quantize:
         options["quantization_config"] = quantization(spec.keep)
-    place = str(source or spec.source)
-    try:  # a folder has no revisions, and transformers then ignores the name
-        processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
-        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision, **options)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"The weights of {name!r} could not be loaded from {place} ({str(error)[:200]}): "
-                            "check the network and the hub login, or give a folder as source.") from error
-    check_image_token(processor, place)
+    processor = load_processor(spec, source)
+    model = _pretrained(AutoModelForImageTextToText, spec, source, **options)
+    backbone = Backbone(spec, model.eval(), processor)
+    return with_adapter(backbone, adapter) if adapter else backbone
+
+
+def load_processor(spec: Spec, source: str | Path | None = None):
+    """The processor of a backbone, without its weights; ``source`` and errors as in `load_backbone`."""
+    processor = _pretrained(AutoProcessor, spec, source)
+    check_image_token(processor, str(source or spec.source))
     processor.tokenizer.padding_side = "left"
     if spec.squeeze:
         images = processor.image_processor
         images.do_center_crop = False
         images.size = {side: images.crop_size[side] for side in ("height", "width")}
-    backbone = Backbone(spec, model.eval(), processor)
-    return with_adapter(backbone, adapter) if adapter else backbone
+    return processor
+
+
+def _pretrained(kind: Any, spec: Spec, source: str | Path | None, **options: Any) -> Any:
+    place = str(source or spec.source)
+    try:  # a folder has no revisions, and transformers then ignores the name
+        return kind.from_pretrained(place, revision=spec.revision, **options)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{spec.name!r} could not be loaded from {place} ({str(error)[:200]}): "
+                            "check the network and the hub login, or give a folder as source.") from error
 
 
 def check_image_token(processor, place: str) -> None:

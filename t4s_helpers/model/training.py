@@ -1,7 +1,7 @@
-"""Fine-tuning on `transformers.Trainer`: the QLoRA recipe, data for it, logs, checkpoints.
+"""Fine-tuning on `transformers.Trainer`: QLoRA, data for it, logs, checkpoints.
 
-`train` is what ``python -m t4s_helpers train`` calls; notebook 04 calls its parts, `training_data` and
-`fine_tune`. On several GPUs, with the configurations in ``t4s_helpers/model/launch``::
+`training_data` and `fine_tune` serve notebook 04 as well as ``python -m t4s_helpers train``
+(`t4s_helpers.model.recipes`). On several GPUs, with the configurations in ``t4s_helpers/model/launch``::
 
     accelerate launch --config_file t4s_helpers/model/launch/zero2.yaml -m t4s_helpers train \
         --backbone llava-1.5-7b --data my.csv --batch 4 --accumulate 16
@@ -30,12 +30,9 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..codec.encodings import get_encoding
-from ..data.mixtures import PAPER_MIXES, SampleMixture, SceneMixture, paper_mixture
-from ..data.registry import load
+from ..data.mixtures import SceneMixture
 from ..files import atomic_write
-from .adapters import export_adapter
-from .backbones import Backbone, load_backbone, multiplies_in_bf16, open_adapter, peft_calls
+from .backbones import Backbone, multiplies_in_bf16, peft_calls
 from .chat import IGNORE_INDEX, ConversationEncoder, ConversationError, pad_batch, side_by_side
 
 PAPER_SETTINGS = dict(
@@ -142,7 +139,7 @@ def scene_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: i
 def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:
     """Data set and collator of a mixture, for `fine_tune`.
 
-    A user's own data goes this way: ``training_data(backbone, SampleMixture(load("my.csv"), 1000))``.
+    A user's own data goes this way: ``training_data(backbone, named_mixture({"my.csv": 1}))``.
 
     Args:
         mixture: of `t4s_helpers.data.mixtures`. The backbone's processor encodes it item by item;
@@ -414,53 +411,3 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
     trainer.save_model(str(out / "adapter"))  # by the main process, gathered where it is sharded
     trainer.accelerator.wait_for_everyone()
     return model
-
-
-def train(backbone: str = "embedded", data: str = "scenes", out: Path | str = "checkpoints/adapter", *,
-          source: Path | str | None = None, quantize: str | None = "nf4", samples: int = 32_000,
-          turns: int = 4, mix: str = "all", encoding: str = "rrle", grid_size=16, style: str = "box",
-          batch: int = 32, accumulate: int = 1, lr: float | None = None, optim: str = "adamw_torch",
-          log_every: int = 10, seed: int = 0, rank: int = 64, dropout: float = 0.05,
-          start: Path | str | None = None, export: Path | str | None = None) -> Path:
-    """Fine-tune a backbone on a data set by name: everything behind ``t4s train``.
-
-    Args:
-        backbone: a key of `t4s_helpers.model.backbones.BACKBONES`.
-        data: ``"scenes"``, a set's name, a COCO folder, CSV or JSON file of your own, or a mixture of
-            the paper: a key of `t4s_helpers.data.mixtures.PAPER_MIXES`, its sets below ``T4S_DATA``.
-        out: folder for checkpoints, ``log.csv`` and ``adapter/``; a second call resumes.
-        source: folder or hub id to load the backbone from, if not its own.
-        quantize: ``"nf4"``, or ``None``: LoRA on the unquantized base, five times faster on a CPU.
-        samples: conversations in all.
-        turns, mix: exchanges per conversation and their mix; for scenes alone.
-        encoding, grid_size, style: how answers are written.
-        batch, accumulate: conversations in a pass, and passes in a step.
-        lr: learning rate, by default the paper's (`EMBEDDED_SETTINGS` for the embedded model).
-        log_every: steps between lines of ``log.csv``.
-        rank, dropout: of fresh LoRA matrices, whose alpha is twice the rank.
-        start: an adapter to continue from, instead of fresh matrices.
-        export: also write the adapter here in the form in which it ships.
-
-    Returns:
-        the folder of the trained adapter.
-    """
-    from accelerate import PartialState
-
-    loaded = load_backbone(backbone, quantize, source=source)
-    layout: dict[str, Any] = dict(seed=seed, encoding=get_encoding(encoding, grid_size), style=style)
-    mixture = (SceneMixture(samples, mix=mix, n_requests=turns, **layout) if data == "scenes"
-               else paper_mixture(data, n=samples, **layout) if data in PAPER_MIXES
-               else SampleMixture(load(data), samples, **layout))
-    model = (open_adapter(loaded, start, trainable=True) if start
-             else add_adapter(loaded, rank, 2 * rank, dropout, seed))
-    changes: dict[str, Any] = {} if lr is None else {"learning_rate": lr}
-    fine_tune(loaded, *training_data(loaded, mixture), out, batch, accumulate, model=model, seed=seed,
-              optim=optim, logging_steps=log_every, **changes)
-    adapter = Path(out) / "adapter"
-    processes = PartialState()
-    if export and processes.is_main_process:
-        export_adapter(adapter, export, backbone)
-    # A process that ends without this may be aborted while its connections are still in use.
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
-    return adapter

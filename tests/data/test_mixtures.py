@@ -10,9 +10,9 @@ from miniatures import MAKERS, ade, cocostuff, halves
 from PIL import Image
 
 from t4s_helpers.codec.encodings import get_encoding
-from t4s_helpers.data import ENTRIES, Sample, SampleError, load
+from t4s_helpers.data import Sample, SampleError, load
 from t4s_helpers.data.mixtures import (
-    MIXES, PAPER_MIXES, DataMixture, RandomCrops, SampleMixture, SceneMixture, mix_plan, paper_mixture,
+    MIXES, DataMixture, RandomCrops, SceneMixture, mix_plan, named_mixture,
 )
 
 
@@ -55,14 +55,24 @@ def test_scenes_are_asked_about_by_number_and_seed():
 
 def test_samples_are_worded_anew_at_each_pass():
     samples = load("photos", n=2)
-    mixture = SampleMixture(samples, 20, style="box", encoding=get_encoding(grid_size=8))
-    assert len(mixture) == 20 and np.array_equal(mixture.image(3), samples[1].pixels())
-    assert {one.labels for (one,) in turns(mixture)[::2]} == {samples[0].labels}
-    assert len({one.question for (one,) in turns(mixture)[::2]}) > 1
-    assert turns(mixture) == turns(SampleMixture(samples, 20, 0, get_encoding(grid_size=8), style="box"))
+    layout = dict(style="box", encoding=get_encoding(grid_size=8))
+    mixture = DataMixture([samples], epochs=10, **layout)
+    assert len(mixture) == 20
+    first = [k for k in range(20) if mixture.source(k) == samples[0]]
+    assert len(first) == 10 and np.array_equal(mixture.image(first[0]), samples[0].pixels())
+    assert {one.labels for k in first for one in mixture.turns(k)} == {samples[0].labels}
+    assert len({one.question for k in first for one in mixture.turns(k)}) > 1
+    assert turns(mixture) == turns(DataMixture([samples], epochs=10, **layout))
     assert mixture.turns(0)[0].text.startswith("At ")
     with pytest.raises(SampleError, match="no samples"):
-        SampleMixture([], 3)
+        DataMixture([[]], 3)
+
+
+def test_an_epoch_ends_before_the_next_begins():
+    mixture = DataMixture([list("abc"), list("xy")], weights=[1, 2], epochs=3, seed=2)
+    epochs = [[mixture.source(7 * epoch + k) for k in range(7)] for epoch in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [sorted("abcxxyy")] * 3
+    assert len(set(map(tuple, epochs))) > 1, "each in an order of its own"
 
 
 # data sets, as the paper mixes them
@@ -124,15 +134,18 @@ def test_mixes_that_make_no_sense(lengths, weights):
         mix_plan(lengths, weights=weights)
 
 
-def test_the_papers_mixtures_by_name(tmp_path, monkeypatch):
-    assert {name for passes in PAPER_MIXES.values() for name in passes} <= ENTRIES.keys()
-    monkeypatch.setenv("T4S_DATA", str(tmp_path))
+def test_a_mixture_by_name(tmp_path):
     cocostuff(tmp_path / "cocostuff", halves(0, 181), "train2017")
-    mixture = paper_mixture("open", counts="off", distractors=2)
-    assert len(mixture) == 10 and len({mixture.source(n).size for n in range(10)}) > 1
-    assert {label for n in range(10) for label in mixture.source(n).labels} == {"person", "wood"}
-    with pytest.raises(SampleError, match="'mine' is not known; choose one of res, gres, open"):
-        paper_mixture("mine")
+    mixture = named_mixture({"cocostuff": 10, "photos": 0.5}, tmp_path, crops=True, counts="off",
+                            distractors=2)
+    shown = [mixture.source(n) for n in range(len(mixture)) if mixture.plan[0][n] == 0]
+    assert len(shown) == 10 and len({sample.size for sample in shown}) > 1
+    assert {label for sample in shown for label in sample.labels} == {"person", "wood"}
+    assert len(mixture) - 10 == round(len(load("photos")) / 2)
+    own_folder = load("cocostuff", "train2017", tmp_path / "cocostuff", counts="off")
+    assert [sample.labels for sample in own_folder] == [("person", "wood")], "the set's folder will do, too"
+    with pytest.raises(SampleError, match="no data set and no file 'mine'"):
+        named_mixture({"mine": 1})
 
 
 # random crops

@@ -16,7 +16,7 @@ from miniatures import MAKERS, ade, halves
 from t4s_helpers import data
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.parsing import parse
-from t4s_helpers.data.mixtures import DataMixture, SampleMixture
+from t4s_helpers.data.mixtures import DataMixture
 from t4s_helpers.data.photos import load_photos
 from t4s_helpers.data.prompts import ask_and_answer
 from t4s_helpers.files import ASSETS
@@ -78,7 +78,7 @@ def test_one_family_from_sample_to_answer(name, samples, tmp_path):
     backbone = load(name, quantize="nf4")
     assert any("4bit" in type(m).__name__ for m in backbone.model.modules())
     model = training.add_adapter(backbone, rank=8, alpha=16, dropout=0.0)
-    dataset, collate = training.training_data(backbone, SampleMixture(samples, 12, encoding=GRID4))
+    dataset, collate = training.training_data(backbone, DataMixture([samples], 12, encoding=GRID4))
     model = training.fine_tune(backbone, dataset, collate, tmp_path, batch=2, accumulate=1, model=model,
                                learning_rate=1e-2, logging_steps=1)
     losses = [row["loss"] for row in training.read_log(tmp_path / "log.csv")]

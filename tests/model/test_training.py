@@ -20,14 +20,12 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
-from miniatures import cocostuff, halves
 
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.expressions import scene_sample
-from t4s_helpers.data.mixtures import SampleMixture, SceneMixture, paper_mixture
+from t4s_helpers.data.mixtures import DataMixture, SceneMixture
 from t4s_helpers.data.photos import load_photos
 from t4s_helpers.data.prompts import Turn
-from t4s_helpers.data.sample import SampleError
 from t4s_helpers.model import training
 from t4s_helpers.model.backbones import open_adapter, quantization
 from t4s_helpers.model.chat import (
@@ -87,25 +85,9 @@ def gradients(model, loss) -> dict[str, np.ndarray]:
 
 def test_lengths_are_those_of_the_text():
     data, _ = training.training_data(
-        tiny_model.backbone(), SampleMixture(load_photos()[:3], 5, encoding=get_encoding("rrle", 4)))
+        tiny_model.backbone(), DataMixture([load_photos()[:3]], 5, encoding=get_encoding("rrle", 4)))
     full = [len(data[k]["input_ids"]) for k in range(5)]
     assert [n - m for n, m in zip(full, data.lengths())] == [64] * 5
-
-
-def test_a_mixture_of_the_paper_is_trained_by_its_name(tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setenv("T4S_DATA", str(tmp_path))
-    monkeypatch.setattr(training, "paper_mixture", partial(paper_mixture, counts="off"))
-    monkeypatch.setattr(training, "fine_tune", lambda _, data, *rest, **more: trained.append(data.mixture))
-    cocostuff(tmp_path / "cocostuff", halves(0, 181), "train2017")
-    (tmp_path / "refer").mkdir()
-    how = dict(out=tmp_path, source=tiny_model.folder(), quantize=None, samples=3, grid_size=4)
-    training.train(data="open", **how)
-    assert len(trained[0]) == 3 and {one.labels for k in range(3) for one in trained[0].turns(k)} <= {
-        ("person",), ("wood",), ("person", "wood")}
-    for name, first in (("res", "refclef"), ("gres", "grefcoco")):
-        with pytest.raises(SampleError, match=rf"refer/{first}"):
-            training.train(data=name, **how)
 
 
 def test_an_empty_mixture_is_refused():
@@ -297,12 +279,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_po
 
 
 def train_by_itself(out: Path, launcher=(), accumulate: int = 2) -> list[dict]:
-    """Four steps of `training.train` on 16 scenes, in processes of their own; the rows of its log."""
+    """Four steps of `recipes.train` on 16 scenes, in processes of their own; the rows of its log."""
     program = out.with_suffix(".py")
-    program.write_text("from t4s_helpers.model.training import train\n" + f"""
-train(out={str(out)!r}, source={str(tiny_model.folder())!r}, samples=16, turns=1, mix="res", grid_size=8,
-      batch=2, accumulate={accumulate}, lr=1e-2, log_every=1, export={str(out / "shipped")!r},
-      dropout=0)  # each process would drop other inputs
+    program.write_text("from t4s_helpers.model.recipes import Plan, train\n" + f"""
+train(Plan(out={str(out)!r}, source={str(tiny_model.folder())!r}, samples=16, turns=1, mix="res",
+           grid_size=8, batch=2, accumulate={accumulate}, lr=1e-2, log_every=1,
+           export={str(out / "shipped")!r}, dropout=0))  # each process would drop other inputs
 """)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ...codec.encodings import get_encoding
-from ...data.mixtures import SampleMixture, SceneMixture
+from ...data.mixtures import DataMixture, SceneMixture
 from ...data.registry import load
 from ...model import adapters, training
 from ...model.backbones import load_backbone, open_adapter
@@ -108,7 +108,7 @@ def _fine_tune(folder: Path, backbone, dataset, collate, model, recipe: Recipe, 
 def _conversations(backbone, config: RunConfig, recipe: Recipe):
     layout = dict(seed=recipe.data_seed, encoding=get_encoding(config.encoding, config.grid_size),
                   style=config.style or recipe.style)
-    mixture = (SampleMixture(load(recipe.data), recipe.samples, **layout) if recipe.data else
+    mixture = (DataMixture([load(recipe.data)], recipe.samples, **layout) if recipe.data else
                SceneMixture(recipe.samples, mix=config.mix or recipe.mix, n_requests=recipe.turns,
                             **layout))
     return training.training_data(backbone, mixture)
