@@ -24,7 +24,7 @@ import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -735,3 +735,30 @@ def loss_curve(
     ax.margins(y=0.12)
     _legend(ax, *ax.get_legend_handles_labels(), 40, loc="best")
     return set_title(ax, title)
+
+
+def timeline(ax: Axes, points: Sequence[Mapping], title: str | None = None) -> Axes:
+    """Works over time, of `t4s_helpers.evaluation.published.res_averages`, by how they write masks.
+
+    Names stand where the layout leaves room beside their markers: give the figure its size before.
+    """
+    when = [int(point["date"][:4]) + (int(point["date"][5:]) - 0.5) / 12 for point in points]
+    places = np.column_stack([when, [point["value"] for point in points]])
+    for k, mask in enumerate(dict.fromkeys(point["mask"] for point in points), 1):
+        ax.scatter(*places[[point["mask"] == mask for point in points]].T, s=36, color=label_colour(k),
+                   marker="osD^vPX*"[(k - 1) % 8], label=mask, edgecolors="white", linewidths=0.6, zorder=3)
+    ax.set(xlabel="year of the first version", ylabel="mean cIoU of the 8 splits (%)")
+    ax.locator_params(axis="x", integer=True)
+    ax.margins(0.08)
+    legend_beside(set_title(ax, title)).figure.draw_without_rendering()
+    boxes = [Bbox.from_extents(*(dot - 4), *(dot + 4)) for dot in ax.transData.transform(places)]
+    for k in np.argsort(-places[:, 1]):
+        text = ax.annotate(printable(points[k]["work"]), places[k], (0, 0), textcoords="offset points",
+                           fontsize=8, va="center")
+        for up, (across, side) in product((0, 10, -10), ((8, "left"), (-8, "right"), (0, "center"))):
+            text.set(position=(across, up), ha=side)
+            box = text.get_window_extent()
+            if not box.count_overlaps(boxes) and ax.bbox.count_contains(box.corners()) == 4:
+                break
+        boxes.append(box)
+    return ax

@@ -480,3 +480,20 @@ def test_nothing_needs_pyplot_or_the_style_and_nothing_shows_or_saves(monkeypatc
         p.draw_grid(left, PIXELS, GRID, LABELS, LONG)
         p.show_descriptor(right, encode(), LABELS, LONG)
         assert_texts_are_apart(figure)
+
+
+@pytest.mark.parametrize("size", [(9, 5.5), (12, 7)])
+def test_timeline_names_every_work_once_and_inside(size):
+    points = [{"work": f"Work {k}", "date": f"202{4 + k // 8}-{1 + k % 8:02}", "value": 70 + k * 5 % 9,
+               "mask": ("text", "polygon", "embedding")[k % 3]} for k in range(18)]
+    points += [{**points[0], "work": "same place", "mask": "polygon"}, {**points[0], "work": "and again"}]
+    figure, ax = plt.subplots(figsize=size)
+    assert p.timeline(ax, points, "over time") is ax
+    assert_texts_are_apart(figure)
+    assert sorted(t.get_text() for t in ax.texts) == sorted(point["work"] for point in points)
+    for text in ax.texts:
+        assert ax.bbox.padded(1).count_contains(text.get_window_extent().corners()) == 4, text
+    assert sum(len(dots.get_offsets()) for dots in ax.collections) == len(points)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["text", "polygon", "embedding"]
+    first = ax.collections[0].get_offsets()[0]
+    assert tuple(first) == pytest.approx((2024 + 0.5 / 12, 70))
