@@ -172,8 +172,14 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     model = run.add_argument_group("model")
     _model_options(model)
     model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
-    add = run.add_argument_group("how it is asked").add_argument
-    add("--mode", choices=("plain", "constrained", "fast"), default="fast")
+    asked = run.add_argument_group("how it is asked and read")
+    add = asked.add_mutually_exclusive_group().add_argument
+    add("--protocol", choices=("strict", "official", "official-2024"), default="strict",
+        help="'official' asks, reads, refines and scores masks as the paper's code does")
+    add("--reading", choices=("strict", "lenient"), dest="protocol", help="'lenient' is strict, but counts a "
+        "label that differs from one asked label in case, punctuation or article alone")
+    add = asked.add_argument
+    add("--mode", choices=("plain", "constrained", "fast"), help="by default fast; official: plain")
     add("--expected-iou", type=int, default=0, metavar="DRAWS",
         help="draw so many answers and take the grid with the best expected IoU")
     add("--batch", type=int, default=8)
@@ -206,8 +212,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _evaluate_run(args: argparse.Namespace) -> None:
     from .data.registry import load
+    from .evaluation.conventions import PROTOCOLS
     from .evaluation.evaluate import evaluate
 
+    mode = args.mode or PROTOCOLS[args.protocol].mode or "fast"
     options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
         "counts": args.counts, "bad": args.bad}
     samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
@@ -215,7 +223,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
              absent=args.absent, vqa=args.vqa, suffix=args.suffix, restart=args.restart,
-             expected_iou=args.expected_iou, mode=args.mode, max_new_tokens=args.max_new_tokens)
+             expected_iou=args.expected_iou, protocol=args.protocol, mode=mode,
+             max_new_tokens=args.max_new_tokens)
 
 
 def _print_tables(args: argparse.Namespace) -> None:
