@@ -155,7 +155,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables|export")
     run = commands.add_parser("run", help="answer and score samples; resumes where it was stopped")
     run.add_argument("out", type=Path, help="the run's folder")
     run.add_argument("--restart", action="store_true", help="forget the rows that are there")
@@ -192,6 +192,10 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
     tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
+    export = commands.add_parser("export", help="write a run's masks for other tools, without a model")
+    export.add_argument("out", type=Path, metavar="run", help="a run's folder")
+    export.add_argument("--form", choices=("coco",), default="coco", help="COCO's results file (default)")
+    export.add_argument("--out", type=Path, dest="file", metavar="FILE", help="by default <form>.json there")
     for one in (run, tables):
         add = one.add_argument_group("conventions of mIoU").add_argument
         add("--background", choices=("class", "not_averaged", "ignored"))
@@ -201,6 +205,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.store import Processes
 
+    if args.what == "export":
+        from .evaluation.export import export_run
+
+        print(export_run(args.out, args.form, args.file))
+        return
     if args.what == "run":
         _evaluate_run(args)
         processes = Processes()

@@ -13,11 +13,11 @@ import numpy as np
 
 from ..codec.encodings import Encoding
 from .conventions import Conventions, get_conventions
-from .metrics import BoxMetric, MeanIoU, SegmentationMetric
+from .metrics import BoxMetric, GrecMetric, MeanIoU, SegmentationMetric
 from .tasks import VQA_RULES, Protocol, grouped, reread
 
-SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
-         "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
+SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "grec", "n_acc", "t_acc", "miou",
+         "pixel_acc", "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
 """Columns of a table, in order; a task has some of them."""
 
 
@@ -105,7 +105,8 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
         raise NoCommonScore(f"Rows under the protocols {sorted(name for name, _ in protocols)} have no "
                             "common score: score each alone.")
     ((_, credited),) = protocols
-    masks = SegmentationMetric(malformed_is_rejection=malformed_is_rejection or credited)
+    masks, grec = (kind(malformed_is_rejection=malformed_is_rejection or credited)
+                   for kind in (SegmentationMetric, GrecMetric))
     boxes = BoxMetric()
     for row in rows:
         counts = (row["intersection"], row["predicted"], row["target"])
@@ -115,7 +116,11 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
         if row["true_box"] is not None:
             boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
                          box_from_text(row["true_box"]), malformed=malformed)
-    return {**(boxes.compute() if len(boxes) else {}), **masks.compute()}
+        if not ceiling and "true_boxes" in row:
+            grec.update(*(list(map(box_from_text, row[key])) for key in ("boxes", "true_boxes")),
+                        malformed=malformed)
+    whole = [grec] if len(grec) == len(masks) else []  # GREC is a score of all samples or of none
+    return {k: v for one in (boxes, *whole, masks) if len(one) for k, v in one.compute().items()}
 
 
 def compare_protocols(rows: Sequence[dict], encoding: Encoding,

@@ -189,7 +189,8 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         and the first three of the true mask put through the grid and back are ``ceiling``; ``counts`` of
         a class map is class -> the numbers of `t4s_helpers.evaluation.metrics.class_counts`; ``coco_rle``
         is label -> COCO's compressed RLE of the final mask, ``true_rle`` that of the true one (where no
-        pixel is left out of the score); boxes are texts, for a table's cells.
+        pixel is left out of the score); boxes are texts, for a table's cells; ``boxes`` are the mask's
+        `component_boxes`, ``true_boxes`` (``gres``, where the data set names single objects) the objects'.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
@@ -235,7 +236,8 @@ def reread(row: dict, protocol: Protocol) -> dict:
 def _counted(pred: np.ndarray, truth: np.ndarray, label: str) -> dict:
     both, n_pred, n_truth = overlap(pred, truth)
     return {"intersection": both, "union": n_pred + n_truth - both, "predicted": n_pred, "target": n_truth,
-            "box": _box(pred), "true_box": _box(truth), "coco_rle": {label: to_rle(pred)} if n_pred else {}}
+            "box": _box(pred), "boxes": component_boxes(pred), "true_box": _box(truth),
+            "coco_rle": {label: to_rle(pred)} if n_pred else {}}
 
 
 def _words_row(sample, answer, protocol: Protocol) -> dict:
@@ -258,7 +260,26 @@ def _mask_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -
         **_counted(pred, truth, ", ".join(sample.labels)),
         "ceiling": list(overlap(through, truth)), "ceiling_box": _box(through),
         **({} if ignored.any() else {"true_rle": to_rle(truth)}),
+        **({"true_boxes": [_box(one) for one in sample.instances()[0] if one.any()]}
+           if sample.task == "gres" and "ann_ids" in sample.meta else {}),
     }
+
+
+def component_boxes(mask: np.ndarray) -> list[str]:
+    """The boxes of a mask's connected components (also by corners), as texts ``x0 y0 x1 y1``.
+
+    They stand for single objects where GREC asks for a set of boxes. A mask does not tell objects apart: one
+    box of the whole mask could never be right about two of them, while components are right wherever objects
+    lie apart. Objects that touch give one box, one that is cut in two gives two, and a speck is a box:
+    leaving small ones out would be a threshold to tune.
+
+    >>> component_boxes(np.array([[1, 1, 0, 0], [0, 0, 0, 1]], bool))
+    ['0 0 2 1', '3 1 4 2']
+    """
+    from scipy.ndimage import find_objects, label
+
+    return [f"{x.start} {y.start} {x.stop} {y.stop}"
+            for y, x in find_objects(label(mask, np.ones((3, 3)))[0])]
 
 
 def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
