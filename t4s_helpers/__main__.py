@@ -195,7 +195,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     export = commands.add_parser("export", help="write a run's masks for other tools, without a model")
     export.add_argument("out", type=Path, metavar="run", help="a run's folder")
     export.add_argument("--form", choices=("coco",), default="coco", help="COCO's results file (default)")
-    export.add_argument("--out", type=Path, dest="file", metavar="FILE", help="by default <form>.json there")
+    export.add_argument("--out", type=Path, dest="file", metavar="FILE", help="by default coco.json there")
     for one in (run, tables):
         add = one.add_argument_group("conventions of mIoU").add_argument
         add("--background", choices=("class", "not_averaged", "ignored"))
@@ -206,9 +206,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.store import Processes
 
     if args.what == "export":
-        from .evaluation.export import export_run
+        from .evaluation.export import export_coco
 
-        print(export_run(args.out, args.form, args.file))
+        print(export_coco(args.out, args.file))
         return
     if args.what == "run":
         _evaluate_run(args)
@@ -224,7 +224,7 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     from .evaluation.conventions import PROTOCOLS
     from .evaluation.evaluate import evaluate
 
-    mode = args.mode or PROTOCOLS[args.protocol].mode or "fast"
+    protocol = PROTOCOLS[args.protocol]
     options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
         "counts": args.counts, "bad": args.bad}
     samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
@@ -232,8 +232,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
              absent=args.absent, vqa=args.vqa, suffix=args.suffix, restart=args.restart,
-             expected_iou=args.expected_iou, protocol=args.protocol, mode=mode,
-             max_new_tokens=args.max_new_tokens)
+             expected_iou=args.expected_iou, protocol=protocol,
+             mode=args.mode or protocol.mode or "fast", max_new_tokens=args.max_new_tokens)
 
 
 def _print_tables(args: argparse.Namespace) -> None:

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 
 from ..codec.encodings import OTHERS, SEG_CLOSE, SEG_OPEN, Encoding
-from ..data.dataset import choose
 from ..decoding.generate import ParsedAnswer, parse_answer
 from ..refine import Prompts
 
@@ -123,11 +122,3 @@ PROTOCOLS = {one.name: one for one in (
     replace(OFFICIAL, name="official-2024", prompts=Prompts(resize="bilinear")))}
 """Conventions by name: ``lenient`` is strict but for its reading, ``official-2024`` the official code before
 2025-07-20, that of the paper's time."""
-
-
-def get_conventions(name: str | Conventions) -> Conventions:
-    """Conventions by name; conventions of one's own are returned as they are."""
-    if isinstance(name, Conventions):
-        return name
-    choose("protocol", name, tuple(PROTOCOLS))
-    return PROTOCOLS[name]

@@ -32,7 +32,7 @@ from ..decoding.generate import DecodingError, generate
 from ..decoding.grammar import GrammarError, grammar_of
 from ..refine import Refiner, load_refiner
 from . import provenance
-from .conventions import Conventions, get_conventions
+from .conventions import STRICT, Conventions
 from .scoring import NoCommonScore, ScoringError, excluded_table, score_rows, table_rows
 from .store import RUN_FILE, Processes, RunStore, StoreError, read_run
 from .tasks import Items, Protocol, TaskError, check_classes, grouped, row_of, turn_of
@@ -43,7 +43,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
              semantic: str = "conditioned", classes: Sequence[str] = (),
              background: str | None = None, absent: str | None = None, vqa: str = "",
              suffix: str = "", restart: bool = False, progress: bool = True,
-             expected_iou: int = 0, protocol: str | Conventions = "strict",
+             expected_iou: int = 0, protocol: Conventions = STRICT,
              **options) -> tuple[list[dict], dict[str, float]]:
     """Score a backbone on samples.
 
@@ -67,8 +67,8 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         expected_iou: answers drawn at temperature 1 for each mask or class map, whose grid with the best
             expected IoU counts (`t4s_helpers.decoding.confidence.best_expected_iou`); 0 for the model's
             own answer.
-        protocol: ``strict``; ``official``, which asks, reads, refines and scores masks as the paper's code
-            does; or other `t4s_helpers.evaluation.conventions`.
+        protocol: one of `t4s_helpers.evaluation.conventions`; ``OFFICIAL`` asks, reads, refines and scores
+            masks as the paper's code does.
         options: for `t4s_helpers.decoding.generate.generate`, such as ``mode`` and ``max_new_tokens``.
 
     Returns:
@@ -84,12 +84,11 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    how = get_conventions(protocol)
-    if how.reading == "official" and ("semantic" in items.tasks or expected_iou):
-        raise TaskError(f"The protocol '{how.name}' reads one answer about one expression: class maps and "
-                        "expected_iou go with 'strict'.")
-    options = {"mode": how.mode, **options} if how.mode else options
-    asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, how)
+    if protocol.reading == "official" and ("semantic" in items.tasks or expected_iou):
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: class maps "
+                        "and expected_iou go with 'strict'.")
+    options = {"mode": protocol.mode, **options} if protocol.mode else options
+    asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, protocol)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
     if "semantic" in items.tasks and None in conventions.values():
         raise ScoringError("Semantic samples need background= and absent=, the conventions of mIoU "

@@ -209,15 +209,11 @@ class GrecMetric(_Metric):
     """Scores of generalised comprehension (GREC): are all boxes right, and none too many?
 
     ``compute()`` gives ``grec``, the share of samples with an F1 of 1 at IoU >= 0.5: predicted and true boxes
-    pair off one to one, each pair with at least that IoU; without a target, nothing is predicted (and the
-    response is not malformed, but for ``malformed_is_rejection``, see `SegmentationMetric`). ``n_acc`` is
-    that of the samples without a target (NaN: none). Source: GREC (He et al., 2023), Pr@(F1=1, IoU>=0.5);
-    its published code pairs greedily and by generalised IoU, which is never larger.
+    pair off one to one, each pair with at least that IoU; without a target, nothing is predicted and the
+    response is not malformed. ``n_acc`` is that share of the samples without a target (NaN: none). Source:
+    GREC (He et al., 2023), Pr@(F1=1, IoU>=0.5); its published code pairs greedily and by generalised IoU,
+    which is never larger.
     """
-
-    def __init__(self, *, malformed_is_rejection: bool = False) -> None:
-        super().__init__()
-        self.malformed_is_rejection = bool(malformed_is_rejection)
 
     def update(self, pred: Sequence, target: Sequence, *, malformed: bool = False, **about: Any) -> float:
         """Score one sample, two lists of boxes ``(x0, y0, x1, y1)`` that may be empty; returns 1 or 0."""
@@ -228,7 +224,7 @@ class GrecMetric(_Metric):
             near = np.array([[box_iou(p, t) >= 0.5 for t in target] for p in pred])
             right = bool(near[linear_sum_assignment(near, maximize=True)].all())
         elif right:
-            right = self.malformed_is_rejection or not malformed
+            right = not malformed
         self._append((right, len(target)), malformed=malformed, **about)
         return float(right)
 

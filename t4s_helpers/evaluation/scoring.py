@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..codec.encodings import Encoding
-from .conventions import Conventions, get_conventions
+from .conventions import OFFICIAL, STRICT, Conventions
 from .metrics import BoxMetric, GrecMetric, MeanIoU, SegmentationMetric
 from .tasks import VQA_RULES, Protocol, grouped, reread
 
@@ -104,10 +104,8 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
     if len(protocols) > 1:
         raise NoCommonScore(f"Rows under the protocols {sorted(name for name, _ in protocols)} have no "
                             "common score: score each alone.")
-    ((_, credited),) = protocols
-    masks, grec = (kind(malformed_is_rejection=malformed_is_rejection or credited)
-                   for kind in (SegmentationMetric, GrecMetric))
-    boxes = BoxMetric()
+    credited = malformed_is_rejection or protocols.pop()[1]
+    masks, boxes, grec = SegmentationMetric(malformed_is_rejection=credited), BoxMetric(), GrecMetric()
     for row in rows:
         counts = (row["intersection"], row["predicted"], row["target"])
         malformed = not ceiling and row["malformed"]
@@ -117,34 +115,28 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
             boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
                          box_from_text(row["true_box"]), malformed=malformed)
         if not ceiling and "true_boxes" in row:
-            grec.update(*(list(map(box_from_text, row[key])) for key in ("boxes", "true_boxes")),
-                        malformed=malformed)
+            found, true = (list(map(box_from_text, row[key])) for key in ("boxes", "true_boxes"))
+            grec.update(found, true, malformed=malformed and not credited)
     whole = [grec] if len(grec) == len(masks) else []  # GREC is a score of all samples or of none
     return {k: v for one in (boxes, *whole, masks) if len(one) for k, v in one.compute().items()}
 
 
 def compare_protocols(rows: Sequence[dict], encoding: Encoding,
-                      protocols: Sequence[str | Conventions] = ("strict", "official"),
+                      protocols: Sequence[Conventions] = (STRICT, OFFICIAL),
                       metrics: Sequence[str] = ("ciou", "giou", "n_acc", "t_acc")) -> list[dict]:
     """How far the conventions of reading alone move scores: the same texts, read by each of them.
 
-    Coarse masks are compared, whether the run had a refiner or not; of a run without one, ``strict`` gives
-    its own scores. Excluded rows, words and class maps are left out.
-
-    Args:
-        encoding: of the run.
-        protocols: names, or conventions of one's own.
+    Coarse masks are compared, whether the run (with this ``encoding``) had a refiner or not; of a run
+    without one, `STRICT` gives its own scores. Excluded rows, words and class maps are left out. A row that
+    `t4s_helpers.evaluation.tasks.reread` cannot read again is a `TaskError`.
 
     Returns:
         a row for each protocol and metric, ``protocol``, ``metric``, ``value`` in [0, 1]; a metric that no
         row has (``n_acc`` where each has a target) is left out.
-
-    Raises:
-        TaskError: a row without its true mask, see `t4s_helpers.evaluation.tasks.reread`.
     """
     masks = [row for row in rows if not row.get("excluded") and answer_kind(row["task"]) == "mask"]
     table = []
-    for one in map(get_conventions, protocols):
+    for one in protocols:
         scores = score_rows([reread(row, Protocol(encoding, conventions=one)) for row in masks])
         table += [{"protocol": one.name, "metric": name, "value": scores[name]}
                   for name in metrics if np.isfinite(scores[name])]

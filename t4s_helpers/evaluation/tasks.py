@@ -217,12 +217,7 @@ def _reading(parsed, conventions: Conventions) -> dict:
 def reread(row: dict, protocol: Protocol) -> dict:
     """A row of a mask as other conventions read its text: the coarse mask, without a model or a picture.
 
-    Args:
-        row: of `row_of`; a refined mask in it gives way to the coarse one.
-        protocol: with the encoding of the run.
-
-    Raises:
-        TaskError: the row does not hold the true mask.
+    ``protocol`` has the encoding of the run. A row without its true mask is a `TaskError`.
     """
     if "true_rle" not in row:
         raise TaskError(f"Row '{row.get('id')}' holds no true mask (true_rle) to compare with: it is of an "

@@ -131,6 +131,9 @@ def test_grec_takes_components_for_objects_where_the_data_set_names_them():
     assert nothing["boxes"] == nothing["true_boxes"] == []
     assert score_rows([made, nothing])["grec"] == 1 and score_rows([joined, nothing])["grec"] == 0.5
     assert table_rows("gres", [joined, nothing])[0]["grec"] == 0.5
+    torn = row(none, "no cats")
+    assert score_rows([made, torn])["grec"] == 0.5 and score_rows([made, torn])["n_acc"] == 0
+    assert score_rows([made, torn], malformed_is_rejection=True)["grec"] == 1
     one = sample(("cats",), "gres", objects.any(0)[None], id="u")
     unnamed = row(one, written(np.ones((4, 4), int), ["cats"]))
     assert "true_boxes" not in unnamed and "grec" not in score_rows([made, unnamed])
