@@ -174,7 +174,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="run|tables|export")
     run = commands.add_parser("run", help="answer and score samples; resumes where it was stopped")
     run.add_argument("out", type=Path, help="the run's folder")
     run.add_argument("--restart", action="store_true", help="forget the rows that are there")
@@ -191,8 +191,14 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     model = run.add_argument_group("model")
     _model_options(model)
     model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
-    add = run.add_argument_group("how it is asked").add_argument
-    add("--mode", choices=("plain", "constrained", "fast"), default="fast")
+    asked = run.add_argument_group("how it is asked and read")
+    add = asked.add_mutually_exclusive_group().add_argument
+    add("--protocol", choices=("strict", "official", "official-2024"), default="strict",
+        help="'official' asks, reads, refines and scores masks as the paper's code does")
+    add("--reading", choices=("strict", "lenient"), dest="protocol", help="'lenient' is strict, but counts a "
+        "label that differs from one asked label in case, punctuation or article alone")
+    add = asked.add_argument
+    add("--mode", choices=("plain", "constrained", "fast"), help="by default fast; official: plain")
     add("--expected-iou", type=int, default=0, metavar="DRAWS",
         help="draw so many answers and take the grid with the best expected IoU")
     add("--batch", type=int, default=8)
@@ -205,6 +211,10 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
     tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
+    export = commands.add_parser("export", help="write a run's masks for other tools, without a model")
+    export.add_argument("out", type=Path, metavar="run", help="a run's folder")
+    export.add_argument("--form", choices=("coco",), default="coco", help="COCO's results file (default)")
+    export.add_argument("--out", type=Path, dest="file", metavar="FILE", help="by default coco.json there")
     for one in (run, tables):
         add = one.add_argument_group("conventions of mIoU").add_argument
         add("--background", choices=("class", "not_averaged", "ignored"))
@@ -214,6 +224,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.store import Processes
 
+    if args.what == "export":
+        from .evaluation.export import export_coco
+
+        print(export_coco(args.out, args.file))
+        return
     if args.what == "run":
         _evaluate_run(args)
         processes = Processes()
@@ -225,8 +240,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _evaluate_run(args: argparse.Namespace) -> None:
     from .data.registry import load
+    from .evaluation.conventions import PROTOCOLS
     from .evaluation.evaluate import evaluate
 
+    protocol = PROTOCOLS[args.protocol]
     options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
         "counts": args.counts, "bad": args.bad}
     samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
@@ -234,7 +251,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
              absent=args.absent, vqa=args.vqa, suffix=args.suffix, restart=args.restart,
-             expected_iou=args.expected_iou, mode=args.mode, max_new_tokens=args.max_new_tokens)
+             expected_iou=args.expected_iou, protocol=protocol,
+             mode=args.mode or protocol.mode or "fast", max_new_tokens=args.max_new_tokens)
 
 
 def _print_tables(args: argparse.Namespace) -> None:

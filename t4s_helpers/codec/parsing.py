@@ -5,13 +5,15 @@ The strict counterpart, for text that `Encoding.encode` wrote, is `Encoding.deco
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from .encodings import (
-    SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
+    OTHERS, SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
 )
 
 _SHOWN = 80  # characters of an unknown label that the report keeps
@@ -36,6 +38,8 @@ class ParseReport:
         cells_dropped: cells beyond the end of a row, cut off.
         bad_runs: runs with a missing, unreadable, zero or too large count (in ``full``: with a count).
         unknown: how many runs have each label that was not asked for; they are read as others.
+        near: written label -> the one asked label that it is `near` to; a fault in either reading.
+        lenient: labels in ``near`` were read as those asked for; by default they are ``unknown``.
         no_target: well-formed (``ok``), and every cell is others: the model says that nothing is there.
         before: text before the descriptors, trimmed: the answer sentence.
         after: text after ``</seg>``, trimmed.
@@ -51,6 +55,8 @@ class ParseReport:
     cells_dropped: int = 0
     bad_runs: int = 0
     unknown: dict[str, int] = field(default_factory=dict)
+    near: dict[str, str] = field(default_factory=dict)
+    lenient: bool = False
     no_target: bool = False
     before: str = ""
     after: str = ""
@@ -101,13 +107,38 @@ class ParseReport:
         ):
             if number:
                 yield verdict, f"{_count(number, noun)} {what}"
-        if self.unknown:
-            names = ", ".join(f"{name!r} x{n}" for name, n in list(self.unknown.items())[:3])
-            more = len(self.unknown) - 3
-            yield "unknown label", f"unknown labels: {names}" + (f" and {more} more" if more > 0 else "")
+        strangers = [f"{name!r} x{n}" for name, n in self.unknown.items() if name not in self.near]
+        near = [f"{written!r} for {asked!r}" for written, asked in self.near.items()]
+        for verdict, names in (("unknown label", strangers), ("near label", near)):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                yield verdict, f"{verdict}s: {', '.join(names[:3])}{more}"
 
 
-def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndarray, ParseReport]:
+def near(written: str) -> str:
+    """What is left of a label without the differences that the lenient reading forgives; may be empty.
+
+    Upper and lower case, punctuation (Unicode's classes P), an article at the beginning and repeated
+    white space. Two labels are near where this is the same. There is no edit distance: a misspelt
+    "brwon dog" stays unknown, as "cat" would be near to "car".
+
+    >>> near("The brown  Dog."), near("man, left"), near("a")
+    ('brown dog', 'man left', 'a')
+    """
+    plain = "".join(c for c in fold(written).casefold() if not unicodedata.category(c).startswith("P"))
+    words = plain.split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+@lru_cache(maxsize=256)
+def _near_labels(names: tuple[str, ...]) -> dict[str, int]:
+    """Grid value by `near` form, others included; forms that two labels share are left out."""
+    forms = [near(name) for name in (OTHERS, *names)]
+    return {form: k for k, form in enumerate(forms) if form and forms.count(form) == 1}
+
+
+def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = False
+          ) -> tuple[np.ndarray, ParseReport]:
     r"""Read a model's answer: a whole response with its tags, or bare descriptors.
 
     Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
@@ -121,6 +152,8 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
         text: the answer.
         labels: the labels that were asked for.
         encoding: in which the model was to write, with its grid.
+        lenient: read a label that was not asked for as the asked one that it is `near` to, where there is
+            exactly one.
 
     Returns:
         The grid, int32 ``(rows, cols)``, and a `ParseReport`.
@@ -135,7 +168,7 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding) -> tuple[np.ndar
     ([[1, 0], [0, 0]], 1, {'cat': 1})
     """
     words = vocabulary(labels)
-    report = ParseReport()
+    report = ParseReport(lenient=lenient)
     body, torn = _cut_out(text, report)
     try:
         grid = encoding.decode(body, labels)
@@ -251,8 +284,12 @@ def _read_run(run: str, words: Vocabulary, width: int, encoding: Encoding,
     counted = count is not None and 1 <= count <= width
     report.bad_runs += not (counted if encoding.counts_runs else word == run)
     if value is None:
-        name = unescape_label(word)[:_SHOWN]
-        report.unknown[name] = report.unknown.get(name, 0) + 1
+        name, meant = unescape_label(word)[:_SHOWN], _near_value(word, words)
+        if meant is not None:
+            report.near[name] = (OTHERS, *words.names)[meant]
+        if meant is None or not report.lenient:
+            report.unknown[name] = report.unknown.get(name, 0) + 1
+        value = meant if report.lenient else None
     return value or 0, 1 if count is None else min(count, width)
 
 
@@ -270,9 +307,16 @@ def _split_run(run: str) -> tuple[str, int | None]:
 
 def _look_up(word: str, words: Vocabulary) -> int | None:
     value = words.index.get(word)
-    if value is None and len(word) <= 4 * max(map(len, words.written)):
-        value = words.folded.get(fold(word))
-    return value
+    return words.folded.get(fold(word)) if value is None and _short(word, words) else value
+
+
+def _near_value(word: str, words: Vocabulary) -> int | None:
+    return _near_labels(words.names).get(near(unescape_label(word))) if _short(word, words) else None
+
+
+def _short(word: str, words: Vocabulary) -> bool:
+    """Whether a word is short enough to be worth folding: nonsense may be very long."""
+    return len(word) <= 4 * max(map(len, words.written))
 
 
 def _count(number: int, noun: str) -> str:

@@ -213,8 +213,8 @@ def prompt_inputs(backbone, images: Sequence[np.ndarray], conversations: Sequenc
     return out.to(backbone.model.device, backbone.model.dtype)
 
 
-def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], encoding: Encoding
-                 ) -> ParsedAnswer:
+def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], encoding: Encoding,
+                 lenient: bool = False) -> ParsedAnswer:
     """Parse an answer and lay its grid over the image.
 
     Args:
@@ -222,8 +222,9 @@ def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], 
         labels: the texts asked for.
         image_size: ``(H, W)`` in pixels.
         encoding: that the answer was asked for in.
+        lenient: see `t4s_helpers.codec.parsing.parse`.
     """
-    grid, report = parse(text, labels, encoding)
+    grid, report = parse(text, labels, encoding, lenient)
     return ParsedAnswer(grid, grid_to_masks(grid, len(labels), image_size), report)
 
 

@@ -28,10 +28,11 @@ from ..codec.encodings import Encoding
 from ..data.prompts import Turn
 from ..data.sample import SampleError
 from ..decoding.confidence import best_expected_iou
-from ..decoding.generate import DecodingError, generate, parse_answer
+from ..decoding.generate import DecodingError, generate
 from ..decoding.grammar import GrammarError, grammar_of
 from ..refine import Refiner, load_refiner
 from . import provenance
+from .conventions import STRICT, Conventions
 from .scoring import NoCommonScore, ScoringError, excluded_table, score_rows, table_rows
 from .store import RUN_FILE, Processes, RunStore, StoreError, read_run
 from .tasks import Items, Protocol, TaskError, check_classes, grouped, row_of, turn_of
@@ -42,7 +43,8 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
              semantic: str = "conditioned", classes: Sequence[str] = (),
              background: str | None = None, absent: str | None = None, vqa: str = "",
              suffix: str = "", restart: bool = False, progress: bool = True,
-             expected_iou: int = 0, **options) -> tuple[list[dict], dict[str, float]]:
+             expected_iou: int = 0, protocol: Conventions = STRICT,
+             **options) -> tuple[list[dict], dict[str, float]]:
     """Score a backbone on samples.
 
     Args:
@@ -65,6 +67,8 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         expected_iou: answers drawn at temperature 1 for each mask or class map, whose grid with the best
             expected IoU counts (`t4s_helpers.decoding.confidence.best_expected_iou`); 0 for the model's
             own answer.
+        protocol: one of `t4s_helpers.evaluation.conventions`; ``OFFICIAL`` asks, reads, refines and scores
+            masks as the paper's code does.
         options: for `t4s_helpers.decoding.generate.generate`, such as ``mode`` and ``max_new_tokens``.
 
     Returns:
@@ -74,18 +78,22 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         a table, `t4s_helpers.evaluation.scoring.table_rows`.
 
     Raises:
-        TaskError, ScoringError: an id that comes twice, a label outside the class list, or semantic samples
-            without conventions; before any answer.
+        TaskError, ScoringError: an id that comes twice, a label outside the class list, semantic samples
+            without conventions, or what the official protocol does not know; before any answer.
         StoreError: ``folder`` belongs to another run or is in use.
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    protocol = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix)
+    if protocol.reading == "official" and ("semantic" in items.tasks or expected_iou):
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: class maps "
+                        "and expected_iou go with 'strict'.")
+    options = {"mode": protocol.mode, **options} if protocol.mode else options
+    asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, protocol)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
     if "semantic" in items.tasks and None in conventions.values():
         raise ScoringError("Semantic samples need background= and absent=, the conventions of mIoU "
                            "(t4s_helpers.evaluation.metrics.MeanIoU), chosen before the run.")
-    run = _Run(backbone, items, protocol, refiner or load_refiner("none"), seed, expected_iou, options)
+    run = _Run(backbone, items, asked, refiner or load_refiner("none"), seed, expected_iou, options)
     batches = plan_batches(items.pictures, batch)
     if folder is None:
         rows = run.in_memory(batches, progress)
@@ -94,7 +102,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
         about = {"data": {"name": data, "split": split}, "conventions": conventions}
         rows = _on_disk(run, batches, batch, folder, restart, progress, about)
     with suppress(NoCommonScore):
-        return rows, score_rows(rows, **conventions, classes=protocol.classes)
+        return rows, score_rows(rows, **conventions, classes=asked.classes)
     return rows, {}
 
 
@@ -228,8 +236,8 @@ class _Run:
 
     def _chosen(self, answers: list, labels, image_size) -> tuple:
         """The answer that counts among those to one request, and what it parses to."""
-        encoding = self.protocol.encoding
-        pairs = [(one, parse_answer(one.text, labels, image_size, encoding)) for one in answers]
+        encoding, read = self.protocol.encoding, self.protocol.conventions.read
+        pairs = [(one, read(one.text, labels, image_size, encoding)) for one in answers]
         return best_expected_iou(pairs, image_size, encoding) if self.expected_iou else pairs[0]
 
 

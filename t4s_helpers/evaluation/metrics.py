@@ -5,12 +5,13 @@ dictionary, ``len(metric)`` is the number of samples. Each ``update`` also takes
 that may be scored once only, and ``malformed``: the response did not keep to the format
 (``ParseReport.malformed``). Counts are integers and means are summed exactly (``math.fsum``), so the
 order of the samples changes no digit. All scores are fractions in [0, 1]; multiply by 100 for the paper's
-tables. Only NumPy is needed.
+tables. NumPy is needed, and for GREC SciPy.
 
 | metric | a sample is | keys of ``compute()`` |
 |---|---|---|
 | ``SegmentationMetric`` | an expression, two masks | ciou, giou, p@0.5 … p@0.9, n_acc, t_acc |
 | ``BoxMetric`` | an expression, two boxes | acc50, box_iou |
+| ``GrecMetric`` | an expression, two sets of boxes | grec, n_acc |
 | ``MeanIoU`` | an image, two class maps | miou, pixel_acc |
 | ``VQAAccuracy`` | a question, its answers | accuracy |
 | ``YesNoMetric`` | a yes-no question | accuracy, precision, recall, f1, yes_ratio |
@@ -202,6 +203,34 @@ class BoxMetric(_Metric):
         iou, no_box = self._columns()
         return {**{f"acc{100 * t:g}": _mean(iou > t) for t in self.thresholds},
                 "box_iou": _mean(iou), "n_no_box": int(no_box.sum())}
+
+
+class GrecMetric(_Metric):
+    """Scores of generalised comprehension (GREC): are all boxes right, and none too many?
+
+    ``compute()`` gives ``grec``, the share of samples with an F1 of 1 at IoU >= 0.5: predicted and true boxes
+    pair off one to one, each pair with at least that IoU; without a target, nothing is predicted and the
+    response is not malformed. ``n_acc`` is that share of the samples without a target (NaN: none). Source:
+    GREC (He et al., 2023), Pr@(F1=1, IoU>=0.5); its published code pairs greedily and by generalised IoU,
+    which is never larger.
+    """
+
+    def update(self, pred: Sequence, target: Sequence, *, malformed: bool = False, **about: Any) -> float:
+        """Score one sample, two lists of boxes ``(x0, y0, x1, y1)`` that may be empty; returns 1 or 0."""
+        from scipy.optimize import linear_sum_assignment
+
+        right = len(pred) == len(target)
+        if right and target:
+            near = np.array([[box_iou(p, t) >= 0.5 for t in target] for p in pred])
+            right = bool(near[linear_sum_assignment(near, maximize=True)].all())
+        elif right:
+            right = not malformed
+        self._append((right, len(target)), malformed=malformed, **about)
+        return float(right)
+
+    def _scores(self) -> dict[str, float]:
+        right, n_target = self._columns()
+        return {"grec": _mean(right), "n_acc": _mean(right[n_target == 0])}
 
 
 BACKGROUND = ("class", "not_averaged", "ignored")

@@ -152,7 +152,8 @@ def warning(line: Mapping, record: Mapping, number: Mapping) -> str:
         (not number["split"], "the source does not name the split"),
         (number["method"] == "Text4Seg" and number["model"], f"its backbone is {number['model']}, "
          f"here {settings.get('backbone')}"),
-        (number["metric"] == "n_acc" and line.get("malformed_rate"),
+        (number["metric"] == "n_acc" and line.get("malformed_rate")
+         and not settings.get("protocol", {}).get("malformed_is_rejection"),
          "a malformed answer is no rejection here"),
     ]
     return "; ".join(words for holds, words in found if holds)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .metrics import BoxMetric, MeanIoU, SegmentationMetric
-from .tasks import VQA_RULES, grouped
+from ..codec.encodings import Encoding
+from .conventions import OFFICIAL, STRICT, Conventions
+from .metrics import BoxMetric, GrecMetric, MeanIoU, SegmentationMetric
+from .tasks import VQA_RULES, Protocol, grouped, reread
 
-SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "n_acc", "t_acc", "miou", "pixel_acc",
-         "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
+SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "grec", "n_acc", "t_acc", "miou",
+         "pixel_acc", "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
 """Columns of a table, in order; a task has some of them."""
 
 
@@ -37,13 +39,14 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
         background, absent: see `t4s_helpers.evaluation.metrics.MeanIoU`; ``semantic`` rows need them.
         classes: of ``semantic`` rows, where absent ones count; by default every class that a row knows.
         ceiling: score the true masks put through the grid in place of the answers.
-        malformed_is_rejection: see `t4s_helpers.evaluation.metrics.SegmentationMetric`.
+        malformed_is_rejection: see `t4s_helpers.evaluation.metrics.SegmentationMetric`; also where the rows'
+            own protocol says so.
 
     Returns:
         the metrics' scores; ``tokens`` and ``seconds`` are means over the answers.
 
     Raises:
-        NoCommonScore: no row left to score, or answers of different kinds or rules.
+        NoCommonScore: no row left to score, or answers of different kinds, rules or protocols.
         ScoringError: conventions missing, or a class outside the list.
     """
     scored = [row for row in rows if not row.get("excluded") and row.get("score", 0) is not None]
@@ -97,8 +100,12 @@ def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
 
 
 def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float]:
-    masks = SegmentationMetric(malformed_is_rejection=malformed_is_rejection)
-    boxes = BoxMetric()
+    protocols = {(row.get("protocol", "strict"), row.get("malformed_is_rejection", False)) for row in rows}
+    if len(protocols) > 1:
+        raise NoCommonScore(f"Rows under the protocols {sorted(name for name, _ in protocols)} have no "
+                            "common score: score each alone.")
+    credited = malformed_is_rejection or protocols.pop()[1]
+    masks, boxes, grec = SegmentationMetric(malformed_is_rejection=credited), BoxMetric(), GrecMetric()
     for row in rows:
         counts = (row["intersection"], row["predicted"], row["target"])
         malformed = not ceiling and row["malformed"]
@@ -107,7 +114,33 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
         if row["true_box"] is not None:
             boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
                          box_from_text(row["true_box"]), malformed=malformed)
-    return {**(boxes.compute() if len(boxes) else {}), **masks.compute()}
+        if not ceiling and "true_boxes" in row:
+            found, true = (list(map(box_from_text, row[key])) for key in ("boxes", "true_boxes"))
+            grec.update(found, true, malformed=malformed and not credited)
+    whole = [grec] if len(grec) == len(masks) else []  # GREC is a score of all samples or of none
+    return {k: v for one in (boxes, *whole, masks) if len(one) for k, v in one.compute().items()}
+
+
+def compare_protocols(rows: Sequence[dict], encoding: Encoding,
+                      protocols: Sequence[Conventions] = (STRICT, OFFICIAL),
+                      metrics: Sequence[str] = ("ciou", "giou", "n_acc", "t_acc")) -> list[dict]:
+    """How far the conventions of reading alone move scores: the same texts, read by each of them.
+
+    Coarse masks are compared, whether the run (with this ``encoding``) had a refiner or not; of a run
+    without one, `STRICT` gives its own scores. Excluded rows, words and class maps are left out. A row that
+    `t4s_helpers.evaluation.tasks.reread` cannot read again is a `TaskError`.
+
+    Returns:
+        a row for each protocol and metric, ``protocol``, ``metric``, ``value`` in [0, 1]; a metric that no
+        row has (``n_acc`` where each has a target) is left out.
+    """
+    masks = [row for row in rows if not row.get("excluded") and answer_kind(row["task"]) == "mask"]
+    table = []
+    for one in protocols:
+        scores = score_rows([reread(row, Protocol(encoding, conventions=one)) for row in masks])
+        table += [{"protocol": one.name, "metric": name, "value": scores[name]}
+                  for name in metrics if np.isfinite(scores[name])]
+    return table
 
 
 def box_from_text(box: str | None) -> list[int] | None:
@@ -187,7 +220,8 @@ def hardest(rows: Sequence[dict], n: int = 8) -> list[dict]:
     A request without a target scores 0 with a mask or a malformed answer.
     """
     def key(row):
-        rejected = not row["union"] and not row["malformed"]
+        damaged = row["malformed"] and not row.get("malformed_is_rejection")
+        rejected = not row["union"] and not damaged
         iou = row["intersection"] / row["union"] if row["union"] else float(rejected)
         return iou, row["intersection"] - row["union"], row["id"]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -32,6 +32,7 @@ from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid, overlap
 from ..data.prompts import SEMANTIC_MODES, Turn, ask
 from ..data.semantic import VOID_INDEX
 from ..refine import Refiner, load_refiner, merge_masks
+from .conventions import STRICT, Conventions
 from .metrics import VQAAccuracy, YesNoMetric, class_counts
 
 VQA_RULES: dict[str, Callable[[], VQAAccuracy | YesNoMetric]] = {
@@ -60,6 +61,7 @@ class Protocol:
             order; 0 is "others".
         vqa: one of `VQA_RULES`; empty for the one in each sample's ``meta["rule"]``, else exact match.
         suffix: added to the questions of ``vqa``, such as LLaVA's request for a short answer.
+        conventions: of masks, `t4s_helpers.evaluation.conventions`: how their text is read and refined.
     """
 
     encoding: Encoding = field(default_factory=get_encoding)
@@ -67,6 +69,7 @@ class Protocol:
     classes: tuple[str, ...] = ()
     vqa: str = ""
     suffix: str = ""
+    conventions: Conventions = STRICT
 
     def __post_init__(self) -> None:
         for what, given, known in (("semantic mode", self.semantic, SEMANTIC_MODES),
@@ -75,8 +78,9 @@ class Protocol:
                 raise TaskError(f"Unknown {what} {given!r}: choose one of {', '.join(known)}.")
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, fit for JSON."""
-        return {"encoding": self.encoding.name, "grid_size": list(self.encoding.grid_size),
+        """As plain values, fit for JSON; conventions where they are not the strict ones."""
+        other = {} if self.conventions == STRICT else {"protocol": asdict(self.conventions)}
+        return {**other, "encoding": self.encoding.name, "grid_size": list(self.encoding.grid_size),
                 "spaced": self.encoding.spaced, "semantic": self.semantic,
                 "classes": list(self.classes), "vqa": self.vqa, "suffix": self.suffix}
 
@@ -154,7 +158,8 @@ def turn_of(sample, protocol: Protocol) -> Turn:
     if sample.task == "vqa":
         return Turn(sample.question + protocol.suffix)
     if sample.task != "semantic":
-        return ask(sample)
+        turn, wording = ask(sample), protocol.conventions.question
+        return replace(turn, question=wording.format(labels=", ".join(turn.labels))) if wording else turn
     classes = protocol.classes or sample.labels
     check_classes(sample, classes)
     absent = [name for name in classes if name not in sample.labels]
@@ -183,22 +188,51 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are in pixels,
         and the first three of the true mask put through the grid and back are ``ceiling``; ``counts`` of
         a class map is class -> the numbers of `t4s_helpers.evaluation.metrics.class_counts`; ``coco_rle``
-        is label -> COCO's compressed RLE of the final mask; boxes are texts, for a table's cells.
+        is label -> COCO's compressed RLE of the final mask, ``true_rle`` that of the true one (where no
+        pixel is left out of the score); boxes are texts, for a table's cells; ``boxes`` are the mask's
+        `component_boxes`, ``true_boxes`` (``gres``, where the data set names single objects) the objects'.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
     if sample.task == "vqa":
         row |= _words_row(sample, answer, protocol)
     else:
-        start, report = time.perf_counter(), parsed.report
+        start = time.perf_counter()
         build = _map_row if sample.task == "semantic" else _mask_row
         row |= {"label": ", ".join(sample.labels), "labels": list(sample.labels),
-                "malformed": report.malformed, "rejected": report.no_target, "verdict": report.verdict,
+                **_reading(parsed, protocol.conventions),
                 **build(sample, parsed, protocol, refiner or load_refiner("none"), seed)}
         row["after_seconds"] = time.perf_counter() - start
     facts = {key: value for key, value in sample.meta.items()
              if isinstance(value, (str, int, float, bool)) and value == value and key not in row}
     return row | facts
+
+
+def _reading(parsed, conventions: Conventions) -> dict:
+    report = parsed.report
+    return {"malformed": report.malformed, "rejected": report.no_target, "verdict": report.verdict,
+            "protocol": conventions.name, "malformed_is_rejection": conventions.malformed_is_rejection}
+
+
+def reread(row: dict, protocol: Protocol) -> dict:
+    """A row of a mask as other conventions read its text: the coarse mask, without a model or a picture.
+
+    ``protocol`` has the encoding of the run. A row without its true mask is a `TaskError`.
+    """
+    if "true_rle" not in row:
+        raise TaskError(f"Row '{row.get('id')}' holds no true mask (true_rle) to compare with: it is of an "
+                        "older version or leaves pixels out of the score. Score it as it is, or run again.")
+    truth = from_rle(row["true_rle"])
+    parsed = protocol.conventions.read(row["text"], row["labels"], truth.shape, protocol.encoding)
+    return {**row, **_reading(parsed, protocol.conventions),
+            **_counted(parsed.masks.any(0), truth, row["label"])}
+
+
+def _counted(pred: np.ndarray, truth: np.ndarray, label: str) -> dict:
+    both, n_pred, n_truth = overlap(pred, truth)
+    return {"intersection": both, "union": n_pred + n_truth - both, "predicted": n_pred, "target": n_truth,
+            "box": _box(pred), "boxes": component_boxes(pred), "true_box": _box(truth),
+            "coco_rle": {label: to_rle(pred)} if n_pred else {}}
 
 
 def _words_row(sample, answer, protocol: Protocol) -> dict:
@@ -214,15 +248,33 @@ def _mask_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -
     masks, truth, ignored = parsed.masks, sample.masks, _ignored(sample)
     through = _through_grid(truth, protocol)
     if masks.any():  # no reason to look at the picture otherwise
-        masks = refiner.refine_masks(sample.pixels(), masks, seed=seed)
+        masks = refiner.refine_masks(sample.pixels(), masks, seed=seed,
+                                     **protocol.conventions.refining(parsed))
     pred, truth, through = (some.any(0) & ~ignored for some in (masks, truth, through))
-    both, n_pred, n_truth = overlap(pred, truth)
     return {
-        "intersection": both, "union": n_pred + n_truth - both, "predicted": n_pred, "target": n_truth,
-        "ceiling": list(overlap(through, truth)),
-        "box": _box(pred), "true_box": _box(truth), "ceiling_box": _box(through),
-        "coco_rle": {", ".join(sample.labels): to_rle(pred)} if n_pred else {},
+        **_counted(pred, truth, ", ".join(sample.labels)),
+        "ceiling": list(overlap(through, truth)), "ceiling_box": _box(through),
+        **({} if ignored.any() else {"true_rle": to_rle(truth)}),
+        **({"true_boxes": [_box(one) for one in sample.instances()[0] if one.any()]}
+           if sample.task == "gres" and "ann_ids" in sample.meta else {}),
     }
+
+
+def component_boxes(mask: np.ndarray) -> list[str]:
+    """The boxes of a mask's connected components (also by corners), as texts ``x0 y0 x1 y1``.
+
+    They stand for single objects where GREC asks for a set of boxes. A mask does not tell objects apart: one
+    box of the whole mask could never be right about two of them, while components are right wherever objects
+    lie apart. Objects that touch give one box, one that is cut in two gives two, and a speck is a box:
+    leaving small ones out would be a threshold to tune.
+
+    >>> component_boxes(np.array([[1, 1, 0, 0], [0, 0, 0, 1]], bool))
+    ['0 0 2 1', '3 1 4 2']
+    """
+    from scipy.ndimage import find_objects, label
+
+    return [f"{x.start} {y.start} {x.stop} {y.stop}"
+            for y, x in find_objects(label(mask, np.ones((3, 3)))[0])]
 
 
 def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:

@@ -21,7 +21,7 @@ RING = (1 / 32, 1 / 16)  # distances from the mask in longer sides of the image:
 
 _CHOICES = {
     "points": ("random", "spread", "interior", "ring", "none"), "mask": ("hard", "soft", "binary", "none"),
-    "frame": ("sam", "stretched"), "choose": ("score", "agreement"),
+    "frame": ("sam", "stretched"), "resize": ("coverage", "bilinear"), "choose": ("score", "agreement"),
     "box": (False, True), "multimask": (False, True),
 }
 
@@ -47,6 +47,9 @@ class Prompts:
         strength: above 0; the logits of the mask prompt are multiplied by it.
         frame: ``sam`` lays the mask prompt into SAM's padded frame; ``stretched`` pulls it over the
             whole frame, as happens when the aspect ratio is forgotten.
+        resize: ``coverage`` takes the inverse sigmoid of how much of each of SAM's cells the mask covers;
+            ``bilinear`` resizes the mask's logits as Pillow resizes a picture, and leaves 0 ("unknown")
+            outside of it. A grid that is stretched so has slopes between its cells, not steps.
         calls: predictor calls in all, from 1. Each one gets the logits of the one before.
         multimask: let SAM propose three masks in each call; ``choose`` picks the one with the highest
             ``score``, or with the highest product of score and IoU with the coarse mask
@@ -62,6 +65,7 @@ class Prompts:
     mask: str = "hard"
     strength: float = 1.0
     frame: str = "sam"
+    resize: str = "coverage"
     calls: int = 3
     multimask: bool = False
     choose: str = "score"
@@ -116,7 +120,7 @@ def sam_prompt(
         told["boxes"] = np.array(mask_to_box(mask), float) * np.tile(scale, 2)
     if prompts.mask != "none":
         shown = confidence if prompts.mask == "soft" else mask
-        logits = mask_logits(shown, cells, frame_size, prompts.frame, mask.shape)
+        logits = mask_logits(shown, cells, frame_size, prompts.frame, mask.shape, prompts.resize)
         logits = (logits > 0).astype(np.float32) if prompts.mask == "binary" else logits
         told["mask_input"] = prompts.strength * logits[None]
     if prompts.multimask and prompts.choose == "agreement":
@@ -132,14 +136,14 @@ def filled_frame(image_size: tuple[int, int], side: int = 1024) -> tuple[int, in
 
 def mask_logits(
     mask: np.ndarray, cells: tuple[int, int] = (256, 256), frame_size: tuple[int, int] = (1024, 1024),
-    frame: str = "sam", image_size: tuple[int, int] | None = None,
+    frame: str = "sam", image_size: tuple[int, int] | None = None, resize: str = "coverage",
 ) -> np.ndarray:
     """A mask as SAM's mask prompt: the inverse sigmoid of how much of each cell it covers.
 
     Args:
         mask: bool ``(H, W)``, or float probabilities in [0, 1].
         cells, frame_size: (rows, columns) of SAM's mask frame, and of its input frame in pixels.
-        frame: ``sam`` or ``stretched``, see `Prompts`.
+        frame, resize: see `Prompts`.
         image_size: ``(H, W)`` of the image under a coarser grid; by default the mask's own size.
 
     Returns:
@@ -150,6 +154,8 @@ def mask_logits(
     [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     """
     image_size = image_size or mask.shape
+    if resize == "bilinear":
+        return _resized_logits(mask, cells, filled_frame(image_size, max(cells)) if frame == "sam" else cells)
     filled = filled_frame(image_size, max(frame_size)) if frame == "sam" else frame_size
     # Edges of the frame's cells in pixels of the mask; some lie past the mask.
     row_edges, column_edges = (
@@ -158,8 +164,22 @@ def mask_logits(
     )
     covered = _integrate(_integrate(mask, row_edges).T, column_edges).T
     covered /= (row_edges[1] - row_edges[0]) * (column_edges[1] - column_edges[0])
-    covered = np.clip(covered, LOGIT_EPS, 1 - LOGIT_EPS)
-    return np.log(covered / (1 - covered)).astype(np.float32)
+    return _inverse_sigmoid(covered)
+
+
+def _inverse_sigmoid(probs: np.ndarray) -> np.ndarray:
+    probs = np.clip(probs, LOGIT_EPS, 1 - LOGIT_EPS)
+    return np.log(probs / (1 - probs)).astype(np.float32)
+
+
+def _resized_logits(mask: np.ndarray, cells: tuple[int, int], filled: tuple[int, int]) -> np.ndarray:
+    """Logits of a mask brought to ``filled`` cells (rows, columns), and 0 in the rest of ``cells``."""
+    from PIL import Image
+
+    logits = np.zeros(cells, np.float32)
+    picture = Image.fromarray(_inverse_sigmoid(mask))
+    logits[:filled[0], :filled[1]] = np.asarray(picture.resize(filled[::-1], Image.Resampling.BILINEAR))
+    return logits
 
 
 def _integrate(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

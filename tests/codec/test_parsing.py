@@ -77,6 +77,7 @@ def test_parse_never_raises(case, name, spaced, rng):
         assert report.ok == (not report.malformed)
         assert not (report.ok and faults(report))
         assert not (report.no_target and (report.malformed or back.any()))
+        assert parse(text, labels, get_encoding(name, grid.shape), lenient=True)[1].near == report.near
         assert report.summary().count("\n") == 0 and report.summary().endswith(".")
         rows = len(grid)
         assert report.rows_found == rows - report.rows_padded + report.rows_dropped
@@ -251,6 +252,45 @@ def test_unknown_labels_are_shown_as_the_user_types_them():
     _, report = parse("a\\pb *1|c *1|" + "x" * 300 + " *1", ["c"], get_encoding("rrle", (1, 3)))
     assert report.unknown == {"a|b": 1, "x" * 80: 1}
     assert "'a|b' x1" in report.summary()
+
+
+def lenient(text: str, labels: list[str]) -> tuple[list[int], ParseReport]:
+    grid, report = parse(text, labels, get_encoding("rrle", (1, 4)), lenient=True)
+    return grid[0].tolist(), report
+
+
+@pytest.mark.parametrize(("written", "asked"), [
+    ("Dog", "dog"), ("man left", "man, left"), ("man, left", "man left"), ("brown dog", "the brown dog"),
+    ("The brown dog.", "brown dog"), ("a 'brown' dog", "an brown dog"), ("ÉTÉ", "e\u0301te\u0301"),
+    ("a\\pb!", "a|b"), ("the", "THE"),
+])
+def test_a_near_label_is_named_and_counts_in_the_lenient_reading_alone(written, asked):
+    text, labels = f"others *1|{written} *3", ["umbrella", asked]
+    grid, strict = parse(text, labels, get_encoding("rrle", (1, 4)))
+    name = written.replace("\\p", "|")
+    assert not grid.any() and strict.unknown == {name: 1}
+    found, report = lenient(text, labels)
+    assert found == [0, 2, 2, 2] and not report.unknown and report.lenient
+    for one in (strict, report):  # a guess, so the answer is not well-formed in either reading
+        assert one.near == {name: asked} and one.malformed and one.verdict == "near label"
+        assert f"near labels: {name!r} for {asked!r}" in one.summary()
+
+
+@pytest.mark.parametrize(("written", "asked"), [
+    ("brwon dog", ["brown dog"]), ("dogs", ["dog"]), ("dog the", ["dog"]), ("vitamin", ["vitamin a"]),
+    ("DOG", ["dog", "Dog"]), ("the dog", ["dog!", "a dog"]), ("...", ["???", "dog"]),
+])
+def test_a_label_near_to_none_or_to_several_stays_unknown(written, asked):
+    found, report = lenient(f"{written} *4", asked)
+    assert found == [0] * 4 and report.unknown == {written: 1} and not report.near
+    assert report.verdict == "unknown label"
+
+
+def test_others_may_be_near_too_and_exact_labels_need_no_lenience():
+    found, report = lenient("Others *2|dog *1|cat *1", ["dog"])
+    assert found == [0, 0, 1, 0] and report.near == {"Others": "others"} and report.unknown == {"cat": 1}
+    assert report.summary() == "Malformed: unknown labels: 'cat' x1, near labels: 'Others' for 'others'."
+    assert lenient("others *2|Dog *2", ["dog", "Dog"])[1].ok
 
 
 @pytest.mark.parametrize("text", [

@@ -26,6 +26,7 @@ from t4s_helpers.decoding import generate as decoding
 from t4s_helpers.decoding.generate import DecodingError
 from t4s_helpers.decoding.grammar import GrammarError
 from t4s_helpers.evaluation import evaluate as module
+from t4s_helpers.evaluation.conventions import OFFICIAL
 from t4s_helpers.evaluation.evaluate import evaluate, plan_batches, run_tables
 from t4s_helpers.evaluation.scoring import ScoringError, score_rows, table_rows
 from t4s_helpers.evaluation.store import StoreError, read_run
@@ -100,6 +101,19 @@ def test_the_command_refuses_other_settings_and_makes_tables_alone(tmp_path, cap
     for row in rows:  # the mask kept as RLE is the one that was counted
         masks = [from_rle(rle) for rle in row["coco_rle"].values()]
         assert sum(int(mask.sum()) for mask in masks) == row["predicted"]
+
+
+@pytest.mark.parametrize(("more", "protocol", "mode"), [
+    ((), "strict", "fast"), (("--protocol", "official"), "official", "plain"),
+    (("--reading", "lenient"), "lenient", "fast"),
+    (("--protocol", "official", "--mode", "fast"), "official", "fast")])
+def test_the_command_hands_on_the_protocol_with_its_mode(tmp_path, monkeypatch, more, protocol, mode):
+    told = {}
+    monkeypatch.setattr(module, "evaluate", lambda *_, **options: told.update(options))
+    assert main(arguments(tmp_path, *more)) == 1, "there is no run of which to print tables"
+    assert (told["protocol"].name, told["mode"]) == (protocol, mode)
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, "--protocol", "official", "--reading", "lenient"))
 
 
 def test_pictures_stay_together_and_nothing_is_lost():
@@ -200,6 +214,22 @@ def test_a_suffix_is_asked_where_the_record_says_so(tiny, tmp_path, monkeypatch,
     settings = read_run(tmp_path)[1]["settings"]
     assert (settings["suffix"], settings["expected_iou"]) == (" In one word.", expected_iou)
     assert (settings["encoding"], settings["grid_size"]) == ("rrle", [4, 4])
+
+
+def test_the_official_protocol_asks_and_decodes_in_its_own_way(tiny, tmp_path, monkeypatch):
+    calls = asked(monkeypatch)
+    samples, options = scene_samples("test", 3, "gres"), {"folder": tmp_path, "max_new_tokens": 40, **QUIET}
+    rows, scored = evaluate(tiny, samples, FOUR, protocol=OFFICIAL, **options)
+    assert all(questions[0].startswith("Can you segment the ") for questions, *_ in calls)
+    assert {options["mode"] for *_, options in calls} == {"plain"}
+    assert {row["protocol"] for row in rows} == {"official"} and scored["n"] == 3
+    settings = read_run(tmp_path)[1]["settings"]
+    assert settings["mode"] == "plain" and settings["protocol"]["reading"] == "official"
+    with pytest.raises(StoreError, match="protocol: .*official.* there, null here"):
+        evaluate(tiny, samples, FOUR, mode="plain", **options)
+    for kind, options in (("semantic", CONVENTIONS), ("res", {"expected_iou": 2})):
+        with pytest.raises(TaskError, match="'official' reads one answer about one expression"):
+            evaluate(None, scene_samples("test", 1, kind), FOUR, protocol=OFFICIAL, **options)
 
 
 def test_what_cannot_be_asked_is_left_out_and_counted(tiny, tmp_path, monkeypatch):

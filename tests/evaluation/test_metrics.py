@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 
 from t4s_helpers.codec.grid import mask_iou
 from t4s_helpers.evaluation.metrics import (
-    ABSENT, BACKGROUND, BoxMetric, MeanIoU, MetricError, SegmentationMetric, VQAAccuracy, YesNoMetric,
-    bootstrap, class_counts, normalise_answer, yes_or_no,
+    ABSENT, BACKGROUND, BoxMetric, GrecMetric, MeanIoU, MetricError, SegmentationMetric, VQAAccuracy,
+    YesNoMetric, bootstrap, class_counts, normalise_answer, yes_or_no,
 )
 
 FAST = settings(max_examples=60, deadline=None)
@@ -449,3 +449,25 @@ def test_bad_bootstrap_input_is_refused(values, options):
     with pytest.raises(MetricError):
         bootstrap(values, **options)
     assert np.isnan(bootstrap([0, 0], [0, 0])).all(), "without a union there is no interval, but no error"
+
+
+A, B, FAR = (0, 0, 4, 4), (10, 0, 14, 4), (20, 0, 24, 4)
+HALF, LESS = (0, 0, 4, 2), (0, 0, 4, 1)  # IoU with A: 8/16 and 4/16
+
+
+@pytest.mark.parametrize(("pred", "target", "right"), [
+    ([A], [A], 1), ([HALF], [A], 1), ([LESS], [A], 0), ([B, A], [A, B], 1), ([A], [A, B], 0),
+    ([A, B], [A], 0), ([A, FAR], [A, B], 0), ([A, A], [A, B], 0), ([], [A], 0), ([A], [], 0), ([], [], 1),
+    # the nearest pair first, as a greedy search takes it (A with A), would leave HALF and (0, 0, 4, 5) over
+    ([A, HALF], [A, (0, 0, 4, 5)], 1)])
+def test_grec_wants_every_box_and_no_other(pred, target, right):
+    assert GrecMetric().update(pred, target) == right
+
+
+def test_grec_counts_samples_and_rejections():
+    metric = GrecMetric()
+    for pred, target, malformed in (([A], [A], True), ([A], [B], False), ([], [], False), ([], [], True)):
+        metric.update(pred, target, malformed=malformed)
+    assert metric.compute() == {"grec": 0.5, "n_acc": 0.5, "n": 4, "n_malformed": 2, "malformed_rate": 0.5}
+    with pytest.raises(MetricError, match="has scored no sample"):
+        GrecMetric().compute()

@@ -117,6 +117,28 @@ def test_a_rejection_must_be_well_formed():
     assert math.isnan(score_rows([good])["t_acc"]), "no sample of its kind"
 
 
+def test_grec_takes_components_for_objects_where_the_data_set_names_them():
+    objects = np.zeros((2, 8, 8), bool)
+    objects[0, :4, :2], objects[1, 4:, 6:] = True, True  # 2 x 4 and 2 x 4 pixels, apart
+    meta = {"ann_ids": (7, 8), "instance_masks": objects, "instance_owners": (0, 0)}
+    both = sample(("cats",), "gres", objects.any(0)[None], meta=meta)
+    made = row(both, written([[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]], ["cats"]))
+    assert made["boxes"] == made["true_boxes"] == ["0 0 2 4", "6 4 8 8"] and made["box"] == "0 0 8 8"
+    joined = row(both, written([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], ["cats"]))
+    assert joined["boxes"] == ["0 0 8 8"], "cells that touch by a corner are one"
+    none = sample(("cats",), "gres", np.zeros((1, 8, 8), bool), id="none", meta={"ann_ids": ()})
+    nothing = row(none, written(np.zeros((4, 4), int), ["cats"]))
+    assert nothing["boxes"] == nothing["true_boxes"] == []
+    assert score_rows([made, nothing])["grec"] == 1 and score_rows([joined, nothing])["grec"] == 0.5
+    assert table_rows("gres", [joined, nothing])[0]["grec"] == 0.5
+    torn = row(none, "no cats")
+    assert score_rows([made, torn])["grec"] == 0.5 and score_rows([made, torn])["n_acc"] == 0
+    assert score_rows([made, torn], malformed_is_rejection=True)["grec"] == 1
+    one = sample(("cats",), "gres", objects.any(0)[None], id="u")
+    unnamed = row(one, written(np.ones((4, 4), int), ["cats"]))
+    assert "true_boxes" not in unnamed and "grec" not in score_rows([made, unnamed])
+
+
 def confusion(pairs):
     """Class -> counts, pixel by pixel."""
     names, out = ["others", *CLASSES], defaultdict(lambda: [0, 0, 0, 0])

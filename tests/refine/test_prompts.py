@@ -118,6 +118,25 @@ def test_the_mask_prompt_lies_where_sam_lays_the_image(shape):
         assert mask_iou(stretched > 0, shrunk) < 0.9
 
 
+@pytest.mark.parametrize(("frame", "mask", "size"), [
+    ("stretched", np.random.default_rng(0).random((16, 16)) < 0.5, (30, 90)),  # a grid
+    *(("sam", disc(size, 0.4 * size[0], 0.7 * size[1], 0.3 * min(size)), size)
+      for size in ((480, 640), (500, 333), (256, 256), (40, 30)))])
+def test_a_bilinear_prompt_is_the_logits_resized_and_0_outside(frame, mask, size):
+    torch = pytest.importorskip("torch")
+
+    filled = filled_frame(size, 256) if frame == "sam" else (256, 256)
+    hard = torch.tensor(np.where(mask, np.log(999), -np.log(999)))[None, None]
+    expected = np.zeros((256, 256))
+    expected[:filled[0], :filled[1]] = torch.nn.functional.interpolate(
+        hard, filled, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+    logits = mask_logits(mask, frame=frame, image_size=size, resize="bilinear")
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    prompts = Prompts(mask="soft", frame=frame, resize="bilinear")
+    assert (sam_prompt(np.ones(size, bool), prompts, 0, mask)["mask_input"] == logits).all()
+
+
 @pytest.mark.parametrize("frame", ["sam", "stretched"])
 def test_a_grid_of_probabilities_lies_where_its_cells_lie(frame):
     """As the same grid blown up to the image, its cells being whole pixels there."""
@@ -152,6 +171,7 @@ def test_each_setting_says_its_own_to_sam():
 
 @pytest.mark.parametrize("options", [
     {"points": "grid"}, {"mask": "grey"}, {"choose": "largest"}, {"frame": "square"}, {"strength": 0},
+    {"resize": "area"},
     {"strength": float("nan")}, {"box": 1}, {"calls": True}, {"calls": 0}, {"n_points": 0},
     {"points": "none", "mask": "none"},
 ])
