@@ -52,6 +52,7 @@ class Spec:
         precise: and of those that are computed in float32 even where training multiplies in 16 bits.
         memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
         billions: of parameters, all parts together.
+        kept: of these, billions that NF4 leaves in 16 bits: tower, embeddings and head.
         licence: of the weights.
         n_image_tokens: tokens per image where that number is fixed and images need no processor.
         revision: branch, tag or commit of the hub repository.
@@ -67,12 +68,18 @@ class Spec:
     lora_targets: str
     memory_gb: int
     billions: float
+    kept: float
     licence: str
     keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
     precise: tuple[str, ...] = ()
     n_image_tokens: int | None = None
     revision: str = "main"
     squeeze: bool = False
+
+    def weights_gb(self, quantize: str | None = "nf4") -> float:
+        """GB of 2**30 bytes: NF4 with double quantization takes 4.13 bits a weight, all else 16."""
+        in_nf4 = self.billions - self.kept if quantize else 0
+        return (2 * (self.billions - in_nf4) + 4.13 / 8 * in_nf4) * 1e9 / 2**30
 
 
 def _targets(language: str, connector: str) -> str:
@@ -84,39 +91,52 @@ _EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.
 would blur them and what the connector hands to them; in bfloat16 they confuse one row in three."""
 _WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
+_QWEN3 = _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
+_SMOL = _targets("text_model", r"connector\.modality_projection\.proj")
+_SMALL = "none: a small one for a small GPU"
 
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         _EMBEDDED, 0, 0.012, "Apache-2.0",
+         _EMBEDDED, 0, 0.012, 0.006, "Apache-2.0",
          keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
          precise=(_WIRED,), n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 7B", _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
+         "LLaVA-1.5 7B", _LLAVA, 14, 7.1, 0.57, "Llama 2", squeeze=True),
     Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 13B", _LLAVA, 22, 13.4, "Llama 2", squeeze=True),
+         "LLaVA-1.5 13B", _LLAVA, 22, 13.4, 0.63, "Llama 2", squeeze=True),
     Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
          "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B",
-         _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, "DeepSeek model licence",
+         _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, 0.74, "DeepSeek model licence",
          keep=(r".*vision_model", "lm_head")),
     Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
          "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
-         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3,
+         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3, 1.25,
          "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
     Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 7.9, "Qwen licence"),
+         "InternVL2 8B (native successor)", _LLAVA, 16, 7.9, 1.39, "Qwen licence"),
     Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 8.5, "Apache-2.0"),
+         "InternVL2 8B (native successor)", _LLAVA, 16, 8.5, 1.55, "Apache-2.0"),
     Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
          "Qwen-VL 7B (native successor)", _targets("language_model", r"visual\.merger\.mlp\.[02]"),
-         16, 8.3, "Apache-2.0", keep=(r".*visual", "lm_head")),
+         16, 8.3, 1.77, "Apache-2.0", keep=(r".*visual", "lm_head")),
     Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
-         "Qwen-VL 7B (native successor)",
-         _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
-         17, 8.8, "Apache-2.0", keep=(r".*visual", "lm_head")),
-    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
-         "none: a small one for a small GPU",
-         _targets("text_model", r"connector\.modality_projection\.proj"), 8, 2.2, "Apache-2.0",
-         keep=(r".*vision_model", "lm_head")),
+         "Qwen-VL 7B (native successor)", _QWEN3, 17, 8.8, 1.82, "Apache-2.0", keep=(r".*visual", "lm_head")),
+    Spec("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
+         _QWEN3, 11, 4.4, 0.8, "Apache-2.0", keep=(r".*visual", "lm_head")),
+    Spec("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
+         _QWEN3, 7, 2.1, 0.72, "Apache-2.0", keep=(r".*visual", "lm_head")),
+    Spec("internvl3.5-4b", "OpenGVLab/InternVL3_5-4B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 11, 4.7, 1.08, "Apache-2.0"),
+    Spec("internvl3.5-2b", "OpenGVLab/InternVL3_5-2B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 7, 2.3, 0.93, "Apache-2.0"),
+    Spec("internvl3.5-1b", "OpenGVLab/InternVL3_5-1B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 5, 1.1, 0.62, "Apache-2.0"),
+    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration", _SMALL,
+         _SMOL, 8, 2.2, 0.62, "Apache-2.0", keep=(r".*vision_model", "lm_head")),
+    Spec("smolvlm-500m", "HuggingFaceTB/SmolVLM-500M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
+         _SMOL, 4, 0.51, 0.18, "Apache-2.0", keep=(r".*vision_model", "lm_head")),
+    Spec("smolvlm-256m", "HuggingFaceTB/SmolVLM-256M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
+         _SMOL, 3, 0.26, 0.14, "Apache-2.0", keep=(r".*vision_model", "lm_head")),
 )}
 
 NOT_NATIVE = {"internvl2": "internvl3.5-8b", "qwen-vl": "qwen3-vl-8b"}
@@ -181,8 +201,7 @@ def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
     Raises:
         BackboneError: says the need, the free amount and the setting to change.
     """
-    # NF4 with double quantization takes 4.13 bits a weight; tower, embeddings and head stay in 16.
-    needs = {s.name: s.billions * (0.75 if quantize else 2) * 1e9 / 2**30 for s in BACKBONES.values()}
+    needs = {s.name: s.weights_gb(quantize) for s in BACKBONES.values()}
     if needs[spec.name] > free_gb:
         fits = ", ".join(name for name, need in needs.items() if need <= free_gb)
         advice = "free the GPU" if quantize else "load it with quantize='nf4', free the GPU"

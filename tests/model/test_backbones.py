@@ -136,6 +136,37 @@ def test_qwen_is_told_which_tokens_are_visual(name, samples):
     assert batch["mm_token_type_ids"][1, -5:].sum() == 0
 
 
+def test_every_line_of_the_table_is_of_a_kind_that_is_tried_out_here():
+    def kind(name):
+        spec = BACKBONES[name]
+        return spec.model_class, spec.lora_targets, spec.keep, spec.squeeze
+
+    assert {kind(name) for name in BACKBONES} <= {kind(name) for name in (*families.FAMILIES, "embedded")}
+    assert all(0 < spec.kept < spec.billions for spec in BACKBONES.values())
+    assert len({spec.source for spec in BACKBONES.values()}) == len(BACKBONES)
+
+
+def test_pictures_in_unequal_numbers_of_tiles_share_a_batch(samples):
+    """SmolVLM: a wide picture has fewer tiles than a square one; each answers in a batch as alone."""
+    import torch
+
+    backbone = load("smolvlm-256m")
+    backbone.model.float()
+    encoder, one = backbone.encoder, ask_and_answer(samples[0], GRID4)
+    images = [np.random.default_rng(n).integers(0, 256, (40, 40 * n, 3), np.uint8) for n in (1, 2, 1)]
+    items = [encoder([one], image) for image in images]
+    assert [item["pixel_values"].shape[1] for item in items] == [5, 3, 5]
+    named = [encoder.tokenizer.decode(item["input_ids"]).count("<row_") for item in items]
+    assert named == [4, 2, 4]
+    assert [item["input_ids"].count(backbone.model.config.image_token_id) for item in items] == [20, 12, 20]
+    batch = pad_batch(items, backbone.processor)
+    with torch.no_grad():
+        logits = backbone.model(**batch).logits
+        for item, together in zip(items, logits):
+            alone = backbone.model(**pad_batch([item], backbone.processor)).logits[0]
+            torch.testing.assert_close(together[:len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"name": "internvl2-8b"}, "internvl3.5-8b"), ({"name": "Qwen-VL-7B"}, "qwen3-vl-8b"),
     ({"name": "gpt"}, "llava-1.5-7b.*smolvlm2-2.2b"), ({"quantize": "int3"}, "int3"),
