@@ -4,7 +4,7 @@
     t4s train --backbone llava-1.5-7b --data my.csv --out checkpoints/mine
     t4s evaluate run runs/res -n 500          t4s evaluate tables runs
     t4s data                                  t4s data refcoco --root /data
-    t4s weights mobile_sam
+    t4s weights mobile_sam                    t4s backbones
     t4s notebooks --only 04 --set STEPS=50
 
 ``t4s COMMAND --help`` lists a command's options.
@@ -231,7 +231,7 @@ def _print_tables(args: argparse.Namespace) -> None:
         print(excluded.to_string(index=False))
 
 
-# --- data, weights, notebooks --------------------------------------------------------------------
+# --- data, weights, backbones, notebooks ---------------------------------------------------------
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -272,6 +272,12 @@ def _weights(args: argparse.Namespace) -> None:
         print(fetch(name, progress=not args.quiet))
 
 
+def _backbones(args: argparse.Namespace) -> None:
+    from .model.backbones import listing
+
+    print(listing())
+
+
 def _notebooks_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", default="cpu", help="which notebooks/params/<profile>.yaml to use (cpu)")
@@ -304,6 +310,8 @@ COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "train": ("fine-tune a backbone with QLoRA", _train_options, _train),
     "evaluate": ("answer and score samples, or make tables of finished runs", _evaluate_options,
                  _evaluate),
+    "backbones": ("list the backbones, the memory that each needs, and what fits here", lambda _: None,
+                  _backbones),
     "data": ("list the data sets, or check the files of one", _data_options, _data),
     "notebooks": ("run the workbook's notebooks in order", _notebooks_options, _notebooks),
     "weights": ("list or fetch the checkpoints of the refiners", _weights_options, _weights),

@@ -13,10 +13,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -192,6 +193,29 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
+def free_memory() -> tuple[float, str]:
+    """GB of 2**30 bytes that are free, and where: on the GPU, or in RAM where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**30, "on the GPU"
+    return psutil.virtual_memory().available / 2**30, "in RAM (no GPU)"
+
+
+def listing() -> str:
+    """The table of backbones as text, with the memory that each needs and what fits on this machine."""
+    free, where = free_memory()
+    form = "{:<17}{:<18}{:<41}{:>6}{:>8}{:>10}  {}"
+    lines = [form.format("name", "class", "hub id", "B", "NF4 GB", "train GB", "here")]
+    for s in BACKBONES.values():
+        nf4 = s.weights_gb()
+        here = "trains" if max(s.memory_gb, nf4) <= free else "answers" if nf4 <= free else "-"
+        lines.append(form.format(
+            s.name, s.model_class.removesuffix("ForConditionalGeneration"),
+            "(ships with the package)" if s.source == str(EMBEDDED) else s.source,
+            f"{s.billions:.3g}", f"{nf4:.1f}", s.memory_gb or "<1", here))
+    return "\n".join([*lines, f"NF4 GB: of 4-bit weights alone; train GB: of QLoRA at batch 4, roughly; "
+                              f"here: with NF4 in the {free:.1f} GB free {where}."])
+
+
 def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
     """Refuse a backbone whose weights do not fit, before hours of download.
 
@@ -245,23 +269,25 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
             memory, or a tokenizer without the image token.
     """
     spec = find(name)
+    if source:
+        spec = replace(spec, source=str(source), revision="main")
     if quantize not in (None, "nf4"):
         raise BackboneError(f"Unknown precision {quantize!r}: choose 'nf4' or None.")
     if torch.cuda.is_available():
-        check_memory(spec, quantize, torch.cuda.mem_get_info()[0] / 2**30)
+        check_memory(spec, quantize, free_memory()[0])
     options: dict[str, Any] = {"dtype": torch.float32 if name == "embedded" else half()}
     if torch.cuda.is_available() and not sharded():  # FSDP itself spreads the weights
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if quantize:
         options["quantization_config"] = quantization(spec.keep)
-    place = str(source or spec.source)
     try:  # a folder has no revisions, and transformers then ignores the name
-        processor = AutoProcessor.from_pretrained(place, revision=spec.revision)
-        model = AutoModelForImageTextToText.from_pretrained(place, revision=spec.revision, **options)
+        processor = AutoProcessor.from_pretrained(spec.source, revision=spec.revision)
+        model = AutoModelForImageTextToText.from_pretrained(spec.source, revision=spec.revision, **options)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"The weights of {name!r} could not be loaded from {place} ({str(error)[:200]}): "
-                            "check the network and the hub login, or give a folder as source.") from error
-    check_image_token(processor, place)
+        raise BackboneError(f"The weights of {name!r} could not be loaded from {spec.source} "
+                            f"({str(error)[:200]}): check the network and the hub login, or give a folder "
+                            "as source.") from error
+    check_image_token(processor, spec.source)
     processor.tokenizer.padding_side = "left"
     if spec.squeeze:
         images = processor.image_processor

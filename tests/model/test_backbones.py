@@ -146,6 +146,24 @@ def test_every_line_of_the_table_is_of_a_kind_that_is_tried_out_here():
     assert len({spec.source for spec in BACKBONES.values()}) == len(BACKBONES)
 
 
+def test_the_listing_says_what_each_needs_and_what_fits_here(monkeypatch):
+    monkeypatch.setattr(backbones, "free_memory", lambda: (6.9, "on the GPU"))
+    rows = {line.split()[0]: line for line in backbones.listing().splitlines()}
+    # 4.4 billion weights, 0.8 of them in 16 bits: (0.8 * 2 + 3.6 * 4.13 / 8) * 1e9 / 2**30 = 3.2 GB
+    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 11 answers"
+    assert rows["qwen3-vl-4b"].split() == want.split()
+    assert rows["llava-1.5-13b"].endswith(" -") and rows["smolvlm-256m"].endswith(" trains")
+    assert "6.9 GB free on the GPU" in rows["NF4"] and set(BACKBONES) < set(rows)
+
+
+def test_another_source_is_not_asked_for_the_commit_of_the_tables():
+    for name in BACKBONES.keys() & families.FAMILIES.keys():
+        spec = load(name).spec
+        assert (spec.name, spec.source, spec.revision) == (name, str(families.folder(name)), "main")
+    assert all(spec.revision == "main" or re.fullmatch("[0-9a-f]{40}", spec.revision)
+               for spec in BACKBONES.values())
+
+
 def test_pictures_in_unequal_numbers_of_tiles_share_a_batch(samples):
     """SmolVLM: a wide picture has fewer tiles than a square one; each answers in a batch as alone."""
     import torch
