@@ -18,9 +18,14 @@ from transformers import Sam2Model, Sam2Processor
 from ..model.weights import WeightsUnavailable
 from .sam import SamRefiner, checked_device
 
-SOURCES = {f"sam2.1_hiera_{size}": f"facebook/sam2.1-hiera-{size.replace('_', '-')}"
-           for size in ("tiny", "small", "base_plus", "large")}
-"""Name of a refiner -> hub id of its weights (Apache-2.0)."""
+SOURCES = {
+    "sam2.1_hiera_tiny": ("facebook/sam2.1-hiera-tiny", "de431c4043854a71d8101e17995dfe596bf101a5"),
+    "sam2.1_hiera_small": ("facebook/sam2.1-hiera-small", "ee5bba1d82bb8749febdf90f45e84b687142ba03"),
+    "sam2.1_hiera_base_plus": ("facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290"),
+    "sam2.1_hiera_large": ("facebook/sam2.1-hiera-large", "665f8e2ad61cf5f53d65644ff27c8ee525124610"),
+}
+"""Name of a refiner -> hub id and commit of its weights (Apache-2.0). The commits stand in many public
+projects on GitHub beside the ids, and, cut short, on the hub's pages of the files."""
 
 LARGEST_LOGIT = 32.0  # to which the published predictor cuts the logits that it takes back
 
@@ -43,12 +48,12 @@ class Sam2Refiner(SamRefiner):
     @classmethod
     def load(cls, name: str, device: str | None, precision: str) -> Sam2Refiner:
         """Fetch model and processor where the hub's cache does not hold them."""
-        device = checked_device(device, precision)
+        device, (place, commit) = checked_device(device, precision), SOURCES[name]
         try:
-            processor = Sam2Processor.from_pretrained(SOURCES[name])
-            model = Sam2Model.from_pretrained(SOURCES[name])
+            processor = Sam2Processor.from_pretrained(place, revision=commit)
+            model = Sam2Model.from_pretrained(place, revision=commit)
         except (OSError, ValueError) as error:
-            raise WeightsUnavailable(f"The weights of {name!r} could not be loaded from {SOURCES[name]} "
+            raise WeightsUnavailable(f"The weights of {name!r} could not be loaded from {place} "
                                      f"({str(error)[:200]}): check the network and run again, or choose "
                                      "another refiner, for example 'mobile_sam'.") from error
         return cls(model.eval().to(device), processor, name, precision=precision)

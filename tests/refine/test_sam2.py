@@ -133,13 +133,13 @@ def test_weights_load_in_the_form_in_which_the_hub_has_them(processor, pixels, c
     video = t.Sam2VideoModel(configs("Sam2Video"))
     video.save_pretrained(tmp_path)
     t.Sam2VideoProcessor(processor.image_processor, t.Sam2VideoVideoProcessor()).save_pretrained(tmp_path)
-    monkeypatch.setitem(sam2.SOURCES, "sam2.1_hiera_tiny", str(tmp_path))
+    monkeypatch.setitem(sam2.SOURCES, "sam2.1_hiera_tiny", (str(tmp_path), "main"))
     refiner = sam2.Sam2Refiner.load("sam2.1_hiera_tiny", "cpu", "float32")
     assert refiner.name == "sam2.1_hiera_tiny" and not refiner.predictor.model.training
     kept = dict(video.named_parameters())
     for name, weight in refiner.predictor.model.named_parameters():
         assert torch.equal(weight, kept[name]), name
     assert refiner.refine_masks(pixels, coarse).shape == coarse.shape
-    monkeypatch.setitem(sam2.SOURCES, "sam2.1_hiera_small", str(tmp_path / "nowhere"))
+    monkeypatch.setitem(sam2.SOURCES, "sam2.1_hiera_small", (str(tmp_path / "nowhere"), "main"))
     with pytest.raises(WeightsUnavailable, match="sam2.1_hiera_small.*nowhere.*the network.*mobile_sam"):
         sam2.Sam2Refiner.load("sam2.1_hiera_small", "cpu", "float32")
