@@ -57,7 +57,7 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     add("--encoding", default="rrle", help="what the adapter was trained to write")
     add("--grid-size", type=int, default=16, metavar="N")
-    add("--refiner", default="mobile_sam", help="mobile_sam (default), sam_vit_h, ..., or none")
+    add("--refiner", default="mobile_sam", help="mobile_sam (default), sam_vit_h, sam2.1_hiera_tiny, none")
     add("--out", type=Path, metavar="FILE.png", help="write the mask; several expressions are numbered")
     add("--overlay", type=Path, metavar="FILE.png", help="write the picture with the mask tinted")
     add("--json", action="store_true", help="print everything as JSON")
@@ -66,7 +66,7 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
 
 def _model_options(parser: argparse._ActionsContainer) -> None:
     add = parser.add_argument
-    add("--backbone", default="embedded", help="a name of the table in the README")
+    add("--backbone", default="embedded", help="a name that `t4s backbones` lists")
     add("--adapter", help="a folder, or the name of one that ships, or none; the embedded model takes "
         "'scenes'")
     add("--source", type=Path, help="folder of the backbone, if not its own")
@@ -111,7 +111,7 @@ def _numbered(path: Path, k: int, n: int) -> Path:
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone", default="embedded", help="a name of the table in the README")
+    add("--backbone", default="embedded", help="a name that `t4s backbones` lists")
     add("--source", type=Path, help="folder of the backbone, if not its own")
     add("--data", default="scenes", help="scenes, photos, a data set's name, your own CSV file or COCO "
         "folder, or the paper's mixtures below T4S_DATA: res, gres, open")

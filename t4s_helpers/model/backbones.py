@@ -51,7 +51,8 @@ class Spec:
         lora_targets: regular expression of the linear layers of connector and language model.
         keep: regular expressions of the modules that stay unquantized.
         precise: and of those that are computed in float32 even where training multiplies in 16 bits.
-        memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
+        memory_gb: GPU memory for QLoRA at batch 4 and 1,024 tokens, roughly; 0 for the CPU. Half of a small
+            model's is logits: 14 bytes for each word of the vocabulary at each token.
         billions: of parameters, all parts together.
         kept: of these, billions that NF4 leaves in 16 bits: tower, embeddings and head.
         licence: of the weights.
@@ -111,48 +112,48 @@ BACKBONES = {spec.name: spec for spec in (
          revision="5dda2880bda009266dda7c4baff660b95ca64540"),
     Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
          "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B",
-         _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, 0.74, "DeepSeek model licence",
+         _targets("language_model", r"aligner\.linear[12]"), 10, 2.0, 0.74, "DeepSeek model licence",
          keep=(r".*vision_model", "lm_head")),
     Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
          "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
          _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3, 1.25,
          "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
     Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 7.9, 1.39, "Qwen licence",
+         "InternVL2 8B (native successor)", _LLAVA, 19, 7.9, 1.39, "Qwen licence",
          revision="259a3b64a14623c0ec91a045cb43f7c5af5fa6af"),
     Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 8.5, 1.55, "Apache-2.0",
+         "InternVL2 8B (native successor)", _LLAVA, 20, 8.5, 1.55, "Apache-2.0",
          revision="741a7d03020411e666c6109218ab71e08151ef86"),
     Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
          "Qwen-VL 7B (native successor)", _targets("language_model", r"visual\.merger\.mlp\.[02]"),
-         16, 8.3, 1.77, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         20, 8.3, 1.77, "Apache-2.0", keep=(r".*visual", "lm_head"),
          revision="cc594898137f460bfe9f0759e9844b3ce807cfb5"),
     Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
-         "Qwen-VL 7B (native successor)", _QWEN3, 17, 8.8, 1.82, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         "Qwen-VL 7B (native successor)", _QWEN3, 21, 8.8, 1.82, "Apache-2.0", keep=(r".*visual", "lm_head"),
          revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b"),
     Spec("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
-         _QWEN3, 11, 4.4, 0.8, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         _QWEN3, 16, 4.4, 0.8, "Apache-2.0", keep=(r".*visual", "lm_head"),
          revision="ebb281ec70b05090aa6165b016eac8ec08e71b17"),
     Spec("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
-         _QWEN3, 7, 2.1, 0.72, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         _QWEN3, 13, 2.1, 0.72, "Apache-2.0", keep=(r".*visual", "lm_head"),
          revision="89644892e4d85e24eaac8bacfd4f463576704203"),
     Spec("internvl3.5-4b", "OpenGVLab/InternVL3_5-4B-HF", "InternVLForConditionalGeneration", _SMALL,
-         _LLAVA, 11, 4.7, 1.08, "Apache-2.0",
+         _LLAVA, 16, 4.7, 1.08, "Apache-2.0",
          revision="6bd4487402110ef9889ba50eb7aefeb302526fed"),
     Spec("internvl3.5-2b", "OpenGVLab/InternVL3_5-2B-HF", "InternVLForConditionalGeneration", _SMALL,
-         _LLAVA, 7, 2.3, 0.93, "Apache-2.0",
+         _LLAVA, 13, 2.3, 0.93, "Apache-2.0",
          revision="3f301ffcf3dcbb47893afae6650ea3e78d96fb6d"),
     Spec("internvl3.5-1b", "OpenGVLab/InternVL3_5-1B-HF", "InternVLForConditionalGeneration", _SMALL,
-         _LLAVA, 5, 1.1, 0.62, "Apache-2.0",
+         _LLAVA, 11, 1.1, 0.62, "Apache-2.0",
          revision="9191dbccf312b537016f041b25d61c72e7c5c9f3"),
     Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration", _SMALL,
          _SMOL, 8, 2.2, 0.62, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
          revision="482adb537c021c86670beed01cd58990d01e72e4"),
     Spec("smolvlm-500m", "HuggingFaceTB/SmolVLM-500M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
-         _SMOL, 4, 0.51, 0.18, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
+         _SMOL, 5, 0.51, 0.18, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
          revision="a7da5b986cb59b408707209984f360a5f4ad7e47"),
     Spec("smolvlm-256m", "HuggingFaceTB/SmolVLM-256M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
-         _SMOL, 3, 0.26, 0.14, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
+         _SMOL, 4, 0.26, 0.14, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
          revision="7e3e67edbbed1bf9888184d9df282b700a323964"),
 )}
 
@@ -228,8 +229,8 @@ def listing() -> str:
             s.name, s.model_class.removesuffix("ForConditionalGeneration"),
             "(ships with the package)" if s.source == str(EMBEDDED) else s.source,
             f"{s.billions:.3g}", f"{nf4:.1f}", s.memory_gb or "<1", here))
-    return "\n".join([*lines, f"NF4 GB: of 4-bit weights alone; train GB: of QLoRA at batch 4, roughly; "
-                              f"here: with NF4 in the {free:.1f} GB free {where}."])
+    return "\n".join([*lines, "NF4 GB: 4-bit weights alone; train GB: QLoRA at batch 4 and 1,024 tokens, "
+                      f"roughly; here: with NF4 in the {free:.1f} GB free {where}."])
 
 
 def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:

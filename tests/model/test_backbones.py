@@ -150,7 +150,7 @@ def test_the_listing_says_what_each_needs_and_what_fits_here(monkeypatch):
     monkeypatch.setattr(backbones, "free_memory", lambda: (6.9, "on the GPU"))
     rows = {line.split()[0]: line for line in backbones.listing().splitlines()}
     # 4.4 billion weights, 0.8 of them in 16 bits: (0.8 * 2 + 3.6 * 4.13 / 8) * 1e9 / 2**30 = 3.2 GB
-    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 11 answers"
+    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 16 answers"
     assert rows["qwen3-vl-4b"].split() == want.split()
     assert rows["llava-1.5-13b"].endswith(" -") and rows["smolvlm-256m"].endswith(" trains")
     assert "6.9 GB free on the GPU" in rows["NF4"] and set(BACKBONES) < set(rows)
