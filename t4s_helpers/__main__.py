@@ -5,7 +5,7 @@
     t4s train --backbone llava-1.5-7b --recipe res --root /data --dry-run
     t4s evaluate run runs/res -n 500          t4s evaluate tables runs
     t4s data                                  t4s data refcoco --root /data
-    t4s weights mobile_sam
+    t4s weights mobile_sam                    t4s backbones
     t4s notebooks --only 04 --set STEPS=50
 
 ``t4s COMMAND --help`` lists a command's options.
@@ -58,7 +58,7 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     add("--encoding", default="rrle", help="what the adapter was trained to write")
     add("--grid-size", type=int, default=16, metavar="N")
-    add("--refiner", default="mobile_sam", help="mobile_sam (default), sam_vit_h, ..., or none")
+    add("--refiner", default="mobile_sam", help="mobile_sam (default), sam_vit_h, sam2.1_hiera_tiny, none")
     add("--out", type=Path, metavar="FILE.png", help="write the mask; several expressions are numbered")
     add("--overlay", type=Path, metavar="FILE.png", help="write the picture with the mask tinted")
     add("--json", action="store_true", help="print everything as JSON")
@@ -67,7 +67,7 @@ def _ask_options(parser: argparse.ArgumentParser) -> None:
 
 def _model_options(parser: argparse._ActionsContainer) -> None:
     add = parser.add_argument
-    add("--backbone", default="embedded", help="a name of the table in the README")
+    add("--backbone", default="embedded", help="a name that `t4s backbones` lists")
     add("--adapter", help="a folder, or the name of one that ships, or none; the embedded model takes "
         "'scenes'")
     add("--source", type=Path, help="folder of the backbone, if not its own")
@@ -112,7 +112,7 @@ def _numbered(path: Path, k: int, n: int) -> Path:
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone", default="embedded", help="a name of the table in the README")
+    add("--backbone", default="embedded", help="a name that `t4s backbones` lists")
     add("--source", type=Path, help="folder of the backbone, if not its own")
     add("--quantize", choices=("nf4", "none"), default="nf4",
         help="'none' trains on the unquantized base: five times faster on a CPU")
@@ -268,7 +268,7 @@ def _print_tables(args: argparse.Namespace) -> None:
         print(excluded.to_string(index=False))
 
 
-# --- data, weights, notebooks --------------------------------------------------------------------
+# --- data, weights, backbones, notebooks ---------------------------------------------------------
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -309,6 +309,12 @@ def _weights(args: argparse.Namespace) -> None:
         print(fetch(name, progress=not args.quiet))
 
 
+def _backbones(args: argparse.Namespace) -> None:
+    from .model.backbones import listing
+
+    print(listing())
+
+
 def _notebooks_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", default="cpu", help="which notebooks/params/<profile>.yaml to use (cpu)")
@@ -341,6 +347,8 @@ COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "train": ("fine-tune a backbone with QLoRA", _train_options, _train),
     "evaluate": ("answer and score samples, or make tables of finished runs", _evaluate_options,
                  _evaluate),
+    "backbones": ("list the backbones, the memory that each needs, and what fits here", lambda _: None,
+                  _backbones),
     "data": ("list the data sets, or check the files of one", _data_options, _data),
     "notebooks": ("run the workbook's notebooks in order", _notebooks_options, _notebooks),
     "weights": ("list or fetch the checkpoints of the refiners", _weights_options, _weights),

@@ -91,13 +91,13 @@ def deepseek_vl(hybrid: bool = False):
         images, tok, chat_template=tok.chat_template, num_image_tokens=16)
 
 
-def internvl():
+def internvl(language: str = "qwen2", **more):
     tok = tokenizer(CHATML, "<IMG_CONTEXT>\n", "<|im_end|>", extra=("<|im_start|>",),
                     start_image_token="<img>", end_image_token="</img>",
                     context_image_token="<IMG_CONTEXT>", video_token="<video>")
     config = t.InternVLConfig(
         vision_config={**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]},
-        text_config=text(tok, "qwen2"), image_token_id=tok.context_image_token_id,
+        text_config=text(tok, language, **more), image_token_id=tok.context_image_token_id,
         image_seq_length=4)
     images = t.GotOcr2ImageProcessor(size={"height": SIDE, "width": SIDE}, crop_to_patches=True,
                                      max_patches=3)
@@ -106,7 +106,7 @@ def internvl():
         image_seq_length=4, chat_template=tok.chat_template)
 
 
-def qwen(kind: str, patch: int, language: str, tower: dict, rope: dict, **more):
+def qwen(kind: str, patch: int, language: str, tower: dict, rope: dict, tied: bool = False, **more):
     names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
     special = dict(zip(names, ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")))
     tok = tokenizer(CHATML, "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>",
@@ -115,7 +115,7 @@ def qwen(kind: str, patch: int, language: str, tower: dict, rope: dict, **more):
         vision_config=dict(depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=2,
                            patch_size=patch, out_hidden_size=WIDTH, **tower),
         text_config=text(tok, language, rope_parameters={
-            "rope_type": "default", "rope_theta": 10000.0, **rope}, **more),
+            "rope_type": "default", "rope_theta": 10000.0, **rope}, **more), tie_word_embeddings=tied,
         **{f"{name}_id": getattr(tok, f"{name}_id") for name in names})
     cell = 2 * patch
     images = t.Qwen2VLImageProcessor(patch_size=patch, min_pixels=cell**2, max_pixels=4 * cell**2)
@@ -132,25 +132,32 @@ qwen3_vl = functools.partial(
     dict(mrope_section=[6, 5, 5], mrope_interleaved=True), head_dim=32)
 
 
-def smolvlm():
-    tok = tokenizer(SMOL, "<image>", "<end_of_utterance>", extra=("<|im_start|>",),
-                    image_token="<image>", fake_image_token="<fake_token_around_image>",
-                    global_image_token="<global-img>", end_of_utterance_token="<end_of_utterance>")
-    config = t.SmolVLMConfig(
+def smolvlm(kind: str = "SmolVLM", tiles: int = 1):
+    """Pictures are shown whole, and cut into at most ``tiles`` x ``tiles`` squares besides."""
+    tok = tokenizer(SMOL, "<image>", "<end_of_utterance>", image_token="<image>",
+                    extra=("<|im_start|>", *(f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2))),
+                    fake_image_token="<fake_token_around_image>", global_image_token="<global-img>",
+                    end_of_utterance_token="<end_of_utterance>")
+    config = getattr(t, f"{kind}Config")(
         vision_config={**VISION, "image_size": SIDE, "patch_size": PATCH},
         text_config=text(tok), image_token_id=tok.image_token_id, scale_factor=2)
-    images = t.SmolVLMImageProcessor(size={"longest_edge": SIDE},
-                                     max_image_size={"longest_edge": SIDE})
-    return t.SmolVLMForConditionalGeneration(config), t.SmolVLMProcessor(
-        images, tok, t.SmolVLMVideoProcessor(), image_seq_len=4, chat_template=tok.chat_template)
+    images = getattr(t, f"{kind}ImageProcessor")(size={"longest_edge": tiles * SIDE},
+                                                 max_image_size={"longest_edge": SIDE})
+    videos = [t.SmolVLMVideoProcessor()] if kind == "SmolVLM" else []
+    return getattr(t, f"{kind}ForConditionalGeneration")(config), getattr(t, f"{kind}Processor")(
+        images, tok, *videos, image_seq_len=4, chat_template=tok.chat_template)
 
 
 FAMILIES = {
     "llava-1.5-7b": llava, "deepseek-vl-1.3b": deepseek_vl,
     "deepseek-vl-7b": functools.partial(deepseek_vl, hybrid=True), "internvl3.5-8b": internvl,
-    "qwen2.5-vl-7b": qwen2_5_vl, "qwen3-vl-8b": qwen3_vl, "smolvlm2-2.2b": smolvlm,
+    "internvl3.5-1b": functools.partial(internvl, "qwen3", head_dim=32),
+    "qwen2.5-vl-7b": qwen2_5_vl, "qwen3-vl-8b": qwen3_vl,
+    "qwen3-vl-2b": functools.partial(qwen3_vl, tied=True), "smolvlm2-2.2b": smolvlm,
+    "smolvlm-256m": functools.partial(smolvlm, "Idefics3", tiles=2),
 }
-"""Name in the table of backbones -> builder of the family in miniature."""
+"""Name in the table of backbones -> builder of the family in miniature: one for every kind of model,
+language model and head that the table holds."""
 
 
 @functools.cache

@@ -130,10 +130,10 @@ def test_errors_are_one_sentence(capsys):
     assert stopped.value.code == 2
 
 
-def test_data_and_weights_are_listed(capsys):
-    assert command.main(["data"]) == command.main(["weights"]) == 0
+def test_data_weights_and_backbones_are_listed(capsys):
+    assert command.main(["data"]) == command.main(["weights"]) == command.main(["backbones"]) == 0
     out = capsys.readouterr().out
-    assert "refcocog" in out and "mobile_sam" in out
+    assert "refcocog" in out and "mobile_sam" in out and "smolvlm-256m" in out
 
 
 def test_a_run_is_trained_evaluated_and_tabulated(tmp_path, capsys):

@@ -13,10 +13,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -50,11 +51,13 @@ class Spec:
         lora_targets: regular expression of the linear layers of connector and language model.
         keep: regular expressions of the modules that stay unquantized.
         precise: and of those that are computed in float32 even where training multiplies in 16 bits.
-        memory_gb: GPU memory for QLoRA at batch 4, roughly; 0 for the CPU.
+        memory_gb: GPU memory for QLoRA at batch 4 and 1,024 tokens, roughly; 0 for the CPU. Half of a small
+            model's is logits: 14 bytes for each word of the vocabulary at each token.
         billions: of parameters, all parts together.
+        kept: of these, billions that NF4 leaves in 16 bits: tower, embeddings and head.
         licence: of the weights.
         n_image_tokens: tokens per image where that number is fixed and images need no processor.
-        revision: branch, tag or commit of the hub repository.
+        revision: commit of the hub repository, or a branch; of another ``source`` ``main``.
         squeeze: scale pictures to the tower's square instead of cropping out the middle: the model
             never sees what a crop cuts off, yet the descriptor's grid covers the whole picture. The
             other families pad to a square, cut tiles, or keep the aspect by themselves.
@@ -67,12 +70,18 @@ class Spec:
     lora_targets: str
     memory_gb: int
     billions: float
+    kept: float
     licence: str
     keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
     precise: tuple[str, ...] = ()
     n_image_tokens: int | None = None
     revision: str = "main"
     squeeze: bool = False
+
+    def weights_gb(self, quantize: str | None = "nf4") -> float:
+        """GB of 2**30 bytes: NF4 with double quantization takes 4.13 bits a weight, all else 16."""
+        in_nf4 = self.billions - self.kept if quantize else 0
+        return (2 * (self.billions - in_nf4) + 4.13 / 8 * in_nf4) * 1e9 / 2**30
 
 
 def _targets(language: str, connector: str) -> str:
@@ -84,39 +93,68 @@ _EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.
 would blur them and what the connector hands to them; in bfloat16 they confuse one row in three."""
 _WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
+_QWEN3 = _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
+_SMOL = _targets("text_model", r"connector\.modality_projection\.proj")
+_SMALL = "none: a small one for a small GPU"
 
+# The commits stand in public projects on GitHub that ran these weights, beside the hub id or in paths such as
+# models--OWNER--NAME/snapshots/COMMIT. Of the native DeepSeek-VL none was found: the newest counts.
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         _EMBEDDED, 0, 0.012, "Apache-2.0",
+         _EMBEDDED, 0, 0.012, 0.006, "Apache-2.0",
          keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
          precise=(_WIRED,), n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 7B", _LLAVA, 14, 7.1, "Llama 2", squeeze=True),
+         "LLaVA-1.5 7B", _LLAVA, 14, 7.1, 0.57, "Llama 2", squeeze=True,
+         revision="b234b804b114d9e37bb655e11cbbb5f5e971b7a9"),
     Spec("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "LlavaForConditionalGeneration",
-         "LLaVA-1.5 13B", _LLAVA, 22, 13.4, "Llama 2", squeeze=True),
+         "LLaVA-1.5 13B", _LLAVA, 22, 13.4, 0.63, "Llama 2", squeeze=True,
+         revision="5dda2880bda009266dda7c4baff660b95ca64540"),
     Spec("deepseek-vl-1.3b", "deepseek-community/deepseek-vl-1.3b-chat",
          "DeepseekVLForConditionalGeneration", "DeepSeek-VL 1.3B",
-         _targets("language_model", r"aligner\.linear[12]"), 6, 2.0, "DeepSeek model licence",
+         _targets("language_model", r"aligner\.linear[12]"), 10, 2.0, 0.74, "DeepSeek model licence",
          keep=(r".*vision_model", "lm_head")),
     Spec("deepseek-vl-7b", "deepseek-community/deepseek-vl-7b-chat",
          "DeepseekVLHybridForConditionalGeneration", "DeepSeek-VL 7B",
-         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3,
+         _targets("language_model", r"aligner\.(vision_proj|high_res_vision_proj|proj)"), 16, 7.3, 1.25,
          "DeepSeek model licence", keep=(r".*vision_model", r".*high_res_vision", "lm_head")),
     Spec("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 7.9, "Qwen licence"),
+         "InternVL2 8B (native successor)", _LLAVA, 19, 7.9, 1.39, "Qwen licence",
+         revision="259a3b64a14623c0ec91a045cb43f7c5af5fa6af"),
     Spec("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "InternVLForConditionalGeneration",
-         "InternVL2 8B (native successor)", _LLAVA, 16, 8.5, "Apache-2.0"),
+         "InternVL2 8B (native successor)", _LLAVA, 20, 8.5, 1.55, "Apache-2.0",
+         revision="741a7d03020411e666c6109218ab71e08151ef86"),
     Spec("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
          "Qwen-VL 7B (native successor)", _targets("language_model", r"visual\.merger\.mlp\.[02]"),
-         16, 8.3, "Apache-2.0", keep=(r".*visual", "lm_head")),
+         20, 8.3, 1.77, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         revision="cc594898137f460bfe9f0759e9844b3ce807cfb5"),
     Spec("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen3VLForConditionalGeneration",
-         "Qwen-VL 7B (native successor)",
-         _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
-         17, 8.8, "Apache-2.0", keep=(r".*visual", "lm_head")),
-    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
-         "none: a small one for a small GPU",
-         _targets("text_model", r"connector\.modality_projection\.proj"), 8, 2.2, "Apache-2.0",
-         keep=(r".*vision_model", "lm_head")),
+         "Qwen-VL 7B (native successor)", _QWEN3, 21, 8.8, 1.82, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b"),
+    Spec("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
+         _QWEN3, 16, 4.4, 0.8, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         revision="ebb281ec70b05090aa6165b016eac8ec08e71b17"),
+    Spec("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", "Qwen3VLForConditionalGeneration", _SMALL,
+         _QWEN3, 13, 2.1, 0.72, "Apache-2.0", keep=(r".*visual", "lm_head"),
+         revision="89644892e4d85e24eaac8bacfd4f463576704203"),
+    Spec("internvl3.5-4b", "OpenGVLab/InternVL3_5-4B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 16, 4.7, 1.08, "Apache-2.0",
+         revision="6bd4487402110ef9889ba50eb7aefeb302526fed"),
+    Spec("internvl3.5-2b", "OpenGVLab/InternVL3_5-2B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 13, 2.3, 0.93, "Apache-2.0",
+         revision="3f301ffcf3dcbb47893afae6650ea3e78d96fb6d"),
+    Spec("internvl3.5-1b", "OpenGVLab/InternVL3_5-1B-HF", "InternVLForConditionalGeneration", _SMALL,
+         _LLAVA, 11, 1.1, 0.62, "Apache-2.0",
+         revision="9191dbccf312b537016f041b25d61c72e7c5c9f3"),
+    Spec("smolvlm2-2.2b", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration", _SMALL,
+         _SMOL, 8, 2.2, 0.62, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
+         revision="482adb537c021c86670beed01cd58990d01e72e4"),
+    Spec("smolvlm-500m", "HuggingFaceTB/SmolVLM-500M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
+         _SMOL, 5, 0.51, 0.18, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
+         revision="a7da5b986cb59b408707209984f360a5f4ad7e47"),
+    Spec("smolvlm-256m", "HuggingFaceTB/SmolVLM-256M-Instruct", "Idefics3ForConditionalGeneration", _SMALL,
+         _SMOL, 4, 0.26, 0.14, "Apache-2.0", keep=(r".*vision_model", "lm_head"),
+         revision="7e3e67edbbed1bf9888184d9df282b700a323964"),
 )}
 
 NOT_NATIVE = {"internvl2": "internvl3.5-8b", "qwen-vl": "qwen3-vl-8b"}
@@ -172,6 +210,29 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
+def free_memory() -> tuple[float, str]:
+    """GB of 2**30 bytes that are free, and where: on the GPU, or in RAM where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**30, "on the GPU"
+    return psutil.virtual_memory().available / 2**30, "in RAM (no GPU)"
+
+
+def listing() -> str:
+    """The table of backbones as text, with the memory that each needs and what fits on this machine."""
+    free, where = free_memory()
+    form = "{:<17}{:<18}{:<41}{:>6}{:>8}{:>10}  {}"
+    lines = [form.format("name", "class", "hub id", "B", "NF4 GB", "train GB", "here")]
+    for s in BACKBONES.values():
+        nf4 = s.weights_gb()
+        here = "trains" if max(s.memory_gb, nf4) <= free else "answers" if nf4 <= free else "-"
+        lines.append(form.format(
+            s.name, s.model_class.removesuffix("ForConditionalGeneration"),
+            "(ships with the package)" if s.source == str(EMBEDDED) else s.source,
+            f"{s.billions:.3g}", f"{nf4:.1f}", s.memory_gb or "<1", here))
+    return "\n".join([*lines, "NF4 GB: 4-bit weights alone; train GB: QLoRA at batch 4 and 1,024 tokens, "
+                      f"roughly; here: with NF4 in the {free:.1f} GB free {where}."])
+
+
 def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
     """Refuse a backbone whose weights do not fit, before hours of download.
 
@@ -181,8 +242,7 @@ def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
     Raises:
         BackboneError: says the need, the free amount and the setting to change.
     """
-    # NF4 with double quantization takes 4.13 bits a weight; tower, embeddings and head stay in 16.
-    needs = {s.name: s.billions * (0.75 if quantize else 2) * 1e9 / 2**30 for s in BACKBONES.values()}
+    needs = {s.name: s.weights_gb(quantize) for s in BACKBONES.values()}
     if needs[spec.name] > free_gb:
         fits = ", ".join(name for name, need in needs.items() if need <= free_gb)
         advice = "free the GPU" if quantize else "load it with quantize='nf4', free the GPU"
@@ -192,14 +252,15 @@ def check_memory(spec: Spec, quantize: str | None, free_gb: float) -> None:
             f"{advice} (nvidia-smi lists who uses it), or choose one that fits: {fits}.")
 
 
-def find(name: str) -> Spec:
-    """The `Spec` called ``name``.
+def find(name: str, source: str | Path | None = None) -> Spec:
+    """The `Spec` called ``name``; of another ``source``, where one is given.
 
     Raises:
         BackboneError: no such name; the message lists those that there are, or names the nearest.
     """
     if name in BACKBONES:
-        return BACKBONES[name]
+        spec = BACKBONES[name]
+        return replace(spec, source=str(source), revision="main") if source else spec
     for start, nearest in NOT_NATIVE.items():
         if name.lower().startswith(start):
             raise BackboneError(f"{name!r} has no class in transformers, and the workbook does not run "
@@ -225,26 +286,26 @@ def load_backbone(name: str = "embedded", quantize: str | None = None,
         BackboneError: an unknown name or precision, weights or adapter not found, too little GPU
             memory, or a tokenizer without the image token.
     """
-    spec = find(name)
+    spec = find(name, source)
     if quantize not in (None, "nf4"):
         raise BackboneError(f"Unknown precision {quantize!r}: choose 'nf4' or None.")
     if torch.cuda.is_available():
-        check_memory(spec, quantize, torch.cuda.mem_get_info()[0] / 2**30)
+        check_memory(spec, quantize, free_memory()[0])
     options: dict[str, Any] = {"dtype": torch.float32 if name == "embedded" else half()}
     if torch.cuda.is_available() and not sharded():  # FSDP itself spreads the weights
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if quantize:
         options["quantization_config"] = quantization(spec.keep)
-    processor = load_processor(spec, source)
-    model = _pretrained(AutoModelForImageTextToText, spec, source, **options)
+    processor = load_processor(spec)
+    model = _pretrained(AutoModelForImageTextToText, spec, **options)
     backbone = Backbone(spec, model.eval(), processor)
     return with_adapter(backbone, adapter) if adapter else backbone
 
 
-def load_processor(spec: Spec, source: str | Path | None = None):
-    """The processor of a backbone, without its weights; ``source`` and errors as in `load_backbone`."""
-    processor = _pretrained(AutoProcessor, spec, source)
-    check_image_token(processor, str(source or spec.source))
+def load_processor(spec: Spec):
+    """The processor of a backbone, without its weights; errors as in `load_backbone`."""
+    processor = _pretrained(AutoProcessor, spec)
+    check_image_token(processor, spec.source)
     processor.tokenizer.padding_side = "left"
     if spec.squeeze:
         images = processor.image_processor
@@ -253,12 +314,11 @@ def load_processor(spec: Spec, source: str | Path | None = None):
     return processor
 
 
-def _pretrained(kind: Any, spec: Spec, source: str | Path | None, **options: Any) -> Any:
-    place = str(source or spec.source)
+def _pretrained(kind: Any, spec: Spec, **options: Any) -> Any:
     try:  # a folder has no revisions, and transformers then ignores the name
-        return kind.from_pretrained(place, revision=spec.revision, **options)
+        return kind.from_pretrained(spec.source, revision=spec.revision, **options)
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{spec.name!r} could not be loaded from {place} ({str(error)[:200]}): "
+        raise BackboneError(f"{spec.name!r} could not be loaded from {spec.source} ({str(error)[:200]}): "
                             "check the network and the hub login, or give a folder as source.") from error
 
 

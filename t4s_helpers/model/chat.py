@@ -204,7 +204,8 @@ def pad_batch(items: list[dict], processor) -> dict[str, Any]:
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``(B, T)``, `PER_TOKEN` inputs padded
-        with 0, and every image tensor concatenated along its first axis. Of items side by side,
+        with 0, and every image tensor concatenated along its first axis, with blank tiles where a family
+        cuts pictures into unequal numbers of them along the second. Of items side by side,
         ``input_ids`` and image tensors of what they share, and ``groups``, see `group_exchanges`.
     """
     import torch
@@ -224,12 +225,21 @@ def pad_batch(items: list[dict], processor) -> dict[str, Any]:
             [[int(k < len(item["input_ids"])) for k in range(length)] for item in items])
     names = {name for item in items for name in item} - {*batch, "exchanges", "image"}
     for name in sorted(names):
-        batch[name] = padded(name, 0) if name in PER_TOKEN else torch.cat(
+        batch[name] = padded(name, 0) if name in PER_TOKEN else _concatenated(
             [torch.as_tensor(item[name]) for item in items if name in item])
     if pictures := [item["image"] for item in items if "image" in item]:
         towers = processor.image_processor
         batch["pixel_values"] = pixel_values(np.stack(pictures), towers.image_mean, towers.image_std)
     return batch
+
+
+def _concatenated(tensors: list):
+    """Along the first axis; zeros fill up the second, which SmolVLM's models take for no tile."""
+    from torch import cat
+    from torch.nn.functional import pad
+
+    n = max(one.shape[1] for one in tensors)
+    return cat([pad(one, (0, 0) * (one.ndim - 2) + (0, n - one.shape[1])) for one in tensors])
 
 
 def group_exchanges(items: list[dict], processor, n: int = 3) -> list[dict[str, Any]]:

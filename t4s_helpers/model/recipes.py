@@ -193,7 +193,7 @@ def _speed(out: Path) -> float | None:
 def _tokens(plan: Plan, mixture: DataMixture | SceneMixture, n: int = 32) -> str:
     """Mean length of ``n`` conversations, spread over the mixture, and of what is trained of them."""
     try:
-        processor = load_processor(find(plan.backbone), plan.source)
+        processor = load_processor(find(plan.backbone, plan.source))
     except BackboneError as error:
         return f"tokens unknown: {error}"
     items = TrainingSet(ConversationEncoder(processor), mixture)

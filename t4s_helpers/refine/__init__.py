@@ -17,8 +17,9 @@ def load_refiner(name: str = "mobile_sam", device: str | None = None, precision:
     """A refiner by name; the same object each time for the same arguments.
 
     Args:
-        name: ``none``, or a SAM model: ``mobile_sam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``. A
-            checkpoint is fetched where it is not in the cache (`t4s_helpers.model.weights`).
+        name: ``none``, or a SAM model: ``mobile_sam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``, whose
+            checkpoint is fetched where it is not in the cache (`t4s_helpers.model.weights`), or
+            ``sam2.1_hiera_tiny``, ``_small``, ``_base_plus``, ``_large``, fetched by the model hub's library.
         device: as PyTorch names it; by default ``"cuda"`` where there is one, else ``"cpu"``.
         precision: see `t4s_helpers.refine.sam.SamRefiner`.
 
@@ -28,6 +29,8 @@ def load_refiner(name: str = "mobile_sam", device: str | None = None, precision:
     """
     if name not in REFINERS:
         from . import sam  # noqa: F401  registers SAM's names; it imports PyTorch
+    if name not in REFINERS:
+        from . import sam2  # noqa: F401  and SAM 2's; it imports transformers
     if name not in REFINERS:
         raise RefineError(f"There is no refiner named {name!r}; choose one of {', '.join(REFINERS)}.")
     return _load(REFINERS[name], name, device, precision)

@@ -2,7 +2,8 @@
 
 SAM sees an image scaled until its longest side fills a square frame of 1024 x 1024 pixels; the rest is
 padding. Its mask prompt has 256 x 256 cells over the same square, so a coarse mask has to be laid into
-that frame, not stretched over it. Images are ``(H, W)``, row 0 at the top; points are ``(x, y)``.
+that frame, not stretched over it. SAM 2 does stretch the image, and its mask prompt with it. Images are
+``(H, W)``, row 0 at the top; points are ``(x, y)``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Prompts:
             ``soft`` that of the probabilities passed as ``confidence`` to `Refiner.refine`. ``binary``
             passes 1 and 0, which SAM does not expect: a common mistake, here to show its cost.
         strength: above 0; the logits of the mask prompt are multiplied by it.
-        frame: ``sam`` lays the mask prompt into SAM's padded frame; ``stretched`` pulls it over the
-            whole frame, as happens when the aspect ratio is forgotten.
+        frame: ``sam`` lays the mask prompt where the model lays the image, for SAM into the padded frame;
+            ``stretched`` pulls it over the whole frame, as happens when the aspect ratio is forgotten.
         resize: ``coverage`` takes the inverse sigmoid of how much of each of SAM's cells the mask covers;
             ``bilinear`` resizes the mask's logits as Pillow resizes a picture, and leaves 0 ("unknown")
             outside of it. A grid that is stretched so has slopes between its cells, not steps.
@@ -95,7 +96,7 @@ thirty configurations by the cIoU on the bundled photos (53 targets, oracle 16 x
 
 def sam_prompt(
     mask: np.ndarray, prompts: Prompts, seed: int = 0, confidence: np.ndarray | None = None,
-    cells: tuple[int, int] = (256, 256), frame_size: tuple[int, int] = (1024, 1024),
+    cells: tuple[int, int] = (256, 256), frame_size: tuple[int, int] = (1024, 1024), frame: str = "sam",
 ) -> dict[str, np.ndarray]:
     """Everything that SAM is told about one coarse mask ``(H, W)``, in the coordinates of SAM's frames.
 
@@ -103,12 +104,13 @@ def sam_prompt(
         seed: of random points, from 0.
         confidence: float ``(rows, cols)`` in [0, 1], for ``mask="soft"``.
         cells, frame_size: as in `mask_logits`.
+        frame: how the model lays the image: ``sam``, or ``stretched`` for SAM 2.
 
     Returns:
         as far as asked for, ``point_coords`` ``(P, 2)``, ``point_labels`` ``(P,)``, ``boxes`` ``(4,)``,
         ``mask_input`` ``(1, *cells)``; ``coarse`` ``cells`` where a choice among masks needs it.
     """
-    rows, columns = filled_frame(mask.shape, max(frame_size))
+    rows, columns = filled_frame(mask.shape, max(frame_size)) if frame == "sam" else frame_size
     scale = np.array([columns / mask.shape[1], rows / mask.shape[0]])
     told = {}
     if prompts.points != "none":
@@ -120,11 +122,12 @@ def sam_prompt(
         told["boxes"] = np.array(mask_to_box(mask), float) * np.tile(scale, 2)
     if prompts.mask != "none":
         shown = confidence if prompts.mask == "soft" else mask
-        logits = mask_logits(shown, cells, frame_size, prompts.frame, mask.shape, prompts.resize)
+        laid = frame if prompts.frame == "sam" else prompts.frame
+        logits = mask_logits(shown, cells, frame_size, laid, mask.shape, prompts.resize)
         logits = (logits > 0).astype(np.float32) if prompts.mask == "binary" else logits
         told["mask_input"] = prompts.strength * logits[None]
     if prompts.multimask and prompts.choose == "agreement":
-        told["coarse"] = mask_logits(mask, cells, frame_size) > 0
+        told["coarse"] = mask_logits(mask, cells, frame_size, frame) > 0
     return told
 
 

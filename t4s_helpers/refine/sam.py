@@ -9,7 +9,7 @@ lays the image, and a result depends on the image, the mask and the seed alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class SamRefiner(Refiner):
     Args:
         sam: in evaluation mode, on the device to use.
         name: shown in tables.
-        cached_images: how many image embeddings to keep (4 MB each at 1024 pixels).
+        cached_images: how many image embeddings to keep (4 MB each at 1024 pixels, 17 MB of SAM 2).
         precision: one of `PRECISIONS`, by PyTorch's autocast; anything else, and float16 on the CPU,
             is a `RefineError`. Logits and scores are float32 in any case.
 
@@ -44,12 +44,13 @@ class SamRefiner(Refiner):
     """
 
     names = tuple(MODELS)
+    frame: ClassVar[str] = "sam"  # how the model lays the image, see `t4s_helpers.refine.prompts.sam_prompt`
 
     def __init__(self, sam: Sam, name: str = "sam", cached_images: int = 8, precision: str = "float32"):
         super().__init__(name)
         _check_precision(precision, sam.device.type)
         self.precision = precision
-        self.predictor = SamPredictor(sam)
+        self.predictor = self._predictor(sam)
         self.batch = 1 if sam.device.type == "cpu" else 16
         self._cached_images = cached_images
         self._embeddings: dict[bytes, dict[str, Any]] = {}  # the one used last comes last
@@ -58,8 +59,7 @@ class SamRefiner(Refiner):
     @classmethod
     def load(cls, name: str, device: str | None, precision: str) -> SamRefiner:
         """Fetch the checkpoint where it is not in the cache, and build the model."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        _check_precision(precision, torch.device(device).type)
+        device = checked_device(device, precision)
         published = torch.load(fetch(name), map_location="cpu", weights_only=True)
         sam = MODELS[name]()
         sam.load_state_dict(renamed(published))  # every key and shape must fit
@@ -78,6 +78,8 @@ class SamRefiner(Refiner):
         """Embed an image, or find its embedding again by its content."""
         key = digest(pixels)
         self._seen = self._embeddings.pop(key, None) or self._embed(pixels)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # for honest milliseconds
         self._embeddings[key] = self._seen
         if len(self._embeddings) > self._cached_images:
             del self._embeddings[next(iter(self._embeddings))]
@@ -89,8 +91,7 @@ class SamRefiner(Refiner):
         """The paper's procedure: prompts for each mask, then the predictor calls."""
         found, scores = np.zeros(masks.shape, bool), np.zeros(len(masks), np.float32)
         vars(self.predictor).update(self._seen)  # the predictor may be shared, see `with_prompts`
-        encoder = self.predictor.model.prompt_encoder
-        frames = encoder.mask_input_size, encoder.input_image_size
+        frames = *self._frames(), self.frame
         with self._timed("prompts"):
             grids = confidence or [None] * len(masks)
             told = [sam_prompt(m, prompts, seed, g, *frames) for m, g in zip(masks, grids, strict=True)]
@@ -101,7 +102,6 @@ class SamRefiner(Refiner):
 
     def _predict(self, told: list[dict[str, np.ndarray]], prompts: Prompts) -> tuple[np.ndarray, ...]:
         """Masks bool ``(B, H, W)`` and scores float32 ``(B,)`` of one batch."""
-        predictor, model = self.predictor, self.predictor.model
         batch = {key: torch.as_tensor(np.stack([one[key] for one in told]), dtype=torch.float,
                                       device=self.device) for key in told[0]}
         points = (batch["point_coords"], batch["point_labels"]) if "point_coords" in batch else None
@@ -112,9 +112,19 @@ class SamRefiner(Refiner):
                 best = _choice(low, iou, batch.get("coarse"))
                 logits = low[every, best][:, None]
             # Brought to the image's size once, at the end: the calls between need the logits alone.
-            masks = model.postprocess_masks(logits, predictor.input_size, predictor.original_size)
-            masks = masks[:, 0] > model.mask_threshold
+            masks = self._at_image_size(logits)
         return masks.cpu().numpy(), iou[every, best].cpu().numpy()
+
+    # -- what depends on the model
+
+    def _predictor(self, sam: Sam) -> Any:
+        """Holds the model, and what is kept of the image seen last."""
+        return SamPredictor(sam)
+
+    def _frames(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, columns) of the mask frame, and of the input frame in pixels."""
+        encoder = self.predictor.model.prompt_encoder
+        return encoder.mask_input_size, encoder.input_image_size
 
     def _decode(self, points: Any, boxes: Any, logits: Any, multimask: bool) -> tuple[torch.Tensor, ...]:
         """One call: low-resolution logits float32 ``(B, M, 256, 256)`` and their scores ``(B, M)``."""
@@ -124,15 +134,19 @@ class SamRefiner(Refiner):
         low, iou = model.mask_decoder(self.predictor.features, places, sparse, dense, multimask)
         return low.float(), iou.float()
 
+    def _at_image_size(self, logits: torch.Tensor) -> torch.Tensor:
+        """Low-resolution logits ``(B, 1, 256, 256)`` -> masks, bool ``(B, H, W)``."""
+        predictor = self.predictor
+        masks = predictor.model.postprocess_masks(logits, predictor.input_size, predictor.original_size)
+        return masks[:, 0] > predictor.model.mask_threshold
+
     def _embed(self, pixels: np.ndarray) -> dict[str, Any]:
-        """What ``SamPredictor.set_image`` leaves in the predictor, by attribute."""
+        """What is kept of an image in the predictor, by attribute: here what ``set_image`` leaves there."""
         predictor, (height, width) = self.predictor, pixels.shape[:2]
         if min(filled_frame((height, width), predictor.transform.target_length)) < 1:
             raise RefineError(f"An image of {width} x {height} pixels is too thin for SAM's frame; crop it.")
         with self._autocast():
             predictor.set_image(pixels)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # for honest milliseconds
         kept = {name: vars(predictor)[name] for name in ("original_size", "input_size", "is_image_set")}
         return {"features": predictor.features.float(), **kept}
 
@@ -158,6 +172,13 @@ def _batches(told: list[dict[str, np.ndarray]], size: int) -> Iterator[list[int]
     for rows in alike.values():
         for first in range(0, len(rows), size):
             yield rows[first : first + size]
+
+
+def checked_device(device: str | None, precision: str) -> str:
+    """The device to use, by default the GPU where there is one; `RefineError` for a precision it lacks."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_precision(precision, torch.device(device).type)
+    return device
 
 
 def _check_precision(precision: str, device: str) -> None:

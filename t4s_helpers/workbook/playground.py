@@ -598,7 +598,10 @@ class Playground:
             self._tell("ready", f"Ask for something in {self.picture.name}.")
 
     def _choose_upload(self, change: Any) -> None:
-        for file in self.upload.value:
+        if isinstance(self.upload.value, Mapping):
+            self._tell("failed", "Uploads need ipywidgets 8, and this is an older one: give the path of the "
+                       "file, or update ipywidgets and restart the kernel.")
+        for file in self._uploads():
             self.controls["path"].value = _path_of(file)
             self.controls["source"].value = SOURCES[2]
             self._choose_picture()  # another file of the same name changes no widget
@@ -645,9 +648,13 @@ class Playground:
     def _load_picture(self) -> Picture:
         return self._sources[self.controls["source"].value][1]()
 
+    def _uploads(self) -> Sequence[Mapping[str, Any]]:
+        """The uploaded files; none where ipywidgets 7 has them in a dict."""
+        return () if isinstance(self.upload.value, Mapping) else self.upload.value
+
     def _own_picture(self) -> Picture:
         path = self.controls["path"].value
-        for file in self.upload.value:
+        for file in self._uploads():
             if path == _path_of(file):
                 return uploaded_picture(file["name"], file["content"])
         return file_picture(path)

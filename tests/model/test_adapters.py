@@ -68,6 +68,18 @@ def test_an_adapter_of_another_base_is_refused(adapter, tmp_path, base, rename, 
         tiny_model.backbone(adapter=tmp_path)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_adapter_that_lost_a_matrix_is_neither_used_nor_trained_further(adapter, tmp_path, trainable):
+    """peft would only warn, and fill the gap with a fresh matrix."""
+    shutil.copytree(adapter, tmp_path / "copy")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    lost = sorted(tensors)[0]
+    save_file({name: t for name, t in tensors.items() if name != lost},
+              tmp_path / "copy" / "adapter_model.safetensors")
+    with pytest.raises(BackboneError, match=f"1 of its matrices .*{lost}"):
+        backbones.open_adapter(tiny_model.backbone(), tmp_path / "copy", trainable=trainable)
+
+
 def test_an_adapter_of_another_shape_is_refused(adapter):
     with pytest.raises(BackboneError, match="does not fit"):
         backbones.load_backbone("llava-1.5-7b", source=families.folder("llava-1.5-7b"), adapter=adapter)

@@ -136,6 +136,55 @@ def test_qwen_is_told_which_tokens_are_visual(name, samples):
     assert batch["mm_token_type_ids"][1, -5:].sum() == 0
 
 
+def test_every_line_of_the_table_is_of_a_kind_that_is_tried_out_here():
+    def kind(name):
+        spec = BACKBONES[name]
+        return spec.model_class, spec.lora_targets, spec.keep, spec.squeeze
+
+    assert {kind(name) for name in BACKBONES} <= {kind(name) for name in (*families.FAMILIES, "embedded")}
+    assert all(0 < spec.kept < spec.billions for spec in BACKBONES.values())
+    assert len({spec.source for spec in BACKBONES.values()}) == len(BACKBONES)
+
+
+def test_the_listing_says_what_each_needs_and_what_fits_here(monkeypatch):
+    monkeypatch.setattr(backbones, "free_memory", lambda: (6.9, "on the GPU"))
+    rows = {line.split()[0]: line for line in backbones.listing().splitlines()}
+    # 4.4 billion weights, 0.8 of them in 16 bits: (0.8 * 2 + 3.6 * 4.13 / 8) * 1e9 / 2**30 = 3.2 GB
+    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 16 answers"
+    assert rows["qwen3-vl-4b"].split() == want.split()
+    assert rows["llava-1.5-13b"].endswith(" -") and rows["smolvlm-256m"].endswith(" trains")
+    assert "6.9 GB free on the GPU" in rows["NF4"] and set(BACKBONES) < set(rows)
+
+
+def test_another_source_is_not_asked_for_the_commit_of_the_tables():
+    for name in BACKBONES.keys() & families.FAMILIES.keys():
+        spec = load(name).spec
+        assert (spec.name, spec.source, spec.revision) == (name, str(families.folder(name)), "main")
+    assert all(spec.revision == "main" or re.fullmatch("[0-9a-f]{40}", spec.revision)
+               for spec in BACKBONES.values())
+
+
+def test_pictures_in_unequal_numbers_of_tiles_share_a_batch(samples):
+    """SmolVLM: a wide picture has fewer tiles than a square one; each answers in a batch as alone."""
+    import torch
+
+    backbone = load("smolvlm-256m")
+    backbone.model.float()
+    encoder, one = backbone.encoder, ask_and_answer(samples[0], GRID4)
+    images = [np.random.default_rng(n).integers(0, 256, (40, 40 * n, 3), np.uint8) for n in (1, 2, 1)]
+    items = [encoder([one], image) for image in images]
+    assert [item["pixel_values"].shape[1] for item in items] == [5, 3, 5]
+    named = [encoder.tokenizer.decode(item["input_ids"]).count("<row_") for item in items]
+    assert named == [4, 2, 4]
+    assert [item["input_ids"].count(backbone.model.config.image_token_id) for item in items] == [20, 12, 20]
+    batch = pad_batch(items, backbone.processor)
+    with torch.no_grad():
+        logits = backbone.model(**batch).logits
+        for item, together in zip(items, logits):
+            alone = backbone.model(**pad_batch([item], backbone.processor)).logits[0]
+            torch.testing.assert_close(together[:len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"name": "internvl2-8b"}, "internvl3.5-8b"), ({"name": "Qwen-VL-7B"}, "qwen3-vl-8b"),
     ({"name": "gpt"}, "llava-1.5-7b.*smolvlm2-2.2b"), ({"quantize": "int3"}, "int3"),

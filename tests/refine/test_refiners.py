@@ -78,7 +78,7 @@ def test_a_new_refiner_is_one_class_and_an_unknown_one_lists_the_known():
     finally:
         del REFINERS["filled"]
     pytest.importorskip("torch")
-    with pytest.raises(RefineError, match="'sam'.*none.*mobile_sam"):
+    with pytest.raises(RefineError, match=r"'sam'.*none.*mobile_sam.*sam2\.1_hiera_large"):
         load_refiner("sam")
 
 

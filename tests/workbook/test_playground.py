@@ -379,6 +379,19 @@ def test_the_file_that_was_named_last_counts(tmp_path):
     assert shown.picture.name == "b.png" and shown.state == "ready"
 
 
+def test_an_upload_by_old_widgets_ends_in_a_sentence_and_paths_still_work(tmp_path):
+    """ipywidgets 7 has a dict of names, where 8 has a tuple of files."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "b.png")
+    shown = playground()
+    shown.upload = SimpleNamespace(value={"a.png": {"metadata": {}, "content": b""}})
+    shown._choose_upload(None)
+    assert shown.state == "failed" and "need ipywidgets 8" in shown.message and "path" in shown.message
+    assert "ipywidgets 8" in shown.status.value and shown.controls["source"].value == "scene"
+    shown.controls["source"].value = "own file"
+    shown.controls["path"].value = str(tmp_path / "b.png")
+    assert shown.picture.name == "b.png" and shown.state == "ready"
+
+
 def test_old_outcomes_are_let_go(monkeypatch):
     monkeypatch.setattr(widgets, "_KEPT", 2)
     shown = playground()
