@@ -258,8 +258,8 @@ def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
                 verify: bool = True, apply_exif: bool = True) -> None:
     """Raise `BadRow` unless a photo is there and, with ``verify``, is an image of ``size`` (H, W)."""
     if not path.is_file():
-        raise BadRow("missing image", f"The photo {path} of {owner} does not exist; unpack the "
-                     "photos again.")
+        raise BadRow("missing image", f"The photo {path} of {owner} does not exist; correct its "
+                     "name, or unpack the photos again.")
     if not verify:
         return
     try:
@@ -281,7 +281,7 @@ def check_annotation(path: Path) -> None:
     """Raise `BadRow` where an annotation file is missing."""
     if not path.is_file():
         raise BadRow("missing annotation",
-                     f"Annotation file {path} does not exist; unpack the annotations again.")
+                     f"Annotation file {path} does not exist; correct its name, or unpack it again.")
 
 
 def check_label(text: str, name: str) -> None:

@@ -64,18 +64,18 @@ def _target(image: Any, lossy: bool) -> np.ndarray:
             return alpha > 127
         image = image.convert("RGB")
     if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
-        return _of_grey(np.asarray(image), lossy)
+        return _of_grey(image, lossy)
     image = image.convert("RGB")
     pixels = np.asarray(image)
     if (pixels == pixels[..., :1]).all():
-        return _of_grey(pixels[..., 0], lossy)
+        return _of_grey(image.getchannel(0), lossy)
     if _BLACK not in [colour for _, colour in image.getcolors(2) or ()]:
         raise ValueError("holds colours besides black and one other, so that it is not clear which are meant")
     return pixels.any(axis=2)
 
 
 def _of_indices(image: Any) -> np.ndarray:
-    """bool ``(H, W)`` of a palette image."""
+    """`_target` of a palette image."""
     used, shades = [index for _, index in image.getcolors()], np.reshape(image.getpalette(), (-1, 3))
     black = [index for index in used if index < len(shades) and not shades[index].any()]
     if black and 0 not in black:
@@ -83,7 +83,7 @@ def _of_indices(image: Any) -> np.ndarray:
                          "clear which is the background")
     targets = [index for index in used if index]
     if len(targets) > 1 and black == [0] and (shades == shades[:, :1]).all():
-        return _of_grey(np.asarray(image.convert("L")), lossy=False)
+        return _of_grey(image.convert("L"), lossy=False)
     if len(targets) == 2 and VOID in targets:
         targets.remove(VOID)
     if len(targets) > 1:
@@ -91,20 +91,22 @@ def _of_indices(image: Any) -> np.ndarray:
     return np.isin(np.asarray(image), targets)
 
 
-def _of_grey(values: np.ndarray, lossy: bool) -> np.ndarray:
-    """bool ``(H, W)`` of numbers of any type."""
-    counted = values.dtype == np.uint8  # many times as fast
-    found = np.flatnonzero(np.bincount(values.ravel())) if counted else np.unique(values)
+def _of_grey(image: Any, lossy: bool) -> np.ndarray:
+    """`_target` of an image with one number at each pixel, of any type."""
+    if image.mode in ("1", "L"):
+        times, found = np.transpose(sorted(image.getcolors(), key=lambda pair: pair[1]))
+    else:
+        found, times = np.unique(np.asarray(image), return_counts=True)
     if len(found) == 1 or (len(found) == 2 and not found[0] and not lossy):
-        return values > 0
+        return np.asarray(image) > 0
     if found.tolist() == [0, 1, VOID] and not lossy:
-        return values == 1
+        return np.asarray(image) == 1
     white = next((white for white in (1, 255, 65_535) if found[-1] <= white), found[-1])
-    levels, light = found / white, np.count_nonzero(values > 0.75 * white)
-    middle = np.count_nonzero(values > 0.25 * white) - light
+    levels = found / white
+    light, middle = times[levels > 0.75].sum(), times[(levels > 0.25) & (levels <= 0.75)].sum()
     smooth = ((levels > 0) & (levels <= 0.5)).any() and ((levels > 0.5) & (levels < 1)).any()
-    if found[0] >= 0 and (lossy or smooth) and light >= 2 * middle and light:
-        return values > 0.5 * white
+    if found[0] >= 0 and (lossy or smooth) and light and light >= 2 * middle:
+        return np.asarray(image) > 0.5 * white
     raise ValueError(f"holds the values {_listed(found.tolist())}, so that it is not clear which are meant")
 
 

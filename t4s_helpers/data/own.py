@@ -63,7 +63,7 @@ class TableDataset(Dataset):
             if mask is not None:
                 check_annotation(mask)
                 size = read_mask(mask, self.apply_exif).shape[1:] if self.verify else None
-            self.check_image(image, str(mask or "this line"), size)
+            self.check_image(image, f"mask {mask}" if mask else "this line", size)
             self.make(row)
         except SampleError as fault:
             raise BadRow(getattr(fault, "reason", "unusable sample"),
