@@ -1,6 +1,6 @@
 """COCO annotation files: one owner for reading them and for turning outlines into masks.
 
-`load_coco` reads any folder in COCO's format, a user's own data included. The readers of the
+`CocoDataset` reads any folder in COCO's format, a user's own data included. The readers of the
 RefCOCO family and of the bundled photos build on the same index and the same masks.
 
 Format: https://cocodataset.org/#format-data. Outlines are polygons ``[x0, y0, x1, y1, ...]`` in
@@ -18,44 +18,87 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import BadRow, LazyMasks, Record, check_photo, list_of, read_json
-from .sample import Sample, SampleError
+from .dataset import BadRow, Dataset, LazyMasks, Record, list_of, read_json
+from .layout import find_annotations, find_photos, photo_folders
+from .sample import Sample, SampleError, exif_orientation
 
 
-def load_coco(source: str | Path, image_folder: str | Path | None = None,
-              split: str = "train") -> list[Sample]:
-    """One sample per annotated photo; the labels are the names of the categories it shows.
+class CocoDataset(Dataset):
+    """One sample for each annotated photo; the labels are the names of the categories that it shows.
 
     Args:
-        source: a folder with ``instances.json`` and ``images/``, or the annotation file itself.
-        image_folder: where the photos are, if not in ``images/`` beside the annotation file.
-        split: written into the samples.
+        source: the annotation file, or a folder that holds it as annotation tools export it; see
+            `t4s_helpers.data.layout.find_annotations`.
+        image_folder: where the photos are, if not where `t4s_helpers.data.layout.photo_folders` looks.
+        split: which annotations of a folder; written into the samples.
+        apply_exif, checks: see `t4s_helpers.data.dataset.Dataset`.
 
-    Returns:
-        Samples in the file's order, task ``semantic``, the image as a path. Labels come in the order
-        of the file's categories; the mask of a label is the union of its objects, crowds included.
-        ``meta`` holds ``image_id``, ``ann_ids`` and the single objects (``instance_masks``,
-        ``instance_owners``). Photos without annotations are left out.
+    Samples come in the file's order, task ``semantic``, the image as a path. Labels come in the order of
+    the file's categories; the mask of a label is the union of its objects, crowds included. ``meta`` holds
+    ``image_id``, ``ann_ids`` and the single objects (``instance_masks``, ``instance_owners``).
+
+    A photo with an annotation that cannot be used counts as unusable whole, as what is not drawn would be
+    taught as background. Photos without annotations are always excluded.
 
     Raises:
         SampleError: a file is missing or broken, an annotation refers to an image or category that
             the file does not have, or its outline cannot be drawn; the message names it.
     """
-    path = Path(source) / "instances.json" if Path(source).is_dir() else Path(source)
-    folder = path.parent / "images" if image_folder is None else Path(image_folder)
-    if not path.is_file():
-        raise SampleError(f"There is no annotation file {path}; give a folder with instances.json and "
-                          "images/, or the annotation file and the folder of its photos.")
-    if not folder.is_dir():
-        raise SampleError(f"There is no folder of photos {folder}; name it as image_folder, or put the "
-                          "photos into images/ beside the annotation file.")
-    coco = read_annotations(path)
-    by_image: dict[Any, list[Record]] = {}
-    for annotation in coco.annotations.values():
-        coco.check(annotation)
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    return [_photo_sample(coco, image_id, by_image[image_id], folder, split)
-            for image_id in coco.images if image_id in by_image]
+
+    def __init__(self, source: str | Path, image_folder: str | Path | None = None, split: str = "train",
+                 apply_exif: bool = True, **checks: Any):
+        path = find_annotations(Path(source), split)
+        self.coco, self.apply_exif, self.folders = read_annotations(path), apply_exif, photo_folders(
+            path, image_folder)
+        self.classes = tuple(self.coco.categories.values())
+        by_image: dict[Any, list[Record]] = {image_id: [] for image_id in self.coco.images}
+        strays = []
+        for annotation in self.coco.annotations.values():
+            image_id = annotation.get("image_id")
+            (by_image[image_id] if is_known(image_id, by_image) else strays).append(annotation)
+        photos = find_photos({k: one.get("file_name") for k, one in self.coco.images.items()}, self.folders)
+        super().__init__(path.parent.name, split, "semantic", path, [
+            *((image_id, photos[image_id], tuple(found)) for image_id, found in by_image.items()),
+            *((f"annotation {one['id']}", None, (one,)) for one in strays)], **checks)
+
+    def row_id(self, row: tuple) -> str:
+        return f"{self.name}/{row[0]}"
+
+    def check(self, row: tuple[Any, Path | None, tuple[Record, ...]]) -> None:
+        image_id, image, annotations = row
+        owner = f"image {image_id!r} of {self.source}"
+        if not annotations:
+            raise BadRow("photo without annotations", f"There are no annotations of {owner}.", harmless=True)
+        for annotation in annotations:
+            self.coco.check(annotation)
+        name, size = self.coco.photo(image_id)
+        if image is None:
+            raise BadRow("missing image", f"The photo {name} of {owner} does not exist in any of the folders "
+                         f"{', '.join(map(str, self.folders))}; put it there, or name its folder as "
+                         "image_folder.")
+        self.check_image(image, owner, size)
+        try:
+            self.make(row)
+        except SampleError as error:
+            raise BadRow("unusable sample", str(error)) from error
+
+    def make(self, row: tuple[Any, Path, tuple[Record, ...]]) -> Sample:
+        image_id, image, annotations = row
+        present = {annotation["category_id"] for annotation in annotations}
+        categories = [category for category in self.coco.categories if category in present]
+        owners = [categories.index(annotation["category_id"]) for annotation in annotations]
+        masks, objects = self.coco.masks(image_id, annotations, owners, len(categories))
+        if not self.apply_exif:
+            orientation = exif_orientation(image)
+            masks = masks.turned(orientation)
+            objects["instance_masks"] = objects["instance_masks"].turned(orientation)
+        meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects}
+        labels = tuple(self.coco.categories[category] for category in categories)
+        return Sample(self.row_id(row), image, labels, masks, "semantic", self.split, meta=meta)
+
+
+load_coco = CocoDataset
+"""The name under which notebooks open a folder."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +110,16 @@ class CocoFile:
     annotations: dict[Any, Record]
     categories: dict[Any, str]
 
-    def size(self, image_id: Any) -> tuple[int, int]:
-        """``(H, W)`` of an image, in pixels."""
-        image = self.images[image_id]
-        return int(image["height"]), int(image["width"])
+    def photo(self, image_id: Any) -> tuple[str, tuple[int, int]]:
+        """File name of an image, and its ``(H, W)`` in pixels; `BadRow` where the file does not say them."""
+        name, *sides = (self.images[image_id].get(key) for key in ("file_name", "height", "width"))
+        where = f"Image {image_id!r} of {self.path}"
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise BadRow("image without a size", f"{where} has the height and width {sides}; both must "
+                         "be whole numbers of pixels.")
+        if not isinstance(name, str):
+            raise BadRow("image without a name", f"{where} has no file_name; add it.")
+        return name, (sides[0], sides[1])
 
     def masks(self, image_id: Any, annotations: Sequence[Record], owners: Sequence[int],
               n: int) -> tuple[LazyMasks, dict[str, Any]]:
@@ -78,7 +127,7 @@ class CocoFile:
 
         ``annotations`` are checked ones of the image, ``owners`` the number of each one's label.
         """
-        size, outlines = self.size(image_id), [annotation["segmentation"] for annotation in annotations]
+        size, outlines = self.photo(image_id)[1], [annotation["segmentation"] for annotation in annotations]
         groups = [[o for o, owner in zip(outlines, owners, strict=True) if owner == k] for k in range(n)]
         masks, objects = (LazyMasks((len(some), *size), draw_groups, (some, size))
                           for some in (groups, [[o] for o in outlines]))
@@ -92,8 +141,9 @@ class CocoFile:
             if not is_known(identity, table):
                 raise BadRow(f"unknown {kind}", f"{where} belongs to {kind} {identity!r}, which the "
                              "file does not list; fetch the complete file, or add what is missing.")
+        _, size = self.photo(annotation["image_id"])
         try:
-            _check_outline(annotation.get("segmentation"), self.size(annotation["image_id"]))
+            _check_outline(annotation.get("segmentation"), size)
         except ValueError as error:
             raise BadRow("unusable outline", f"{where} {error}") from error
 
@@ -134,11 +184,13 @@ def draw_outline(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_annotations(path: str | Path) -> CocoFile:
-    """Read and index an annotation file; annotations are checked when they are used.
+    """Read and index an annotation file; images and annotations are checked when they are used.
+
+    Categories that no annotation has are left out. Numbers such as ids and sizes may be written as floats.
 
     Raises:
-        SampleError: the file is missing, is no JSON, or lacks a part of the format, or an image or
-            category is incomplete; the message names it.
+        SampleError: the file is missing, is no JSON, or lacks a part of the format, or a category is
+            incomplete; the message names it.
     """
     path = Path(path)
     data = read_json(path)
@@ -146,16 +198,12 @@ def read_annotations(path: str | Path) -> CocoFile:
         raise SampleError(f"Annotation file {path} holds no JSON object; give a COCO file.")
     images, annotations, categories = (_by_id(list_of(data, path, name), name, path) for name in
                                        ("images", "annotations", "categories"))
-    for identity, image in images.items():
-        sides = [image.get("height"), image.get("width")]
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            raise SampleError(f"Image {identity!r} of {path} has the height and width {sides}; both must "
-                              "be whole numbers of pixels.")
-        if not isinstance(image.get("file_name"), str):
-            raise SampleError(f"Image {identity!r} of {path} has no file_name; add it.")
+    # Roboflow adds a root category that nothing belongs to, sometimes named like a class.
+    used = {one.get("category_id") for one in annotations.values() if is_known(
+        one.get("category_id"), categories)}
     names: dict[Any, str] = {}
-    for identity, category in categories.items():
-        name = category.get("name")
+    for identity in (identity for identity in categories if identity in used):
+        name = categories[identity].get("name")
         if not isinstance(name, str) or name in names.values():
             raise SampleError(f"Category {identity!r} of {path} has the name {name!r}, which is no text "
                               "or is taken by another category; give each its own name.")
@@ -168,28 +216,20 @@ def is_known(identity: Any, table: Mapping[Any, Any]) -> bool:
     return isinstance(identity, (int, str)) and identity in table
 
 
-def _photo_sample(coco: CocoFile, image_id: Any, annotations: list[Record], folder: Path,
-                  split: str) -> Sample:
-    present = {annotation["category_id"] for annotation in annotations}
-    categories = [category for category in coco.categories if category in present]
-    owners = [categories.index(annotation["category_id"]) for annotation in annotations]
-    masks, objects = coco.masks(image_id, annotations, owners, len(categories))
-    image = folder / coco.images[image_id]["file_name"]
-    check_photo(image, f"image {image_id!r} of {coco.path}", verify=False)
-    meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects}
-    labels = tuple(coco.categories[category] for category in categories)
-    return Sample(f"{coco.path.parent.name}/{image_id}", image, labels, masks, "semantic", split, meta=meta)
-
-
 def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
     table: dict[Any, Record] = {}
-    for row in rows:
+    for row in ({key: _whole(value) for key, value in row.items()} for row in rows):
         identity = row.get("id")
         if not isinstance(identity, (int, str)) or identity in table:
             raise SampleError(f"Annotation file {path} has an entry in '{name}' whose id, {identity!r}, "
                               "is missing or occurs twice; give each its own.")
         table[identity] = row
     return table
+
+
+def _whole(value: Any) -> Any:
+    """A float that is a whole number as an integer; pandas writes them so. All else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
@@ -248,7 +288,7 @@ def read_runs(counts: str | bytes | Sequence[int]) -> list[int]:
     Read here, as a broken code would make pycocotools write beyond its memory.
     """
     if not isinstance(counts, (str, bytes)):
-        return list(counts)
+        return [_whole(run) for run in counts]
     runs: list[int] = []
     value = shift = 0
     for byte in counts.encode("ascii") if isinstance(counts, str) else counts:

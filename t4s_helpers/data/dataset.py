@@ -29,6 +29,9 @@ from .sample import Sample, SampleError, image_size, size_text
 BAD = ("refuse", "exclude")
 """What to do with annotations that cannot be used: refuse the file, or leave them out and say so."""
 
+_SHOWN = 20
+"""Most faults that one refusal lists."""
+
 COUNTS = ("strict", "warn", "off")
 """What a count other than the published one is: an error, a warning, or no matter (subsets)."""
 
@@ -79,6 +82,17 @@ class LazyMasks:
         """bool ``(L, H, W)``"""
         return self.draw(*self.args)
 
+    def turned(self, orientation: int) -> LazyMasks:
+        """Masks of a stored picture as they lie once its EXIF orientation (1 to 8) is applied."""
+        n, *size = self.shape
+        return LazyMasks((n, *(size[::-1] if orientation > 4 else size)), _turn, (self, orientation))
+
+
+def _turn(masks: LazyMasks, orientation: int) -> np.ndarray:
+    stored = masks.decode()
+    upright = stored.transpose(0, 2, 1) if orientation > 4 else stored
+    return upright[:, ::-1 if orientation in (3, 4, 7, 8) else 1, ::-1 if orientation in (2, 3, 6, 7) else 1]
+
 
 class Dataset(Sequence):
     """Samples by number, made at each access.
@@ -104,17 +118,20 @@ class Dataset(Sequence):
         classes: of a semantic data set (``classes[k-1]`` is value ``k`` of a class map), else empty.
         background, ignore_index: of a semantic data set, what value 0 of its class maps means to
             `MeanIoU`, and the value of pixels that are never scored; else None.
+        apply_exif: whether annotations lie on photos as their EXIF orientation shows them; a user's own may
+            lie on the pictures as they are stored instead.
         rows: of the samples that can be used.
         excluded: what is left out, as `Excluded`; ``len(dataset)`` does not count it.
 
     Raises:
         SampleError: an unknown word for ``counts`` or ``bad``, another number of samples than published,
-            or a row that cannot be used, unless these are to be excluded.
+            or rows that cannot be used, unless these are to be excluded; the message lists them.
     """
 
     classes: tuple[str, ...] = ()
     background: str | None = None
     ignore_index: int | None = None
+    apply_exif: bool = True
 
     def __init__(self, name: str, split: str, task: str, source: Path, rows: Sequence[tuple],
                  published: int | Sequence[int] | None = None, listed: int | None = None,
@@ -125,7 +142,7 @@ class Dataset(Sequence):
         choose("bad", bad, BAD)
         self.name, self.split, self.task, self.source, self.verify = name, split, task, source, verify
         _check_count(f"{split!r} of {source}", len(rows) if listed is None else listed, published, counts)
-        self.rows, excluded, ids = [], [], set()
+        self.rows, excluded, faults, ids = [], [], [], set()
         self._fine: set[tuple[Path, Any]] = set()
         for row in tqdm(rows, f"{name} {split}", delay=3):  # no bar where a few seconds are enough
             row_id = self.row_id(row)
@@ -135,14 +152,15 @@ class Dataset(Sequence):
                     raise BadRow("duplicated id", f"{row_id} occurs twice in {source}; fetch the "
                                  "official file.")
             except BadRow as fault:
-                if bad == "refuse" and not fault.harmless:
-                    raise
                 excluded.append(Excluded(row_id, fault.reason, str(fault)))
+                faults += [] if fault.harmless else [fault]
             else:
                 ids.add(row_id)
                 self.rows.append(row)
         self.excluded = tuple(excluded)
         self._fine.clear()
+        if faults and bad == "refuse":
+            raise _refusal(source, faults)
 
     def row_id(self, row: Any) -> str:
         """The id of a row's sample, unique in the data set; also of a row that cannot be used."""
@@ -163,7 +181,7 @@ class Dataset(Sequence):
     def check_image(self, path: Path, owner: str, size: tuple[int, int] | None = None) -> None:
         """`check_photo`; while a data set is opened, each photo is looked at once."""
         if (path, size) not in self._fine:
-            check_photo(path, owner, size, self.verify)
+            check_photo(path, owner, size, self.verify, self.apply_exif)
             self._fine.add((path, size))
 
     def __len__(self) -> int:
@@ -225,29 +243,45 @@ def _check_count(what: str, found: int, published: int | Sequence[int] | None, c
     warnings.warn(message, stacklevel=4)
 
 
+def _refusal(source: Path, faults: Sequence[BadRow]) -> SampleError:
+    """The error for rows that cannot be used: the one, or a list of them."""
+    if len(details := list(dict.fromkeys(map(str, faults)))) == 1:
+        return faults[0]
+    kinds = ", ".join(f"{n} x {reason}" for reason, n in Counter(one.reason for one in faults).most_common())
+    more = [f"... and {len(details) - _SHOWN} more"] if len(details) > _SHOWN else []
+    return SampleError("\n  ".join([
+        f"{len(faults)} samples of {source} cannot be used ({kinds}). Mend them, or pass bad='exclude' to go "
+        "on without them; `excluded` of the data set then lists all of them.", *details[:_SHOWN], *more]))
+
+
 def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
-                verify: bool = True) -> None:
+                verify: bool = True, apply_exif: bool = True) -> None:
     """Raise `BadRow` unless a photo is there and, with ``verify``, is an image of ``size`` (H, W)."""
     if not path.is_file():
-        raise BadRow("missing image", f"The photo {path} of {owner} does not exist; unpack the "
-                     "photos again.")
+        raise BadRow("missing image", f"The photo {path} of {owner} does not exist; correct its "
+                     "name, or unpack the photos again.")
     if not verify:
         return
     try:
-        found = image_size(path)
+        found, other = image_size(path, apply_exif), None
+        if size not in (None, found):
+            other = image_size(path, not apply_exif)
     except SampleError as error:
         raise BadRow("unreadable image", str(error)) from error
-    if size is not None and found != size:
+    if size not in (None, found):
+        hint = "use the photos that were annotated." if size != other else (
+            "its EXIF orientation is the difference. If your annotations were drawn on the picture as "
+            f"{'it is stored' if apply_exif else 'EXIF turns it'}, pass apply_exif={not apply_exif}; "
+            "else correct the size that they say.")
         raise BadRow("image of another size",
-                     f"{path} is {size_text(found)}, but {owner} says {size[1]} x {size[0]}; use the "
-                     "photos that were annotated.")
+                     f"{path} is {size_text(found)}, but {owner} says {size[1]} x {size[0]}; {hint}")
 
 
 def check_annotation(path: Path) -> None:
     """Raise `BadRow` where an annotation file is missing."""
     if not path.is_file():
         raise BadRow("missing annotation",
-                     f"Annotation file {path} does not exist; unpack the annotations again.")
+                     f"Annotation file {path} does not exist; correct its name, or unpack it again.")
 
 
 def check_label(text: str, name: str) -> None:

@@ -129,8 +129,8 @@ class ReferDataset(Dataset):
         if not is_known(image_id, self.coco.images):
             raise BadRow("unknown image", f"{where} is about image {image_id!r}, which "
                          f"{self.coco.path} does not list; fetch the complete file.")
-        self.check_image(self.photos / self.coco.images[image_id]["file_name"],
-                         f"image {image_id!r} of {self.coco.path}", self.coco.size(image_id))
+        name, size = self.coco.photo(image_id)
+        self.check_image(self.photos / name, f"image {image_id!r} of {self.coco.path}", size)
 
     def _targets(self, ref: Record) -> list[Record]:
         """The annotations that a reference names; gRefCOCO writes none as ``[-1]``."""

@@ -75,20 +75,22 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
 
     Args:
         name: a key of `ENTRIES`; ``"scenes"`` (drawn pictograms; options ``task`` and ``palette``),
-            ``"photos"`` (the bundled ones), or the path of your own CSV file or COCO folder.
-        split: one of the entry's splits; by default the one that papers report first.
+            ``"photos"`` (the bundled ones), or the path of your own CSV file or COCO folder (options of
+            `t4s_helpers.data.own.TableDataset` and `t4s_helpers.data.coco.CocoDataset`).
+        split: one of the entry's splits; by default the one that papers report first, of your own files
+            ``"train"``.
         root: the folder with the entry's layout, or the one above it; by default what the environment
             variable ``T4S_DATA`` says.
         n, start: only ``n`` samples, from number ``start`` on. Scenes have no end: 500 by default.
         counts: what a number of samples other than the published one is: ``"strict"``, an error;
-            ``"warn"``, a warning; ``"off"``, no matter (a subset on purpose).
+            ``"warn"``, a warning; ``"off"``, no matter (a subset on purpose). Your own files have none.
         bad: what an annotation that cannot be used is: ``"refuse"``, an error that names it;
             ``"exclude"``, an entry of ``dataset.excluded`` with a reason.
         verify: also look at every image's header: is it an image, and of its annotation's size.
         options: for the reader.
 
     Returns:
-        A list of samples for scenes, photos and own files; else a `t4s_helpers.data.dataset.Dataset`.
+        A list of samples for scenes and photos; else a `t4s_helpers.data.dataset.Dataset`.
         What its samples hand on in ``meta`` is said by their reader, the class that the entry names.
         ``llava-665k`` holds `t4s_helpers.data.mixtures.Conversation` instead of samples.
 
@@ -106,7 +108,8 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
     if name not in ENTRIES and Path(name).expanduser().exists():
         from .own import load_own
 
-        return load_own(Path(name).expanduser(), split or "train")[start:end]
+        return load_own(Path(name).expanduser(), split or "train", bad=bad, verify=verify,
+                        **options)[start:end]
     entry = find(name)
     split = split or entry.default_split
     if split not in entry.splits:

@@ -260,7 +260,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    with _opened(path) as opened:
+    with opened_image(path) as opened:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
@@ -272,22 +272,58 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, apply_exif: bool = True) -> tuple[int, int]:
     """``(H, W)`` of what `read_image` returns, from the file's header alone.
+
+    ``apply_exif=False`` asks for the size of the picture as it is stored, whatever its EXIF says.
 
     Raises:
         SampleError: the file is missing or is no image; the message names it.
     """
+    with opened_image(path) as opened:
+        width, height = opened.size
+        sideways = apply_exif and _orientation(opened) > 4
+    return (width, height) if sideways else (height, width)
+
+
+def exif_orientation(path: str | Path) -> int:
+    """How a camera says that a stored picture must be turned: 1 (not at all) to 8, from the header.
+
+    The errors are those of `image_size`.
+    """
+    with opened_image(path) as opened:
+        return _orientation(opened)
+
+
+def _orientation(opened: Any) -> int:
+    """The EXIF orientation of an opened image, 1 where it says none.
+
+    Pillow decodes a whole PNG file for it, as it may stand behind the pixels; here only where it does.
+    """
+    from PIL import Image
     from PIL.ExifTags import Base
 
-    with _opened(path) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(Base.Orientation, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+    at_end = opened.format == "PNG" and _has_late_text(opened.fp)
+    exif = opened.getexif() if at_end else Image.Image.getexif(opened)
+    found = exif.get(Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _has_late_text(file: Any) -> bool:
+    """Whether a PNG file has metadata behind its pixels; its place in the file is kept."""
+    place, after_pixels = file.tell(), False
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        if after_pixels and head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+            break
+        after_pixels |= head[4:] == b"IDAT"
+        file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    file.seek(place)
+    return len(head) == 8
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def opened_image(path: str | Path) -> Iterator[Any]:
     """An image file, whose faults are told in one sentence."""
     from PIL import Image
 

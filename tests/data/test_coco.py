@@ -105,8 +105,9 @@ def test_annotation_file_and_photos_in_other_places(folder, tmp_path):
     path = where / "annotations" / "instances_val2017.json"
     (sample,) = load_coco(path, tmp_path / "val2017", split="val")
     assert sample.split == "val" and sample.pixels().shape == (H, W, 3)
-    with pytest.raises(SampleError, match="no folder of photos .*annotations/images"):
-        load_coco(path)
+    assert load_coco(path)[0].image == load_coco(tmp_path, split="val")[0].image == sample.image
+    with pytest.raises(SampleError, match="no folder of photos .*nowhere"):
+        load_coco(path, tmp_path / "nowhere")
 
 
 # outlines
@@ -220,10 +221,83 @@ def test_names_missing_files(tmp_path):
     with pytest.raises(SampleError, match="no annotation file .*instances.json"):
         load_coco(tmp_path)
     (tmp_path / "instances.json").write_text("{}")
-    with pytest.raises(SampleError, match="no folder of photos"):
+    with pytest.raises(SampleError, match="no list of objects 'images'"):
         load_coco(tmp_path)
     with pytest.raises(SampleError, match="does not exist"):
         read_annotations(tmp_path / "no.json")
+
+
+# one road with the public sets
+
+
+def test_a_photo_with_a_bad_annotation_is_left_out_and_listed(folder):
+    def change(content):
+        one = content["images"][0]
+        content["images"] += [{**one, "id": 9}, {**one, "id": 10, "height": None},
+                              {**one, "id": 11, "height": 19}]
+        good = content["annotations"][0]
+        content["annotations"] += [{**good, "id": 20 + k, "image_id": k} for k in (9, 10, 11, 404)]
+        content["annotations"].append({**good, "id": 99, "image_id": 9, "segmentation": []})
+
+    where = folder(change)
+    data = load(where, bad="exclude")
+    name = where.name
+    assert [sample.id for sample in data] == [f"{name}/7"] and data.classes == ("dog", "cat")
+    assert [(one.id, one.reason) for one in data.excluded] == [
+        (f"{name}/8", "photo without annotations"), (f"{name}/9", "unusable outline"),
+        (f"{name}/10", "image without a size"), (f"{name}/11", "image of another size"),
+        (f"{name}/annotation 424", "unknown image")]
+    assert data.exclusions()[0] == {"reason": "photo without annotations", "n": 1, "first": f"{name}/8"}
+    with pytest.raises(SampleError, match=r"(?s)4 samples of .*instances\.json cannot be used \(1 x unusable "
+                                          r"outline, .*bad='exclude'.*Annotation 99.*Image 10.*says 30 x 19"
+                                          r".*Annotation 424 .*image 404"):
+        load(where)
+    assert len(load(where, bad="exclude", verify=False)) == 2, "without a look at the photos' headers"
+
+
+def test_numbers_as_pandas_writes_them(folder):
+    def change(content):
+        content["images"][0].update(id=7.0, height=float(H), width=float(W))
+        content["categories"][1]["id"] = 1.0
+        content["annotations"][0].update(id=11.0, image_id=7.0, category_id=1.0)
+        outline = content["annotations"][1]["segmentation"]
+        outline.update(size=[float(H), float(W)], counts=[float(n) for n in outline["counts"]])
+
+    plain, floats = load_coco(folder())[0], load_coco(folder(change))[0]
+    assert floats.id == plain.id and floats.meta["ann_ids"] == (11, 12, 13)
+    assert np.array_equal(floats.masks, plain.masks) and floats.labels == plain.labels
+
+
+@pytest.mark.parametrize("root", ["dog", "animals"])
+def test_categories_without_annotations_do_not_count(folder, root):
+    """Roboflow's root category may be named like the class below it."""
+    def change(content):
+        content["categories"].insert(0, {"id": 0, "name": root, "supercategory": "none"})
+
+    data = load(folder(change))
+    assert data.classes == ("dog", "cat") == data[0].labels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_outlines_on_the_stored_picture_are_turned_with_it(folder, orientation):
+    where = folder()
+    pixels = np.zeros((H, W, 3), np.uint8)
+    pixels[BLOB] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(where / "images" / "one.png", exif=exif)
+    sample = load(where, apply_exif=False)[0]
+    shown = sample.pixels()[..., 0] > 0
+    objects, _ = sample.instances()
+    assert np.array_equal(objects[2], shown) and shown.sum() == BLOB.sum()
+    assert (sample.masks[1] | ~shown).all()
+    if orientation > 4:
+        with pytest.raises(SampleError, match="one.png is 20 x 30 .*says 30 x 20; its EXIF orientation .*"
+                                              "pass apply_exif=False"):
+            load(where)
+    else:
+        assert np.array_equal(load(where)[0].instances()[0][2], BLOB)
 
 
 # real data

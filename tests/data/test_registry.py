@@ -64,4 +64,4 @@ def test_every_name_opens(tmp_path):
     assert [s.id for s in load("photos", n=2)] == [s.id for s in photo_samples()[:2]]
     own = tmp_path / "own.csv"
     own.write_text("image,expression,mask\n")
-    assert load(own) == load(str(own)) == []
+    assert [*load(own)] == [*load(str(own))] == [*load(own, bad="exclude", counts="off", n=3)] == []

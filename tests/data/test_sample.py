@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from t4s_helpers.data import Sample, SampleError, read_image
-from t4s_helpers.data.sample import image_size, is_source
+from t4s_helpers.data.sample import exif_orientation, image_size, is_source
 from t4s_helpers.codec.grid import masks_to_grid
 
 RED, GREEN = (200, 10, 20), (10, 190, 30)
@@ -279,5 +279,23 @@ def test_a_picture_is_turned_as_the_camera_says(tmp_path, orientation):
     exif[0x0112] = orientation
     pixels = read_back(tmp_path, image, exif=exif)
     assert image_size(tmp_path / "i.png") == pixels.shape[:2]
+    assert image_size(tmp_path / "i.png", apply_exif=False) == picture().shape[:2]
+    assert exif_orientation(tmp_path / "i.png") == orientation
     if orientation == 6:  # turn by 90 degrees clockwise to show
         assert np.array_equal(pixels, np.rot90(picture(), -1))
+
+
+def test_the_size_of_a_png_file_is_read_without_its_pixels(tmp_path, monkeypatch):
+    """But where its orientation stands behind the pixels, it counts all the same."""
+    path, moved = tmp_path / "i.png", tmp_path / "moved.png"
+    image = Image.fromarray(picture())
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start:start + 4], "big")
+    moved.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert image_size(moved) == read_image(moved).shape[:2] == (8, 6)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    assert image_size(path) == (8, 6)
