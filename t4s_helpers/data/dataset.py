@@ -29,9 +29,6 @@ from .sample import Sample, SampleError, image_size, size_text
 BAD = ("refuse", "exclude")
 """What to do with annotations that cannot be used: refuse the file, or leave them out and say so."""
 
-_SHOWN = 20
-"""Most faults that one refusal lists."""
-
 COUNTS = ("strict", "warn", "off")
 """What a count other than the published one is: an error, a warning, or no matter (subsets)."""
 
@@ -245,13 +242,14 @@ def _check_count(what: str, found: int, published: int | Sequence[int] | None, c
 
 def _refusal(source: Path, faults: Sequence[BadRow]) -> SampleError:
     """The error for rows that cannot be used: the one, or a list of them."""
-    if len(details := list(dict.fromkeys(map(str, faults)))) == 1:
+    details, most = list(dict.fromkeys(map(str, faults))), 20
+    if len(details) == 1:
         return faults[0]
     kinds = ", ".join(f"{n} x {reason}" for reason, n in Counter(one.reason for one in faults).most_common())
-    more = [f"... and {len(details) - _SHOWN} more"] if len(details) > _SHOWN else []
+    more = [f"... and {len(details) - most} more"] if len(details) > most else []
     return SampleError("\n  ".join([
         f"{len(faults)} samples of {source} cannot be used ({kinds}). Mend them, or pass bad='exclude' to go "
-        "on without them; `excluded` of the data set then lists all of them.", *details[:_SHOWN], *more]))
+        "on without them; `excluded` of the data set then lists all of them.", *details[:most], *more]))
 
 
 def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
@@ -263,16 +261,14 @@ def check_photo(path: Path, owner: str, size: tuple[int, int] | None = None,
     if not verify:
         return
     try:
-        found, other = image_size(path, apply_exif), None
-        if size not in (None, found):
-            other = image_size(path, not apply_exif)
+        found = image_size(path, apply_exif)
+        turned = size not in (None, found) and size == image_size(path, not apply_exif)
     except SampleError as error:
         raise BadRow("unreadable image", str(error)) from error
     if size not in (None, found):
-        hint = "use the photos that were annotated." if size != other else (
-            "its EXIF orientation is the difference. If your annotations were drawn on the picture as "
-            f"{'it is stored' if apply_exif else 'EXIF turns it'}, pass apply_exif={not apply_exif}; "
-            "else correct the size that they say.")
+        hint = (f"that is {'before' if apply_exif else 'after'} its EXIF orientation is applied: if it was "
+                f"annotated like that, pass apply_exif={not apply_exif}, else correct the size."
+                if turned else "use the photos that were annotated.")
         raise BadRow("image of another size",
                      f"{path} is {size_text(found)}, but {owner} says {size[1]} x {size[0]}; {hint}")
 

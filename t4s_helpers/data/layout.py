@@ -26,15 +26,12 @@ def find_annotations(source: Path, split: str) -> Path:
 
     Looked at are ``instances.json``, else all ``*.json`` of the folder, of its part of that name
     (``valid/`` for ``val``) and of ``annotations/``. A file that is named after another split does not
-    count, and one named ``instances...`` goes before captions and key points.
-
-    Raises:
-        SampleError: there is none, or more than one; the message lists what is there.
+    count, and one named ``instances...`` goes before captions and key points. None, or more than one, is a
+    `SampleError` that lists what is there.
     """
-    if source.is_file():
-        return source
-    if (source / "instances.json").is_file():
-        return source / "instances.json"
+    for path in (source, source / "instances.json"):
+        if path.is_file():
+            return path
     wanted = _SPLITS.get(split, split)
     parts = [source / name for name in dict.fromkeys((split, *_SPLITS)) if _SPLITS.get(name, name) == wanted]
     there = [path for folder in (source, *parts, source / "annotations")
@@ -50,11 +47,7 @@ def find_annotations(source: Path, split: str) -> Path:
 
 
 def _splits(name: str) -> set[str]:
-    """The splits that a file's name speaks of.
-
-    >>> _splits("instances_val2017"), _splits("result")
-    ({'val'}, set())
-    """
+    """The splits that a file's name speaks of: ``{"val"}`` for ``instances_val2017``."""
     return {_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS}
 
 
@@ -80,17 +73,12 @@ def find_photos(names: Mapping[Any, Any], folders: Sequence[Path]) -> dict[Any, 
     last = {key: PurePosixPath(name.replace("\\", "/")).name for key, name in names.items()
             if isinstance(name, str)}
     times = Counter(last.values())
-    return {key: find_file(name, folders) or (
-        find_file(last[key], folders) if key in last and times[last[key]] == 1 else None)
-        for key, name in names.items()}
+    return {key: find_file(name, folders) or find_file(times[last.get(key)] == 1 and last[key], folders)
+            for key, name in names.items()}
 
 
 def find_file(name: Any, folders: Sequence[Path]) -> Path | None:
-    """The first file of that name in one of the folders.
-
-    Backslashes count as slashes, and an accent may be one character with its letter or two (Unicode's
-    forms NFC and NFD), as Macs and archives write them.
-    """
+    """The first file of that name in one of the folders, with any slashes and in any form of Unicode."""
     if not isinstance(name, str) or not name:
         return None
     name = name.replace("\\", "/")

@@ -1,9 +1,4 @@
-"""Mask files: which pixels of an image file are meant.
-
-Annotation tools and editors write a mask in many ways: white on black, 0 and 1, class numbers under a
-palette, an object cut out of its photo. `read_mask` reads each as it is meant, and refuses what can be
-read in two ways.
-"""
+"""Mask files: which pixels are meant, in whatever way annotation tools and editors write them."""
 
 from __future__ import annotations
 
@@ -17,8 +12,6 @@ from .sample import opened_image
 
 VOID = 255
 """Index of the rim around objects in the manner of PASCAL VOC; it belongs to nothing."""
-
-_BLACK = (0, 0, 0)
 
 
 def read_mask(path: Path, apply_exif: bool = True) -> np.ndarray:
@@ -58,7 +51,7 @@ def _target(image: Any, lossy: bool) -> np.ndarray:
         image = image.convert("RGBA")
         alpha = np.asarray(image)[..., 3]
         opaque = {colour[:3] for _, colour in image.getcolors(256) or () if colour[3]}
-        if not alpha.any() or (alpha.min() < 255 and len(opaque) == 2 and _BLACK in opaque):
+        if not alpha.any() or (alpha.min() < 255 and len(opaque) == 2 and (0, 0, 0) in opaque):
             raise ValueError("is transparent everywhere, or is both transparent and black")
         if alpha.min() < 255:
             return alpha > 127
@@ -69,7 +62,7 @@ def _target(image: Any, lossy: bool) -> np.ndarray:
     pixels = np.asarray(image)
     if (pixels == pixels[..., :1]).all():
         return _of_grey(image.getchannel(0), lossy)
-    if _BLACK not in [colour for _, colour in image.getcolors(2) or ()]:
+    if (0, 0, 0) not in [colour for _, colour in image.getcolors(2) or ()]:
         raise ValueError("holds colours besides black and one other, so that it is not clear which are meant")
     return pixels.any(axis=2)
 
@@ -111,5 +104,4 @@ def _of_grey(image: Any, lossy: bool) -> np.ndarray:
 
 
 def _listed(values: list) -> str:
-    return ", ".join(f"{value:g}" for value in values[:5]) + (
-        f", ... {values[-1]:g}" if len(values) > 5 else "")
+    return ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)

@@ -71,10 +71,10 @@ class TableDataset(Dataset):
 
     def make(self, row: tuple[int, Path, str, Path | None, dict]) -> Sample:
         _, image, expression, mask, more = row
-        masks: Any = np.zeros((1, *image_size(image)), bool)
-        if mask is not None:
-            masks = LazyMasks((1, *image_size(image, self.apply_exif)), read_mask, (mask, self.apply_exif))
-            masks = masks if self.apply_exif else masks.turned(exif_orientation(image))
+        shape = (1, *image_size(image, self.apply_exif))
+        masks = LazyMasks(shape, read_mask, (mask, self.apply_exif)) if mask else LazyMasks(
+            shape, np.zeros, (shape, bool))
+        masks = masks if self.apply_exif else masks.turned(exif_orientation(image))
         meta = {key: value for key, value in more.items() if key is not None}
         return Sample(self.row_id(row), image, (expression,), masks, split=self.split, meta=meta)
 

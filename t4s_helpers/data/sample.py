@@ -298,28 +298,19 @@ def exif_orientation(path: str | Path) -> int:
 def _orientation(opened: Any) -> int:
     """The EXIF orientation of an opened image, 1 where it says none.
 
-    Pillow decodes a whole PNG file for it, as it may stand behind the pixels; here only where it does.
+    Pillow decodes a whole PNG file for it, as it may stand behind the pixels; here only where it may do so.
     """
     from PIL import Image
     from PIL.ExifTags import Base
 
-    at_end = opened.format == "PNG" and _has_late_text(opened.fp)
-    exif = opened.getexif() if at_end else Image.Image.getexif(opened)
-    found = exif.get(Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
-
-
-def _has_late_text(file: Any) -> bool:
-    """Whether a PNG file has metadata behind its pixels; its place in the file is kept."""
-    place, after_pixels = file.tell(), False
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        if after_pixels and head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
-            break
-        after_pixels |= head[4:] == b"IDAT"
-        file.seek(int.from_bytes(head[:4], "big") + 4, 1)
-    file.seek(place)
-    return len(head) == 8
+    if opened.format == "PNG":
+        place, end = opened.fp.tell(), opened.fp.seek(0, 2)
+        opened.fp.seek(max(0, end - 65_536))
+        tail = opened.fp.read()
+        opened.fp.seek(place)
+        behind = any(kind in tail for kind in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
+    exif = opened.getexif() if opened.format == "PNG" and behind else Image.Image.getexif(opened)
+    return exif.get(Base.Orientation) if exif.get(Base.Orientation) in range(1, 9) else 1
 
 
 @contextmanager

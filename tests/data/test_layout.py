@@ -8,8 +8,10 @@ from unicodedata import normalize
 import pytest
 from PIL import Image
 
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data import SampleError, load
 from t4s_helpers.data.layout import find_annotations
+from t4s_helpers.data.mixtures import SampleMixture
 
 BOX = [2, 3, 12, 3, 12, 13, 2, 13]
 
@@ -99,3 +101,10 @@ def test_file_names_in_another_form_of_unicode(tmp_path, written, there):
 def test_photos_in_a_folder_of_their_own(tmp_path):
     export(tmp_path, "one/result.json", ["far/away/a.jpg"], ["a.jpg"])
     check(load(tmp_path / "one", image_folder=tmp_path / "far" / "away"), "far/away/a.jpg")
+
+
+def test_an_export_is_trained_on(tmp_path):
+    export(tmp_path, "result.json", ["images/a.jpg", "images/b.jpg"], ["a.jpg", "b.jpg"])
+    mixture = SampleMixture(load(tmp_path), 3, encoding=get_encoding(grid_size=4))
+    assert [mixture.turns(k)[0].labels for k in range(3)] == [("cup",)] * 3
+    assert mixture.image(2).shape == (20, 30, 3) and "cup *" in mixture.turns(1)[0].text

@@ -91,7 +91,8 @@ AMBIGUOUS = {
     "a trimap": (grey(255, 128), "the values 0, 128, 255"),
     "a map of classes, and a rim": (Image.fromarray((TARGET * 150 + RIM * 255 + ~(TARGET | RIM) * 7).astype(
         np.uint8)), "the values 7, 150, 255"),
-    "a photo": (Image.fromarray(PHOTO), "colours"), "a grey photo": (Image.fromarray(PHOTO[..., 0]), "255"),
+    "a photo": (Image.fromarray(PHOTO), "colours"),
+    "a grey photo": (Image.fromarray(PHOTO[..., 0]), "0, 1, 2, "),
     "two colours": (colour((128, 0, 0), (0, 128, 0)), "colours"),
     "nothing but transparent": (cut_out(PHOTO, 0), "transparent everywhere"),
     "white and black, and transparent": (Image.fromarray(np.dstack(

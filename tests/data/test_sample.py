@@ -299,3 +299,5 @@ def test_the_size_of_a_png_file_is_read_without_its_pixels(tmp_path, monkeypatch
     assert image_size(moved) == read_image(moved).shape[:2] == (8, 6)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
     assert image_size(path) == (8, 6)
+    Image.fromarray(picture()).save(path)
+    assert image_size(path) == (6, 8)
