@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .files import atomic_write
 
@@ -127,9 +127,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--data", default="scenes", help="scenes, photos, names of data sets with commas between them, or "
         "your own CSV file or COCO folder")
     add("--weights", type=_numbers, default=(), metavar="N,N", help="passes over each of them in an epoch")
-    add("--root", type=Path, help="folder of the data sets, if not T4S_DATA")
-    add("--counts", choices=("strict", "warn", "off"), default="strict")
-    add("--bad", choices=("refuse", "exclude"), default="exclude")
+    _reading_options(add, "exclude")
     add("--samples", type=int, help="conversations in all; 32000 about scenes by default")
     add("--epochs", type=int, help="by default the recipe's, or one")
     add("--turns", type=int, default=4, help="requests in a conversation about a scene")
@@ -161,9 +159,9 @@ def _train(args: argparse.Namespace) -> None:
         return
     from .model.recipes import Plan, describe, train
 
-    options = {name: value for name, value in vars(args).items()
-               if name not in ("command", "run", "merge", "dry_run")}
-    plan = Plan(**{**options, "quantize": None if args.quantize == "none" else args.quantize})
+    options = {name: value for name, value in vars(args).items() if name in Plan.__annotations__}
+    options["quantize"] = None if args.quantize == "none" else args.quantize
+    plan = Plan(**options, reading=_reading(args))
     mixture = plan.mixture()
     print(describe(plan, mixture))
     if not args.dry_run:
@@ -181,13 +179,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add = run.add_argument_group("data").add_argument
     add("--data", default="scenes", help="scenes, photos, a data set's name, or your own file")
     add("--split")
-    add("--root", type=Path)
+    _reading_options(add, "exclude")
     add("--task", help="of scenes: res, gres, rec, semantic, vqa or conversation")
     add("-n", type=int, help="only so many samples")
     add("--start", type=int, default=0, help="from this one on")
     add("--palette", default="seen", help="of scenes")
-    add("--counts", choices=("strict", "warn", "off"), default="strict")
-    add("--bad", choices=("refuse", "exclude"), default="exclude")
     model = run.add_argument_group("model")
     _model_options(model)
     model.add_argument("--refiner", default="none", help="none, mobile_sam, ...")
@@ -244,9 +240,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     from .evaluation.evaluate import evaluate
 
     protocol = PROTOCOLS[args.protocol]
-    options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {
-        "counts": args.counts, "bad": args.bad}
-    samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
+    options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {}
+    samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **_reading(args), **options)
     model = _model(args)
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
@@ -274,11 +269,24 @@ def _print_tables(args: argparse.Namespace) -> None:
 def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", nargs="?", help="a data set whose files are to be checked; without one, all are listed")
-    add("--root", help="its folder")
     add("--split", help="by default the one that papers report first")
+    _reading_options(add, "refuse")
+
+
+def _reading_options(add: Callable, bad: str) -> None:
+    """How data sets are read, for every command that does."""
+    add("--root", type=Path, help="folder of the data sets, if not T4S_DATA")
     add("--counts", choices=("strict", "warn", "off"), default="strict",
         help="what to do where the numbers of images and samples are not the published ones")
-    add("--bad", choices=("refuse", "exclude"), default="refuse", help="unusable samples")
+    add("--bad", choices=("refuse", "exclude"), default=bad, help="unusable samples")
+    add("--image-folder", type=Path, help="of your own annotations, if the photos do not lie beside them")
+    add("--no-exif", action="store_true", help="your own annotations lie on the pictures as they are "
+        "stored, not as their EXIF data turns them")
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    own = {"image_folder": args.image_folder, "apply_exif": False if args.no_exif else None}
+    return {"counts": args.counts, "bad": args.bad, **{k: v for k, v in own.items() if v is not None}}
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -287,7 +295,7 @@ def _data(args: argparse.Namespace) -> None:
     if args.name is None:
         print(listing())
         return
-    data = load(args.name, args.split, args.root, counts=args.counts, bad=args.bad)
+    data = load(args.name, args.split, args.root, **_reading(args))
     print(f"{len(data)} samples of {args.name}" if isinstance(data, list) else data)
     for row in getattr(data, "exclusions", list)():
         print(f"  excluded: {row['n']} x {row['reason']}, first {row['first']}")

@@ -161,14 +161,15 @@ class DataMixture:
 
 
 def named_mixture(passes: Mapping[str, float], root: str | Path | None = None, *, crops: bool = False,
-                  counts: str = "strict", bad: str = "refuse", **options: Any) -> DataMixture:
+                  reading: Mapping[str, Any] | None = None, **options: Any) -> DataMixture:
     """Training data by name.
 
     Args:
         passes: data set -> how often an epoch goes through it; the names are those of
             `t4s_helpers.data.load`, their first split is read (the one for training).
-        root, counts, bad: see `t4s_helpers.data.load`.
+        root: see `t4s_helpers.data.load`.
         crops: of semantic data sets, each pass cuts every photo to another random part.
+        reading: more options of `t4s_helpers.data.load`, such as ``bad``.
         options: for `DataMixture`.
 
     Raises:
@@ -177,7 +178,7 @@ def named_mixture(passes: Mapping[str, float], root: str | Path | None = None, *
     datasets, weights = [], list(passes.values())
     for k, (name, times) in enumerate(passes.items()):
         split = next(iter(ENTRIES[name].splits)) if name in ENTRIES else "train"
-        data = load(name, split, root, counts=counts, bad=bad)
+        data = load(name, split, root, **reading or {})
         if crops and getattr(data, "classes", ()):
             data, weights[k] = RandomCrops(data, round(times)), 1
         datasets.append(data)

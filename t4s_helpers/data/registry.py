@@ -26,6 +26,9 @@ from .sample import Sample, SampleError
 ROOT_VARIABLE = "T4S_DATA"
 """Environment variable with the folder of data sets, where no ``root`` is given."""
 
+OWN_OPTIONS = {"image_folder", "apply_exif", "encoding"}
+"""Options of `load` that only a user's own files have."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -98,6 +101,10 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
         SampleError: an unknown name or split, no root, or whatever the reader finds; before any sample
             is made.
     """
+    asked = sorted(OWN_OPTIONS & options.keys())
+    if asked and (name in ENTRIES or name in ("scenes", "photos")):
+        raise SampleError(f"Only files of your own have the option {', '.join(asked)}; leave it out for "
+                          f"{name}.")
     if name == "scenes":
         return _scenes(split or "test", 500 if n is None else n, start, **options)
     end = None if n is None else start + n

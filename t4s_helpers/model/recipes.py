@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class Plan:
         data: without a recipe, ``"scenes"``, or what `t4s_helpers.data.load` opens by name or path;
             several are separated by commas.
         weights: passes over each of these in an epoch, by default one.
-        root, counts, bad: of the data sets, see `t4s_helpers.data.load`.
+        root, reading: folder of the data sets, and more options of `t4s_helpers.data.load`.
         samples: conversations in all; by default the epochs' (`SCENES` of drawn scenes).
         epochs: by default the recipe's, or one.
         turns, mix: exchanges per conversation and their mix; for scenes alone.
@@ -101,8 +102,7 @@ class Plan:
     data: str = "scenes"
     weights: tuple[float, ...] = ()
     root: Path | str | None = None
-    counts: str = "strict"
-    bad: str = "exclude"
+    reading: Mapping[str, Any] = field(default_factory=dict)
     samples: int | None = None
     epochs: int | None = None
     turns: int = 4
@@ -148,8 +148,8 @@ class Plan:
         passes = recipe.passes if recipe else dict(zip(names, self.weights or [1.0] * len(names)))
         epochs = self.epochs or (recipe.epochs if recipe else 1)
         return named_mixture(
-            passes, self.root, crops=bool(recipe and recipe.crops), counts=self.counts, bad=self.bad,
-            n=self.samples, epochs=1 if self.samples else epochs, seed=self.seed, encoding=encoding,
+            passes, self.root, crops=bool(recipe and recipe.crops), reading=self.reading, n=self.samples,
+            epochs=1 if self.samples else epochs, seed=self.seed, encoding=encoding,
             style=style)
 
 

@@ -136,8 +136,8 @@ def test_mixes_that_make_no_sense(lengths, weights):
 
 def test_a_mixture_by_name(tmp_path):
     cocostuff(tmp_path / "cocostuff", halves(0, 181), "train2017")
-    mixture = named_mixture({"cocostuff": 10, "photos": 0.5}, tmp_path, crops=True, counts="off",
-                            distractors=2)
+    mixture = named_mixture({"cocostuff": 10, "photos": 0.5}, tmp_path, crops=True,
+                            reading={"counts": "off"}, distractors=2)
     shown = [mixture.source(n) for n in range(len(mixture)) if mixture.plan[0][n] == 0]
     assert len(shown) == 10 and len({sample.size for sample in shown}) > 1
     assert {label for sample in shown for label in sample.labels} == {"person", "wood"}

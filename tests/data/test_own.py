@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t4s_helpers.__main__ import main
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data import load
 from t4s_helpers.data.mixtures import DataMixture
@@ -80,6 +81,7 @@ def test_masks_on_the_stored_picture_are_turned_with_it(folder):
     path = write(folder, "turned.jpg,the dog,m.png", "turned.jpg,the cat,")
     with pytest.raises(SampleError, match="turned.jpg is 20 x 30 .*EXIF.*pass apply_exif=False"):
         load(path)
+    assert main(["data", str(path)]) == 1 and main(["data", str(path), "--no-exif"]) == 0
     dog, cat = load(path, apply_exif=False)
     assert dog.pixels().shape == cat.pixels().shape == (30, 20, 3) and cat.masks.shape == (1, 30, 20)
     assert dog.masks.sum() == dog.masks[0, 3:9, 15:18].sum() == 18

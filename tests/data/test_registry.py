@@ -38,6 +38,12 @@ def test_unknown_names_and_splits():
         load("refcoco", "minival", root=".")
 
 
+def test_options_of_own_files_are_refused_elsewhere():
+    for name in ("refcoco", "scenes", "photos"):
+        with pytest.raises(SampleError, match=f"own have the option apply_exif; leave it out for {name}"):
+            load(name, apply_exif=False)
+
+
 def test_the_folder_of_data_sets(tmp_path, monkeypatch):
     monkeypatch.delenv("T4S_DATA", raising=False)
     with pytest.raises(SampleError, match="set T4S_DATA .*ADEChallengeData2016.*images/"):

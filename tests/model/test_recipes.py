@@ -15,8 +15,8 @@ from t4s_helpers.model.training import TrainingError
 
 def plan(tmp_path, **changes) -> Plan:
     """Training on miniatures below ``tmp_path`` with a model that was never trained."""
-    return Plan(**{"root": tmp_path, "counts": "off", "source": tiny_model.folder(), "quantize": None,
-                   "grid_size": 4, "out": tmp_path / "out", **changes})
+    return Plan(**{"root": tmp_path, "reading": {"counts": "off"}, "source": tiny_model.folder(),
+                   "quantize": None, "grid_size": 4, "out": tmp_path / "out", **changes})
 
 
 def test_recipes_name_known_sets_and_one_another():
