@@ -65,6 +65,8 @@ class WordSegmenter:
                                 ("pixel_values", "input_ids", "attention_mask")})
         [found] = self.processor.post_process_instance_segmentation(
             out, -1.0 if single else self.threshold, target_sizes=[image.shape[:2]])
+        if not len(found["scores"]):  # the masks of nothing keep the model's size
+            return np.zeros(image.shape[:2], bool)
         masks = found["masks"][found["scores"].argmax()][None] if single else found["masks"]
         return masks.bool().any(0).cpu().numpy()
 

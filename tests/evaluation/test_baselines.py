@@ -7,6 +7,7 @@ import pytest
 
 from t4s_helpers.data import load
 from t4s_helpers.evaluation.baselines import WordSegmenter, baseline_scores
+from t4s_helpers.model.backbones import EMBEDDED
 from t4s_helpers.model.weights import WeightsUnavailable
 
 t = pytest.importorskip("transformers")
@@ -16,9 +17,7 @@ t = pytest.importorskip("transformers")
 def segmenter():
     import torch
 
-    from t4s_helpers.model.chat import load_tokenizer
-
-    words = load_tokenizer("embedded")
+    words = t.AutoProcessor.from_pretrained(EMBEDDED).tokenizer
     tower = dict(model_type="sam3_vit_model", hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=2, image_size=112, window_size=4, global_attn_indexes=[1],
                  pretrain_image_size=56)
@@ -44,7 +43,8 @@ def test_a_phrase_gives_a_mask_of_the_pictures_size(segmenter):
     assert surest.shape == (40, 60) and surest.dtype == bool
     every = WordSegmenter(segmenter.model, segmenter.processor, -1.0).mask(image, "the red star")
     assert (every >= surest).all(), "all instances hold the surest one"
-    assert not WordSegmenter(segmenter.model, segmenter.processor, 1.0).mask(image, "the red star").any()
+    nothing = WordSegmenter(segmenter.model, segmenter.processor, 1.0).mask(image, "the red star")
+    assert nothing.shape == (40, 60) and not nothing.any()
     assert segmenter.mask(image, "a star " * 60).shape == (40, 60), "long phrases are cut off"
 
 
