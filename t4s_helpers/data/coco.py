@@ -216,9 +216,15 @@ def is_known(identity: Any, table: Mapping[Any, Any]) -> bool:
     return isinstance(identity, (int, str)) and identity in table
 
 
+WHOLE = {"id", "image_id", "category_id", "height", "width"}
+"""Whole numbers that pandas may have written as floats."""
+
+
 def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
     table: dict[Any, Record] = {}
-    for row in ({key: _whole(value) for key, value in row.items()} for row in rows):
+    for row in rows:
+        for key in WHOLE & row.keys():
+            row[key] = _whole(row[key])
         identity = row.get("id")
         if not isinstance(identity, (int, str)) or identity in table:
             raise SampleError(f"Annotation file {path} has an entry in '{name}' whose id, {identity!r}, "
