@@ -11,7 +11,7 @@ from PIL import Image
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data import SampleError, load
 from t4s_helpers.data.layout import find_annotations
-from t4s_helpers.data.mixtures import SampleMixture
+from t4s_helpers.data.mixtures import DataMixture
 
 BOX = [2, 3, 12, 3, 12, 13, 2, 13]
 
@@ -105,6 +105,6 @@ def test_photos_in_a_folder_of_their_own(tmp_path):
 
 def test_an_export_is_trained_on(tmp_path):
     export(tmp_path, "result.json", ["images/a.jpg", "images/b.jpg"], ["a.jpg", "b.jpg"])
-    mixture = SampleMixture(load(tmp_path), 3, encoding=get_encoding(grid_size=4))
+    mixture = DataMixture([load(tmp_path)], 3, encoding=get_encoding(grid_size=4))
     assert [mixture.turns(k)[0].labels for k in range(3)] == [("cup",)] * 3
     assert mixture.image(2).shape == (20, 30, 3) and "cup *" in mixture.turns(1)[0].text
