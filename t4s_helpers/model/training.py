@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map_only
 from transformers import (
     AutoProcessor, DynamicCache, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed,
@@ -213,9 +214,10 @@ class ResumableTrainer(Trainer):
         return LengthSampler(data.lengths(), together, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "groups" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss_side_by_side(model, **inputs)
+        if "groups" in inputs:
+            return loss_side_by_side(model, **inputs)
+        inputs = answers_alone(inputs) if "input_ids" in inputs else inputs
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = model or self.model
@@ -224,6 +226,17 @@ class ResumableTrainer(Trainer):
             model.load_state_dict(saved.state_dict())
         else:  # peft and plain modules keep their names
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def answers_alone(batch: dict) -> dict:
+    """Ask a model for the logits of trained tokens alone; the loss and its gradients stay the same.
+
+    A picture has hundreds of tokens and a vocabulary a hundred thousand words, whose logits would take
+    most of a small model's memory.
+    """
+    following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    trained = following != IGNORE_INDEX
+    return {**batch, "logits_to_keep": trained, "shift_labels": following[trained]}
 
 
 def loss_side_by_side(model, groups: Sequence[dict], **shared):

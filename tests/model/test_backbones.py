@@ -53,6 +53,23 @@ def test_only_the_answer_is_trained(name, samples):
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_loss_needs_the_logits_of_answers_alone(name, samples):
+    backbone = load(name)
+    items, collate = training.training_data(backbone, DataMixture([samples], encoding=GRID4))
+    batch = collate([items[0], items[1]])
+    found = []
+    for inputs in (batch, training.answers_alone(batch)):
+        backbone.model.zero_grad()
+        out = backbone.model(**inputs)
+        out.loss.backward()
+        grads = [p.grad for p in backbone.model.parameters() if p.grad is not None]
+        found.append([out.loss.detach(), *grads])
+    assert out.logits.shape[:-1] == ((batch["labels"] != IGNORE_INDEX).sum(),)
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * max(1e-3, float(a.abs().max()))
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_lora_reaches_connector_and_language_model_and_nothing_else(name):
     import torch
 
@@ -150,7 +167,7 @@ def test_the_listing_says_what_each_needs_and_what_fits_here(monkeypatch):
     monkeypatch.setattr(backbones, "free_memory", lambda: (6.9, "on the GPU"))
     rows = {line.split()[0]: line for line in backbones.listing().splitlines()}
     # 4.4 billion weights, 0.8 of them in 16 bits: (0.8 * 2 + 3.6 * 4.13 / 8) * 1e9 / 2**30 = 3.2 GB
-    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 16 answers"
+    want = "qwen3-vl-4b Qwen3VL Qwen/Qwen3-VL-4B-Instruct 4.4 3.2 10 answers"
     assert rows["qwen3-vl-4b"].split() == want.split()
     assert rows["llava-1.5-13b"].endswith(" -") and rows["smolvlm-256m"].endswith(" trains")
     assert "6.9 GB free on the GPU" in rows["NF4"] and set(BACKBONES) < set(rows)
