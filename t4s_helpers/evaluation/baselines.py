@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model.weights import WeightsUnavailable
+from ..model.weights import from_hub
 from .metrics import BoxMetric, SegmentationMetric
 
 
@@ -38,12 +38,9 @@ class WordSegmenter:
         import torch
         from transformers import Sam3Model, Sam3Processor
 
-        try:
-            model, processor = Sam3Model.from_pretrained(source), Sam3Processor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise WeightsUnavailable(
-                f"SAM 3 could not be loaded from {source} ({str(error)[:200]}): check the network, accept "
-                "its licence on the hub and log in, or leave the baseline out.") from error
+        model, processor = (
+            from_hub(kind, "SAM 3", source, "check the network, accept its licence on the hub and log in, or "
+                     "leave the baseline out.") for kind in (Sam3Model, Sam3Processor))
         return cls(model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor)
 
     def mask(self, image: np.ndarray, phrase: str, single: bool = False) -> np.ndarray:

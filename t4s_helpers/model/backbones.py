@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from ..files import ASSETS
 from .chat import ConversationEncoder
+from .weights import from_hub
 
 EMBEDDED = ASSETS / "embedded"
 ADAPTERS = ASSETS / "adapters"
@@ -315,11 +316,9 @@ def load_processor(spec: Spec):
 
 
 def _pretrained(kind: Any, spec: Spec, **options: Any) -> Any:
-    try:  # a folder has no revisions, and transformers then ignores the name
-        return kind.from_pretrained(spec.source, revision=spec.revision, **options)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{spec.name!r} could not be loaded from {spec.source} ({str(error)[:200]}): "
-                            "check the network and the hub login, or give a folder as source.") from error
+    # A folder has no revisions, and transformers then ignores the name.
+    return from_hub(kind, repr(spec.name), spec.source, "check the network and the hub login, or give a "
+                    "folder as source.", BackboneError, revision=spec.revision, **options)
 
 
 def check_image_token(processor, place: str) -> None:

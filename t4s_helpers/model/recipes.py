@@ -6,7 +6,6 @@ what that would read and take, and `train` does it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from .adapters import export_adapter
 from .backbones import BackboneError, find, load_backbone, load_processor, open_adapter
 from .chat import ConversationEncoder
 from .training import (
-    EMBEDDED_SETTINGS, PAPER_BATCH, PAPER_SETTINGS, TrainingError, TrainingSet, add_adapter, fine_tune,
-    read_log, training_data,
+    EMBEDDED_SETTINGS, PAPER_SETTINGS, TrainingError, TrainingSet, add_adapter, fine_tune, paper_passes,
+    processes, read_log, training_data,
 )
 
 SCENES = 32_000
@@ -132,9 +131,14 @@ class Plan:
     def batches(self) -> tuple[int, int, int]:
         """Conversations in a pass, passes in a step, processes."""
         batch = self.batch or (32 if self.backbone == "embedded" else 4)
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        whole = max(1, PAPER_BATCH // (batch * processes)) if self.recipe else 1
-        return batch, self.accumulate or whole, processes
+        return batch, self.accumulate or (paper_passes(batch) if self.recipe else 1), processes()
+
+    @property
+    def work(self) -> Recipe:
+        """The recipe, or one made of ``data`` and ``weights``."""
+        names = self.data.split(",")
+        passes = dict(zip(names, self.weights or [1.0] * len(names)))
+        return RECIPES[self.recipe] if self.recipe else Recipe(passes, 1, "", "", "")
 
     def mixture(self) -> DataMixture | SceneMixture:
         """The conversations to train on; opening the data sets looks at every annotation."""
@@ -143,14 +147,10 @@ class Plan:
         if self.data == "scenes" and not self.recipe:
             return SceneMixture(self.samples or SCENES, self.mix, self.turns, seed=self.seed,
                                 encoding=encoding, style=style)
-        recipe = RECIPES.get(self.recipe)
-        names = self.data.split(",")
-        passes = recipe.passes if recipe else dict(zip(names, self.weights or [1.0] * len(names)))
-        epochs = self.epochs or (recipe.epochs if recipe else 1)
         return named_mixture(
-            passes, self.root, crops=bool(recipe and recipe.crops), reading=self.reading, n=self.samples,
-            epochs=1 if self.samples else epochs, seed=self.seed, encoding=encoding,
-            style=style)
+            self.work.passes, self.root, crops=self.work.crops, reading=self.reading, n=self.samples,
+            epochs=1 if self.samples else self.epochs or self.work.epochs, seed=self.seed,
+            encoding=encoding, style=style)
 
 
 def describe(plan: Plan, mixture: DataMixture | SceneMixture) -> str:
@@ -158,10 +158,10 @@ def describe(plan: Plan, mixture: DataMixture | SceneMixture) -> str:
 
     Hours are those at the speed of an earlier or interrupted training in ``plan.out``.
     """
-    spec, recipe, n = find(plan.backbone), RECIPES.get(plan.recipe), len(mixture)
-    batch, passes, processes = plan.batches
+    spec, recipe, n = find(plan.backbone), plan.work, len(mixture)
+    batch, passes, together = plan.batches
     lines = [f"recipe: {plan.recipe}, the paper's {recipe.paper}", f"  differs in: {recipe.differs}"
-             ] if recipe else []
+             ] if plan.recipe else []
     if isinstance(mixture, DataMixture):
         for data, times in zip(mixture.datasets, np.bincount(mixture.plan[0], minlength=1)):
             lines.append(f"data: {data if not isinstance(data, list) else f'{len(data)} samples'}, "
@@ -169,14 +169,14 @@ def describe(plan: Plan, mixture: DataMixture | SceneMixture) -> str:
             lines += [f"  excluded: {row['n']:,} x {row['reason']}, first {row['first']}"
                       for row in getattr(data, "exclusions", list)()]
     rate = PAPER_SETTINGS | (EMBEDDED_SETTINGS if plan.backbone == "embedded" else {})
-    wanted = f"the adapter of recipe {recipe.start!r}, given by start" if recipe and recipe.start else ""
+    wanted = f"the adapter of recipe {recipe.start!r}, given by start" if recipe.start else ""
     speed = _speed(Path(plan.out))
     hours = (f"{n / speed / 3600:.1f} at the {speed:.2f} conversations a second of {plan.out}/log.csv"
              if speed else f"unknown until a training in {plan.out} has logged its first steps")
     return "\n".join([
         *lines, f"conversations: {n:,}, {_tokens(plan, mixture)}",
-        f"steps: {-(-n // (batch * passes * processes)):,} of {batch * passes * processes} conversations "
-        f"({batch} in a pass, {passes} passes, {processes} processes)",
+        f"steps: {-(-n // (batch * passes * together)):,} of {batch * passes * together} conversations "
+        f"({batch} in a pass, {passes} passes, {together} processes)",
         f"start: {plan.start or wanted or 'fresh matrices'}; rank {plan.rank}, learning rate "
         f"{plan.lr or rate['learning_rate']}",
         f"memory: about {spec.memory_gb} GB of a GPU (4 bits, batch 4)" if spec.memory_gb else
@@ -219,10 +219,9 @@ def train(plan: Plan, mixture: DataMixture | SceneMixture | None = None) -> Path
     """
     from accelerate import PartialState
 
-    recipe = RECIPES.get(plan.recipe)
-    if recipe and recipe.start and not plan.start:
-        raise TrainingError(f"The paper trains {plan.recipe!r} on top of {recipe.start!r}: give the adapter "
-                            f"of that training as start, or start='none' for fresh matrices.")
+    if plan.work.start and not plan.start:
+        raise TrainingError(f"The paper trains {plan.recipe!r} on top of {plan.work.start!r}: give the "
+                            "adapter of that training as start, or start='none' for fresh matrices.")
     loaded = load_backbone(plan.backbone, plan.quantize, source=plan.source)
     model = (open_adapter(loaded, plan.start, trainable=True) if plan.start not in (None, "none")
              else add_adapter(loaded, plan.rank, 2 * plan.rank, plan.dropout, plan.seed))
@@ -231,10 +230,10 @@ def train(plan: Plan, mixture: DataMixture | SceneMixture | None = None) -> Path
               model=model, seed=plan.seed, optim=plan.optim, logging_steps=plan.log_every,
               **({} if plan.lr is None else {"learning_rate": plan.lr}))
     adapter = Path(plan.out) / "adapter"
-    processes = PartialState()
-    if plan.export and processes.is_main_process:
+    state = PartialState()
+    if plan.export and state.is_main_process:
         export_adapter(adapter, plan.export, plan.backbone)
     # A process that ends without this may be aborted while its connections are still in use.
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
+    state.wait_for_everyone()
+    state.destroy_process_group()
     return adapter

@@ -362,6 +362,16 @@ class StopOnNaN(TrainerCallback):
                                 f"rate; the last good checkpoint is in {args.output_dir}.")
 
 
+def processes() -> int:
+    """How many train together, as ``accelerate launch`` or ``torchrun`` started them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def paper_passes(batch: int) -> int:
+    """Passes of ``batch`` conversations in each process that make the paper's global batch."""
+    return max(1, PAPER_BATCH // (batch * processes()))
+
+
 def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int = 16,
               accumulate: int | None = None, resume: bool = True, model=None,
               callbacks: Sequence[TrainerCallback] = (), **changes):
@@ -401,7 +411,7 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
     in_full_precision(module for name, module in model.named_modules()
                       if any(re.fullmatch(one, name) for one in backbone.spec.precise))
-    passes = accumulate or max(1, PAPER_BATCH // (batch * int(os.environ.get("WORLD_SIZE", 1))))
+    passes = accumulate or paper_passes(batch)
     trainer = ResumableTrainer(
         model=model, train_dataset=dataset, data_collator=collate,
         args=arguments(out, per_device_train_batch_size=batch, label_names=["labels"],

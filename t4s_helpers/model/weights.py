@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..files import is_full_disk
 
@@ -30,6 +30,18 @@ class WeightsError(RuntimeError):
 
 class WeightsUnavailable(WeightsError):
     """No source of the checkpoint could be reached; nothing wrong was found."""
+
+
+def from_hub(kind: Any, what: str, place: str, advice: str, error: type[Exception] = WeightsUnavailable,
+             **options: Any) -> Any:
+    """``kind.from_pretrained(place, **options)``.
+
+    What it cannot load is an ``error`` that names it (``what``), says why, and ends in ``advice``.
+    """
+    try:
+        return kind.from_pretrained(place, **options)
+    except (OSError, ValueError) as fault:
+        raise error(f"{what} could not be loaded from {place} ({str(fault)[:200]}): {advice}") from fault
 
 
 class _SourceError(Exception):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Sam2Model, Sam2Processor
 
-from ..model.weights import WeightsUnavailable
+from ..model.weights import from_hub
 from .sam import SamRefiner, checked_device
 
 SOURCES = {
@@ -49,13 +49,10 @@ class Sam2Refiner(SamRefiner):
     def load(cls, name: str, device: str | None, precision: str) -> Sam2Refiner:
         """Fetch model and processor where the hub's cache does not hold them."""
         device, (place, commit) = checked_device(device, precision), SOURCES[name]
-        try:
-            processor = Sam2Processor.from_pretrained(place, revision=commit)
-            model = Sam2Model.from_pretrained(place, revision=commit)
-        except (OSError, ValueError) as error:
-            raise WeightsUnavailable(f"The weights of {name!r} could not be loaded from {place} "
-                                     f"({str(error)[:200]}): check the network and run again, or choose "
-                                     "another refiner, for example 'mobile_sam'.") from error
+        processor, model = (
+            from_hub(kind, f"The weights of {name!r}", place, "check the network and run again, or choose "
+                     "another refiner, for example 'mobile_sam'.", revision=commit)
+            for kind in (Sam2Processor, Sam2Model))
         return cls(model.eval().to(device), processor, name, precision=precision)
 
     def _predictor(self, sam: Sam2Model) -> SimpleNamespace:
