@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,7 +164,8 @@ def _train(args: argparse.Namespace) -> None:
     options["quantize"] = None if args.quantize == "none" else args.quantize
     plan = Plan(**options, reading=_reading(args))
     mixture = plan.mixture()
-    print(describe(plan, mixture))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+        print(describe(plan, mixture))
     if not args.dry_run:
         print(train(plan, mixture))
 

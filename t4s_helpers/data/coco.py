@@ -11,6 +11,7 @@ run-length codes, which run down the columns. Polygons are drawn by pycocotools.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class CocoDataset(Dataset):
         photos = find_photos({k: one.get("file_name") for k, one in self.coco.images.items()}, self.folders)
         super().__init__(path.parent.name, split, "semantic", path, [
             *((image_id, photos[image_id], tuple(found)) for image_id, found in by_image.items()),
-            *((f"annotation {one['id']}", None, (one,)) for one in strays)], **checks)
+            *((f"annotation {one.get('id')}", None, (one,)) for one in strays)], **checks)
 
     def row_id(self, row: tuple) -> str:
         return f"{self.name}/{row[0]}"
@@ -97,10 +98,6 @@ class CocoDataset(Dataset):
         return Sample(self.row_id(row), image, labels, masks, "semantic", self.split, meta=meta)
 
 
-load_coco = CocoDataset
-"""The name under which notebooks open a folder."""
-
-
 @dataclass(frozen=True)
 class CocoFile:
     """An annotation file, indexed by id."""
@@ -135,7 +132,11 @@ class CocoFile:
 
     def check(self, annotation: Record) -> None:
         """Raise `BadRow` unless the annotation can be drawn on its image."""
-        where = f"Annotation {annotation.get('id')!r} of {self.path}"
+        identity = annotation.get("id")
+        where = f"Annotation {identity!r} of {self.path}"
+        if not is_known(identity, self.annotations):
+            raise BadRow("annotation without an id of its own", f"{where}: its id is missing or occurs "
+                         "twice; give each its own.")
         for kind, table in (("image", self.images), ("category", self.categories)):
             identity = annotation.get(f"{kind}_id")
             if not is_known(identity, table):
@@ -221,16 +222,17 @@ WHOLE = {"id", "image_id", "category_id", "height", "width"}
 
 
 def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
-    table: dict[Any, Record] = {}
+    """The rows by id; annotations that have none of their own get a key that is no id, for their turn."""
     for row in rows:
         for key in WHOLE & row.keys():
             row[key] = _whole(row[key])
-        identity = row.get("id")
-        if not isinstance(identity, (int, str)) or identity in table:
-            raise SampleError(f"Annotation file {path} has an entry in '{name}' whose id, {identity!r}, "
-                              "is missing or occurs twice; give each its own.")
-        table[identity] = row
-    return table
+    ids = [row.get("id") for row in rows]
+    times = Counter(identity for identity in ids if isinstance(identity, (int, str)))
+    own = [isinstance(identity, (int, str)) and times[identity] == 1 for identity in ids]
+    if name != "annotations" and not all(own):
+        raise SampleError(f"Annotation file {path} has an entry in '{name}' whose id, "
+                          f"{ids[own.index(False)]!r}, is missing or occurs twice; give each its own.")
+    return {identity if fine else (k,): row for k, (identity, fine, row) in enumerate(zip(ids, own, rows))}
 
 
 def _whole(value: Any) -> Any:

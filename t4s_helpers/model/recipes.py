@@ -176,7 +176,7 @@ def describe(plan: Plan, mixture: DataMixture | SceneMixture) -> str:
     return "\n".join([
         *lines, f"conversations: {n:,}, {_tokens(plan, mixture)}",
         f"steps: {-(-n // (batch * passes * together)):,} of {batch * passes * together} conversations "
-        f"({batch} in a pass, {passes} passes, {together} processes)",
+        f"(batch {batch} x accumulate {passes} x processes {together})",
         f"start: {plan.start or wanted or 'fresh matrices'}; rank {plan.rank}, learning rate "
         f"{plan.lr or rate['learning_rate']}",
         f"memory: about {spec.memory_gb} GB of a GPU (4 bits, batch 4)" if spec.memory_gb else
@@ -200,8 +200,8 @@ def _tokens(plan: Plan, mixture: DataMixture | SceneMixture, n: int = 32) -> str
     picked = [items[k] for k in np.linspace(0, len(items) - 1, min(n, len(items))).astype(int).tolist()]
     read, trained = (np.mean([len(one["labels"]) for one in picked]),
                      np.mean([np.sum(np.asarray(one["labels"]) >= 0) for one in picked]))
-    return (f"about {read:.0f} tokens each, {trained:.0f} of them trained ({len(items) * trained / 1e6:.1f} "
-            "million in all)")
+    return (f"about {read:.0f} tokens each, {trained:.0f} of them trained ({len(items) * trained:,.0f} "
+            "in all)")
 
 
 def train(plan: Plan, mixture: DataMixture | SceneMixture | None = None) -> Path:

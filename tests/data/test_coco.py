@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from shared_data import shared_data
 
 from t4s_helpers.data import SampleError, load
-from t4s_helpers.data.coco import draw_groups, draw_outline, load_coco, read_annotations, read_runs
+from t4s_helpers.data.coco import CocoDataset, draw_groups, draw_outline, read_annotations, read_runs
 
 H, W = 20, 30
 
@@ -86,7 +86,7 @@ def folder(tmp_path):
 
 
 def test_one_sample_per_annotated_photo(folder):
-    (sample,) = load_coco(folder())
+    (sample,) = CocoDataset(folder())
     assert sample.labels == ("dog", "cat"), "in the order of the file's categories"
     assert (sample.task, sample.split, sample.size) == ("semantic", "train", (H, W))
     assert sample.pixels().shape == (H, W, 3)
@@ -103,11 +103,11 @@ def test_annotation_file_and_photos_in_other_places(folder, tmp_path):
     (where / "annotations").mkdir()
     (where / "instances.json").rename(where / "annotations" / "instances_val2017.json")
     path = where / "annotations" / "instances_val2017.json"
-    (sample,) = load_coco(path, tmp_path / "val2017", split="val")
+    (sample,) = CocoDataset(path, tmp_path / "val2017", split="val")
     assert sample.split == "val" and sample.pixels().shape == (H, W, 3)
-    assert load_coco(path)[0].image == load_coco(tmp_path, split="val")[0].image == sample.image
+    assert CocoDataset(path)[0].image == CocoDataset(tmp_path, split="val")[0].image == sample.image
     with pytest.raises(SampleError, match="no folder of photos .*nowhere"):
-        load_coco(path, tmp_path / "nowhere")
+        CocoDataset(path, tmp_path / "nowhere")
 
 
 # outlines
@@ -190,7 +190,10 @@ def code(**changes):
         (put(99, "annotations", 1, "image_id"), "Annotation 12 .*image 99"),
         (put([1], "annotations", 1, "image_id"), "Annotation 12 "),
         (put(99, "annotations", 1, "category_id"), "Annotation 12 .*category 99"),
-        (put(11, "annotations", 1, "id"), "'annotations' whose id, 11,"),
+        (put(11, "annotations", 1, "id"), "Annotation 11 .*occurs twice"),
+        (put(None, "annotations", 1, "id"), "Annotation None .*id is missing"),
+        (put([1], "annotations", 1, "id"), r"Annotation \[1\] .*id is missing"),
+        (put(7, "images", 1, "id"), "'images' whose id, 7,"),
         (put(None, "images", 0, "id"), "'images' whose id, None,"),
         (put("tall", "images", 0, "height"), "Image 7 .*tall"),
         (put(0, "images", 0, "width"), "Image 7 "),
@@ -205,7 +208,7 @@ def code(**changes):
 )
 def test_names_what_is_broken(folder, change, words):
     with pytest.raises(SampleError, match=words) as caught:
-        load_coco(folder(change))
+        CocoDataset(folder(change))
     assert "\n" not in str(caught.value)
 
 
@@ -219,10 +222,10 @@ def test_names_a_file_that_is_no_json_object(tmp_path, content):
 
 def test_names_missing_files(tmp_path):
     with pytest.raises(SampleError, match="no annotation file .*instances.json"):
-        load_coco(tmp_path)
+        CocoDataset(tmp_path)
     (tmp_path / "instances.json").write_text("{}")
     with pytest.raises(SampleError, match="no list of objects 'images'"):
-        load_coco(tmp_path)
+        CocoDataset(tmp_path)
     with pytest.raises(SampleError, match="does not exist"):
         read_annotations(tmp_path / "no.json")
 
@@ -234,9 +237,10 @@ def test_a_photo_with_a_bad_annotation_is_left_out_and_listed(folder):
     def change(content):
         one = content["images"][0]
         content["images"] += [{**one, "id": 9}, {**one, "id": 10, "height": None},
-                              {**one, "id": 11, "height": 19}]
+                              {**one, "id": 11, "height": 19}, {**one, "id": 12}]
         good = content["annotations"][0]
         content["annotations"] += [{**good, "id": 20 + k, "image_id": k} for k in (9, 10, 11, 404)]
+        content["annotations"].append({**good, "id": None, "image_id": 12})
         content["annotations"].append({**good, "id": 99, "image_id": 9, "segmentation": []})
 
     where = folder(change)
@@ -246,9 +250,9 @@ def test_a_photo_with_a_bad_annotation_is_left_out_and_listed(folder):
     assert [(one.id, one.reason) for one in data.excluded] == [
         (f"{name}/8", "photo without annotations"), (f"{name}/9", "unusable outline"),
         (f"{name}/10", "image without a size"), (f"{name}/11", "image of another size"),
-        (f"{name}/annotation 424", "unknown image")]
+        (f"{name}/12", "annotation without an id of its own"), (f"{name}/annotation 424", "unknown image")]
     assert data.exclusions()[0] == {"reason": "photo without annotations", "n": 1, "first": f"{name}/8"}
-    with pytest.raises(SampleError, match=r"(?s)4 samples of .*instances\.json cannot be used \(1 x unusable "
+    with pytest.raises(SampleError, match=r"(?s)5 samples of .*instances\.json cannot be used \(1 x unusable "
                                           r"outline, .*bad='exclude'.*Annotation 99.*Image 10.*says 30 x 19"
                                           r".*Annotation 424 .*image 404"):
         load(where)
@@ -263,7 +267,7 @@ def test_numbers_as_pandas_writes_them(folder):
         outline = content["annotations"][1]["segmentation"]
         outline.update(size=[float(H), float(W)], counts=[float(n) for n in outline["counts"]])
 
-    plain, floats = load_coco(folder())[0], load_coco(folder(change))[0]
+    plain, floats = CocoDataset(folder())[0], CocoDataset(folder(change))[0]
     assert floats.id == plain.id and floats.meta["ann_ids"] == (11, 12, 13)
     assert np.array_equal(floats.masks, plain.masks) and floats.labels == plain.labels
 

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.grid import mask_to_box
 from t4s_helpers.data.expressions import scene_samples
 from t4s_helpers.data.prompts import answer
+from t4s_helpers.data.registry import load
 from t4s_helpers.data.sample import Sample
 from t4s_helpers.decoding.generate import Answer, parse_answer
 from t4s_helpers.evaluation.oracle import oracle_scores
@@ -97,6 +99,35 @@ def test_the_counts_of_a_mask_are_those_of_its_pixels():
     assert row_masks({"coco_rle": {}}, (8, 8)).shape == (0, 8, 8)
     oblong = rng.random((13, 7)) < 0.5
     assert np.array_equal(from_rle(json.loads(json.dumps(to_rle(oblong)))), oblong)
+
+
+def test_grec_from_the_files_of_grefcoco(tmp_path):
+    photos = tmp_path / "images/mscoco/images/train2014"
+    for folder in (photos, tmp_path / "grefcoco"):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(photos / "a.jpg")
+    corners = {7: [0, 0, 4, 0, 4, 4, 0, 4], 8: [6, 6, 8, 6, 8, 8, 6, 8]}
+    (tmp_path / "grefcoco/instances.json").write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": k, "image_id": 1, "category_id": 1, "segmentation": [outline]}
+                        for k, outline in corners.items()]}))
+    asked = {"both dogs": [7, 8], "the first dog": [7], "the cat": [-1]}
+    (tmp_path / "grefcoco/grefs(unc).json").write_text(json.dumps([
+        {"ref_id": k, "image_id": 1, "ann_id": ids, "no_target": ids == [-1], "split": "val",
+         "sentences": [{"sent_id": k, "sent": text}]} for k, (text, ids) in enumerate(asked.items())]))
+    data = load("grefcoco", "val", tmp_path, counts="off")
+    corner = np.zeros((4, 4), int)
+    corner[:2, :2] = 1
+    both = corner.copy()
+    both[3, 3] = 1
+    right = [row(one, written(grid, one.labels)) for one, grid in zip(data, (both, corner, 0 * corner))]
+    found = score_rows(right)
+    assert (found["grec"], found["n_acc"], found["t_acc"], found["giou"]) == (1, 1, 1, 1)
+    wrong = [row(one, written(corner, one.labels)) for one in data]
+    found = score_rows(wrong)
+    assert found["grec"] == pytest.approx(1 / 3) and found["n_acc"] == 0
+    assert found["giou"] == pytest.approx((16 / 20 + 1 + 0) / 3)
 
 
 def test_pixels_that_are_not_scored_count_for_nothing():

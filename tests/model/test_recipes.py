@@ -34,7 +34,7 @@ def test_a_recipe_reads_its_data_as_often_as_the_paper(tmp_path):
     assert len({mixture.source(k).size for k in range(10)}) > 1, "every pass shows another part"
     told = describe(wanted, mixture)
     assert "10 conversations from it" in told and "section 4.5" in told and "hours: unknown" in told
-    assert "steps: 1 of 128 conversations (32 in a pass, 4 passes, 1 processes)" in told
+    assert "steps: 1 of 128 conversations (batch 32 x accumulate 4 x processes 1)" in told
     assert len(plan(tmp_path, recipe="semantic", samples=3).mixture()) == 3
     for name, first in (("res", "refclef"), ("gres", "grefcoco"), ("mix", "llava")):
         with pytest.raises(ValueError, match=first):
