@@ -110,11 +110,12 @@ def _vocabulary(labels: tuple[str, ...]) -> Vocabulary:
         if not isinstance(label, str):
             raise DescriptorError(f"label {label!r} is no text: labels must be a list of texts")
         name = str(label.strip())
-        twin = folded.get(fold(escape_label(name)))
+        key = fold(escape_label(name))
+        twin = folded.get(key)
         if fault := _fault(name, names[twin - 1] if twin else None):
             raise DescriptorError(f"label {label!r} {fault}")
         names.append(name)
-        folded[fold(escape_label(name))] = len(names)
+        folded[key] = len(names)
     written = (OTHERS, *map(escape_label, names))
     return Vocabulary(tuple(names), written, {word: k for k, word in enumerate(written)}, folded)
 

@@ -270,7 +270,7 @@ def _check_outline(segmentation: Any, size: tuple[int, int]) -> None:
 
 def _are_numbers(values: Any) -> bool:
     """Whether this is a sequence of finite numbers."""
-    return (isinstance(values, Sequence) and all(isinstance(n, (int, float)) for n in values)
+    return (isinstance(values, Sequence) and set(map(type, values)) <= {int, float}
             and all(map(math.isfinite, values)))
 
 
