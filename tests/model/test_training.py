@@ -95,10 +95,14 @@ def test_an_empty_mixture_is_refused():
         training.training_data(tiny_model.backbone(), SceneMixture(0))
 
 
-def test_chunks_made_by_all_cores_hand_out_every_item_in_order():
+def test_chunks_hand_out_every_item_in_order():
     items = training.ChunkedItems(np.sqrt, 10, chunk=4)
     assert [items[k] for k in range(len(items))] == list(np.sqrt(range(10)))
     assert items[1] == 1 and items[9] == 3  # a chunk that is gone is made again
+
+
+@pytest.mark.slow
+def test_all_cores_together_keep_the_order():
     assert training.on_all_cores(np.sqrt, range(300), 2) == list(np.sqrt(range(300)))
 
 
