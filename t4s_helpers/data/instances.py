@@ -10,8 +10,9 @@ before the model has come to the others. Scores never depend on numbers.
   (`t4s_helpers.codec.grid.masks_to_grid`); the parts of an object that is cut in two have one number.
 - An object too small to win a cell gets one that it touches. Where there are more objects than cells,
   those left over are not written, and no number is left out for them.
-- A class by its name alone, "dog", is what nobody told apart: crowds, and objects beyond the `MOST` that
-  have numbers. So nothing that was asked for is taught as background, and a count is never wrong.
+- A class by its name alone, "dog", is what is not told apart: crowds, and objects beyond the `MOST` that
+  have numbers. So nothing that was asked for is taught as background. It is no object where answers are
+  scored: crowds do not count, objects without a number are missed.
 - A class that is asked for and not there has no cells.
 
 How many objects there are is for the model to say: each request offers all numbers, used or not.

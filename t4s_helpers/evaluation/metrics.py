@@ -450,8 +450,7 @@ def _pair_off(found: Sequence[Instance], true: Sequence[Instance]) -> tuple[list
 
     rles, single = [one.rle for one in found], [one.rle for one in true if not one.crowd]
     crowds = [one.rle for one in true if one.crowd]
-    shape = len(found), len(single)
-    iou = np.reshape(coco.iou(rles, single, [0] * len(single)), shape)
+    iou = np.reshape(coco.iou(rles, single, [0] * len(single)), (len(found), len(single)))
     iou = np.where(iou > 0.5, iou, 0)
     pairs = [pair for pair in zip(*linear_sum_assignment(iou, maximize=True)) if iou[pair]]
     # Of a crowd, pycocotools gives the share of the found object that lies in it.
