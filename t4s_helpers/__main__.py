@@ -132,7 +132,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, help="conversations in all; 32000 about scenes by default")
     add("--epochs", type=int, help="by default the recipe's, or one")
     add("--turns", type=int, default=4, help="requests in a conversation about a scene")
-    add("--mix", default="all", help="of requests about scenes: res, gres or all")
+    add("--mix", default="all", help="of requests about scenes: res, gres, all or instances")
+    add("--task", choices=("semantic", "instances"), help="of your own COCO folder: classes (default), or "
+        "their single objects with numbers")
     add("--encoding", default="rrle")
     add("--grid-size", type=int, default=16, metavar="N")
     add("--style", choices=("plain", "box"), help="of the sentence before the descriptor; plain in the "
@@ -182,7 +184,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--data", default="scenes", help="scenes, photos, a data set's name, or your own file")
     add("--split")
     _reading_options(add, "exclude")
-    add("--task", help="of scenes: res, gres, rec, semantic, vqa or conversation")
+    add("--task", help="of scenes: res, gres, rec, semantic, instances, vqa or conversation; of your own "
+        "COCO folder: semantic or instances")
     add("-n", type=int, help="only so many samples")
     add("--start", type=int, default=0, help="from this one on")
     add("--palette", default="seen", help="of scenes")
@@ -242,8 +245,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     from .evaluation.evaluate import evaluate
 
     protocol = PROTOCOLS[args.protocol]
-    options = {"task": args.task or "res", "palette": args.palette} if args.data == "scenes" else {}
-    samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **_reading(args), **options)
+    options = _reading(args) | ({"palette": args.palette} if args.data == "scenes" else {})
+    samples = load(args.data, args.split, args.root, n=args.n, start=args.start, **options)
     model = _model(args)
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
@@ -287,7 +290,8 @@ def _reading_options(add: Callable, bad: str) -> None:
 
 
 def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    own = {"image_folder": args.image_folder, "apply_exif": False if args.no_exif else None}
+    own = {"image_folder": args.image_folder, "apply_exif": False if args.no_exif else None,
+           "task": getattr(args, "task", None)}
     return {"counts": args.counts, "bad": args.bad, **{k: v for k, v in own.items() if v is not None}}
 
 

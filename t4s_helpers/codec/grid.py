@@ -124,7 +124,10 @@ def grid_to_masks(grid: np.ndarray, n_labels: int, shape: tuple[int, int]) -> np
     if height < 1 or width < 1:
         raise ValueError(f"a mask needs at least one pixel, got the shape {tuple(shape)}")
     picture = grid[np.ix_(_centres(height, grid.shape[0]), _centres(width, grid.shape[1]))]
-    return picture[None] == np.arange(1, n_labels + 1)[:, None, None]
+    masks = np.zeros((n_labels, height, width), bool)  # of hundreds of labels most are never touched
+    for k in np.unique(grid[grid > 0]):
+        masks[k - 1] = picture == k
+    return masks
 
 
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:

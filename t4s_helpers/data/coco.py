@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import BadRow, Dataset, LazyMasks, Record, list_of, read_json
+from .dataset import BadRow, Dataset, LazyMasks, Record, choose, list_of, read_json
+from .instances import numbered
 from .layout import find_annotations, find_photos, photo_folders
-from .sample import Sample, SampleError, exif_orientation
+from .sample import CLASS_TASKS, Sample, SampleError, exif_orientation
 
 
 class CocoDataset(Dataset):
@@ -32,11 +33,14 @@ class CocoDataset(Dataset):
             `t4s_helpers.data.layout.find_annotations`.
         image_folder: where the photos are, if not where `t4s_helpers.data.layout.photo_folders` looks.
         split: which annotations of a folder; written into the samples.
+        task: ``semantic``, or ``instances`` for single objects with numbers (`t4s_helpers.data.instances`).
+        name: of the data set, by default that of the file's folder.
         apply_exif, checks: see `t4s_helpers.data.dataset.Dataset`.
 
-    Samples come in the file's order, task ``semantic``, the image as a path. Labels come in the order of
+    Samples come in the file's order, the image as a path. Labels come in the order of
     the file's categories; the mask of a label is the union of its objects, crowds included. ``meta`` holds
-    ``image_id``, ``ann_ids`` and the single objects (``instance_masks``, ``instance_owners``).
+    ``image_id``, ``ann_ids`` and the single objects (``instance_masks``, ``instance_owners``, and
+    ``instance_crowds``, COCO's ``iscrowd``).
 
     A photo with an annotation that cannot be used counts as unusable whole, as what is not drawn would be
     taught as background. Photos without annotations are always excluded.
@@ -47,18 +51,21 @@ class CocoDataset(Dataset):
     """
 
     def __init__(self, source: str | Path, image_folder: str | Path | None = None, split: str = "train",
-                 apply_exif: bool = True, **checks: Any):
+                 apply_exif: bool = True, task: str = "semantic", name: str = "", **checks: Any):
+        choose("task", task, CLASS_TASKS)
         path = find_annotations(Path(source), split)
         self.coco, self.apply_exif, self.folders = read_annotations(path), apply_exif, photo_folders(
             path, image_folder)
         self.classes = tuple(self.coco.categories.values())
+        if task == "instances":
+            numbered(self.classes)  # refuses names that would be mistaken for each other
         by_image: dict[Any, list[Record]] = {image_id: [] for image_id in self.coco.images}
         strays = []
         for annotation in self.coco.annotations.values():
             image_id = annotation.get("image_id")
             (by_image[image_id] if is_known(image_id, by_image) else strays).append(annotation)
         photos = find_photos({k: one.get("file_name") for k, one in self.coco.images.items()}, self.folders)
-        super().__init__(path.parent.name, split, "semantic", path, [
+        super().__init__(name or path.parent.name, split, task, path, [
             *((image_id, photos[image_id], tuple(found)) for image_id, found in by_image.items()),
             *((f"annotation {one.get('id')}", None, (one,)) for one in strays)], **checks)
 
@@ -93,9 +100,10 @@ class CocoDataset(Dataset):
             orientation = exif_orientation(image)
             masks = masks.turned(orientation)
             objects["instance_masks"] = objects["instance_masks"].turned(orientation)
-        meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects}
+        meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects,
+                "instance_crowds": tuple(one.get("iscrowd") == 1 for one in annotations)}
         labels = tuple(self.coco.categories[category] for category in categories)
-        return Sample(self.row_id(row), image, labels, masks, "semantic", self.split, meta=meta)
+        return Sample(self.row_id(row), image, labels, masks, self.task, self.split, meta=meta)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Kinds of request, by `Expression.kind`:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .dataset import choose
-from .sample import Sample
+from .sample import CLASS_TASKS, Sample
 from .scenes import CATEGORIES, COLORS, SIZES, SPLITS, Scene, SceneObject, is_novel, make_scene
 
 MARGIN = 8.0
@@ -318,7 +319,8 @@ _ASKERS = {
 # --- samples ------------------------------------------------------------------------------------
 
 
-_STREAMS = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14, "conversation": 15}
+_STREAMS = {"res": 11, "rec": 11, "gres": 12, "semantic": 13, "vqa": 14, "conversation": 15,
+            "instances": 16}
 """``rec`` asks what ``res`` asks, so that boxes and masks are scored on the same requests."""
 
 
@@ -327,8 +329,9 @@ def scene_sample(split: str, index: int, task: str = "res", palette: str = "seen
 
     Args:
         task: ``res`` and ``rec`` (one target), ``gres`` (any number; one request in four has
-            no target), ``semantic`` (every category present is a label), ``vqa``.
-        palette: see `t4s_helpers.data.scenes.make_scene`; only ``semantic`` requests, which name
+            no target), ``semantic`` (every category present is a label), ``instances`` (so is one
+            that is absent), ``vqa``.
+        palette: see `t4s_helpers.data.scenes.make_scene`; only requests about classes, which name
             no colour, go with another than the seen one.
 
     Raises:
@@ -336,9 +339,10 @@ def scene_sample(split: str, index: int, task: str = "res", palette: str = "seen
 
     Returns:
         a `Sample` whose ``meta`` holds ``kind``, ``n_objects``, ``n_targets`` and, for one target,
-        its ``size`` word and whether its colour and category are a held-out pair (``novel``).
+        its ``size`` word and whether its colour and category are a held-out pair (``novel``); of
+        ``instances`` the single objects and ``n_same``, the most of one category.
     """
-    if palette != "seen" and task != "semantic":
+    if palette != "seen" and task not in CLASS_TASKS:
         raise ValueError(f"Task {task!r} names colours, which the palette {palette!r} does not show: "
                          "ask for task 'semantic'.")
     scene = make_scene(split, index, palette)
@@ -356,11 +360,16 @@ def request(rng, scene: Scene, task: str = "res") -> Sample:
     if task == "vqa":
         kind, question, answer = make_question(rng, scene)
         return _in_words(scene, f"vqa-{scene.id}", kind, question, answer)
-    if task == "semantic":
-        labels = tuple(sorted({o.category for o in scene.objects}))
+    if task in CLASS_TASKS:
+        shown, meta = [o.category for o in scene.objects], {"kind": task, "n_objects": len(scene.objects)}
+        absent = [_one_of(rng, [c for c in CATEGORIES if c not in shown])] if task == "instances" else []
+        labels = tuple(sorted({*shown, *absent}))
         masks = [union_mask(scene, Description(None, None, c).of(scene)) for c in labels]
-        return Sample(f"semantic-{scene.id}", scene.image, labels, np.stack(masks), task, scene.split,
-                      meta={"kind": "semantic", "n_objects": len(scene.objects)})
+        if task == "instances":
+            meta |= {"n_same": max(Counter(shown).values()), "instance_owners": [*map(labels.index, shown)],
+                     "instance_masks": np.stack([o.mask for o in scene.objects])}
+        return Sample(f"{task}-{scene.id}", scene.image, labels, np.stack(masks), task, scene.split,
+                      meta=meta)
     kinds = SINGLE_KINDS
     if task == "gres":
         kinds = ("none",) if rng.random() < 0.25 else (*SINGLE_KINDS, "all", "pair")

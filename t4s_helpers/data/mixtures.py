@@ -19,13 +19,14 @@ from .dataset import choose
 from .expressions import request
 from .prompts import Turn, ask_and_answer
 from .registry import ENTRIES, load
-from .sample import Sample, SampleError, read_image
+from .sample import CLASS_TASKS, Sample, SampleError, read_image
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
 MIXES = {
     "res": {"res": 1.0},
     "gres": {"res": 0.4, "gres": 0.6},
     "all": {"res": 0.35, "gres": 0.4, "semantic": 0.1, "vqa": 0.15},
+    "instances": {"res": 0.3, "gres": 0.3, "instances": 0.4},
 }
 """Share of each task among the requests about a scene."""
 
@@ -79,7 +80,7 @@ class SceneMixture:
             if target in seen:  # else the answer could be copied instead of read off the picture
                 continue
             seen.add(target)
-            n_absent = int(rng.integers(1, 5)) if task == "semantic" else 0
+            n_absent = int(rng.integers(1, 5)) if task in CLASS_TASKS else 0
             absent = _absent(CATEGORIES, sample, n_absent, rng)
             turns.append(ask_and_answer(sample, self.encoding, self.style, rng, distractors=absent))
             if len(turns) == self.n_requests:
@@ -118,7 +119,7 @@ class DataMixture:
         weights: passes over each data set in an epoch, by default 1 (the paper goes twice over the RES
             sets). Where ``n`` is given, only their ratio matters.
         seed: decides the order and the wording of each.
-        distractors: for semantic data sets, how many names of absent classes a conditioned request
+        distractors: for data sets of classes, how many names of absent classes a conditioned request
             lists beside the present ones; None for the whole class list.
         encoding, style: of the answers.
         epochs: one after the other, each in another order and with other wordings.
@@ -179,7 +180,7 @@ def named_mixture(passes: Mapping[str, float], root: str | Path | None = None, *
     for k, (name, times) in enumerate(passes.items()):
         split = next(iter(ENTRIES[name].splits)) if name in ENTRIES else "train"
         data = load(name, split, root, **reading or {})
-        if crops and getattr(data, "classes", ()):
+        if crops and getattr(data, "task", "") == "semantic":
             data, weights[k] = RandomCrops(data, round(times)), 1
         datasets.append(data)
     return DataMixture(datasets, weights=weights, **options)

@@ -22,6 +22,9 @@ COLUMNS = ("image", "expression", "mask")
 def load_own(source: str | Path, split: str = "train", **options: Any) -> Dataset:
     """A `TableDataset` of a CSV file; of any other file or folder a `CocoDataset`. ``options`` are theirs."""
     table = Path(source).suffix.lower() in (".csv", ".tsv", ".txt")
+    if table and "task" in options:
+        raise SampleError(f"{source} is a table of expressions and has no other task: leave task out, or "
+                          "give a COCO folder.")
     return (TableDataset if table else CocoDataset)(Path(source), split=split, **options)
 
 

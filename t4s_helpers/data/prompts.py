@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding
 from ..codec.grid import mask_to_box, masks_to_grid
 from .dataset import choose
+from .instances import MOST, numbered, numbered_grid
+from .sample import CLASS_TASKS
 
 BOX_BINS = 32
 """Boxes in words are given in 32nds of the image's width and height, first and last included."""
@@ -51,6 +53,9 @@ REQUESTS = {
     ),
 }
 """Question templates by kind of request; ``{labels}`` is the expression or a list of names."""
+
+NUMBERING = ("Number the objects of each class.", "Give every single object a number of its own.")
+"""Said behind a request about classes where their single objects are wanted."""
 
 SENTENCES = ("plain", "box")
 """Answer styles: ``plain`` says a fixed sentence; ``box`` first commits to where the target is."""
@@ -165,12 +170,13 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
     Args:
         sample: a `t4s_helpers.data.sample.Sample`.
         rng: draws wording, mode and the order of class names; ``None`` fixes all three.
-        mode: for ``semantic`` samples one of `SEMANTIC_MODES`. ``partial`` asks for some of the
+        mode: for samples of `CLASS_TASKS` one of `SEMANTIC_MODES`. ``partial`` asks for some of the
             labels and leaves the rest to "others"; ``conditioned`` lists the labels together with
             ``distractors``, names that do not occur; ``open`` names nothing.
 
     Returns:
-        a `Turn` whose labels are those of the sample that are asked for.
+        a `Turn` whose labels are those of the sample that are asked for; for ``instances`` with their
+        numbers, see `t4s_helpers.data.instances`.
 
     Raises:
         ValueError: an unknown mode; see also `question`.
@@ -178,7 +184,7 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
     if sample.task == "vqa":
         return Turn(sample.question)
     labels, kind, named = sample.labels, "res", sample.labels
-    if sample.task == "semantic":
+    if sample.task in CLASS_TASKS:
         mode = mode or ("conditioned" if rng is None else str(rng.choice(SEMANTIC_MODES, p=_SHARES)))
         choose("mode", mode, SEMANTIC_MODES)
         kind = f"semantic_{mode}"
@@ -188,7 +194,11 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
         elif mode == "conditioned":
             named = [*labels, *distractors]
             named = sorted(named) if rng is None else [named[i] for i in rng.permutation(len(named))]
-    return Turn(question(kind, named, rng), (), tuple(labels))
+    asked = question(kind, named, rng)
+    if sample.task == "instances":
+        asked += f" {NUMBERING[0 if rng is None else int(rng.integers(len(NUMBERING)))]}"
+        labels = numbered(labels)
+    return Turn(asked, (), tuple(labels))
 
 
 def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
@@ -203,6 +213,8 @@ def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
     turn = ask(sample, rng, mode, distractors)
     if sample.task == "vqa":
         return replace(turn, answer=(sample.answer,))
-    masks = sample.masks[[sample.labels.index(label) for label in turn.labels]]
-    grid = masks_to_grid(masks, encoding.grid_size)
+    single = sample.task == "instances"
+    names = turn.labels[::MOST + 1] if single else turn.labels
+    masks = sample.masks[[sample.labels.index(name) for name in names]]
+    grid = numbered_grid(sample, names, encoding) if single else masks_to_grid(masks, encoding.grid_size)
     return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0)))

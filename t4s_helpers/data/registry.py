@@ -28,8 +28,8 @@ from .sample import Sample, SampleError
 ROOT_VARIABLE = "T4S_DATA"
 """Environment variable with the folder of data sets, where no ``root`` is given."""
 
-OWN_OPTIONS = {"image_folder", "apply_exif", "encoding"}
-"""Options of `load` that only a user's own files have."""
+OWN_OPTIONS = {"image_folder", "apply_exif", "encoding", "task"}
+"""Options of `load` that only a user's own files have, and ``task`` scenes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Entry:
     """What is known of a data set before any file is read; a row of ``registry.json``.
 
     Attributes:
-        task: ``res``, ``gres``, ``semantic``, ``vqa`` or ``conversation``.
+        task: ``res``, ``gres``, ``semantic``, ``instances``, ``vqa`` or ``conversation``.
         splits: split -> published number of samples; None where none is known, several where releases
             differ.
         reader: ``module:callable`` below ``t4s_helpers.data``, called with ``root`` and the options.
@@ -116,7 +116,7 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
         SampleError: an unknown name or split, no root, or whatever the reader finds; before any sample
             is made.
     """
-    asked = sorted(OWN_OPTIONS & options.keys())
+    asked = sorted((OWN_OPTIONS - {"task"} if name == "scenes" else OWN_OPTIONS) & options.keys())
     if asked and (name in ENTRIES or name in ("scenes", "photos")):
         raise SampleError(f"Only files of your own have the option {', '.join(asked)}; leave it out for "
                           f"{name}.")

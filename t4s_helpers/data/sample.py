@@ -17,9 +17,12 @@ import numpy as np
 from ..codec.encodings import check_labels
 from ..codec.grid import GridSize, masks_to_grid
 
-TASKS = ("res", "gres", "rec", "semantic", "vqa")
+TASKS = ("res", "gres", "rec", "semantic", "instances", "vqa")
 """Referring segmentation, its generalised form (none or many targets), box comprehension,
-semantic segmentation and visual question answering."""
+semantic and instance segmentation, and visual question answering."""
+
+CLASS_TASKS = ("semantic", "instances")
+"""Tasks whose labels are all the classes that an image shows; requests name or list classes."""
 
 
 class SampleError(ValueError):
@@ -93,10 +96,12 @@ class Sample:
         task: one of `TASKS`.
         split: name of the part of the data set.
         question, answer: used instead of a template where they are given.
-        meta: anything a reader wants to hand on. Three keys mean something here: ``instance_masks``,
+        meta: anything a reader wants to hand on. Four keys mean something here: ``instance_masks``,
             bool ``(N, H, W)`` or a `MaskSource`, and ``instance_owners``, ``N`` integers, say which
             single objects make up the mask of which label (an owner indexes ``labels``), so that a grid
-            keeps each of them visible; ``part``, ``(y0, x0, y1, x1)``, is what is shown of the file.
+            keeps each of them visible; ``instance_crowds``, ``N`` booleans, which of them are regions of
+            several that were not told apart (by default none); ``part``, ``(y0, x0, y1, x1)``, is what is
+            shown of the file.
 
     Raises:
         SampleError: any of these does not hold; the message names the sample.
@@ -191,6 +196,11 @@ class Sample:
             return masks, np.arange(len(masks))
         masks = _decoded(self.meta["instance_masks"], self)
         return masks, np.asarray(self.meta["instance_owners"], dtype=np.int64)
+
+    def crowds(self) -> np.ndarray:
+        """bool ``(N,)``: which of the `instances` are regions of several objects."""
+        n = len(self.meta.get("instance_owners", self.labels))
+        return np.asarray(self.meta.get("instance_crowds", np.zeros(n)), bool)
 
     def grid(self, grid_size: GridSize = 16, rule: str = "area") -> np.ndarray:
         """The label grid, int32 ``(rows, cols)``: 0 is "others", ``k`` is ``labels[k-1]``.

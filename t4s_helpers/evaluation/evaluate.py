@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..codec.encodings import Encoding
 from ..data.prompts import Turn
-from ..data.sample import SampleError
+from ..data.sample import CLASS_TASKS, SampleError
 from ..decoding.confidence import best_expected_iou
 from ..decoding.generate import DecodingError, generate
 from ..decoding.grammar import GrammarError, grammar_of
@@ -84,9 +84,12 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    if protocol.reading == "official" and ("semantic" in items.tasks or expected_iou):
-        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: class maps "
-                        "and expected_iou go with 'strict'.")
+    if protocol.reading == "official" and (items.tasks & set(CLASS_TASKS) or expected_iou):
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes and "
+                        "expected_iou go with 'strict'.")
+    if expected_iou and "instances" in items.tasks:
+        raise TaskError("Drawn answers may give one number to different objects, so that there is no "
+                        "expected IoU of single objects: leave expected_iou out.")
     options = {"mode": protocol.mode, **options} if protocol.mode else options
     asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, protocol)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
@@ -109,7 +112,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
 def _classes(items: Items, given: Sequence[str]) -> tuple[str, ...]:
     """The class list of the run, against which the labels of every sample are checked."""
     known = tuple(given) or tuple(getattr(items.samples, "classes", ()))
-    samples = [sample for sample in items.made if sample.task == "semantic"]
+    samples = [sample for sample in items.made if sample.task in CLASS_TASKS]
     known = known or tuple(sorted({label for sample in samples for label in sample.labels}))
     for sample in samples:
         check_classes(sample, known)

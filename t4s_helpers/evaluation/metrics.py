@@ -5,7 +5,7 @@ dictionary, ``len(metric)`` is the number of samples. Each ``update`` also takes
 that may be scored once only, and ``malformed``: the response did not keep to the format
 (``ParseReport.malformed``). Counts are integers and means are summed exactly (``math.fsum``), so the
 order of the samples changes no digit. All scores are fractions in [0, 1]; multiply by 100 for the paper's
-tables. NumPy is needed, and for GREC SciPy.
+tables. NumPy is needed, for GREC SciPy, and for single objects pycocotools too.
 
 | metric | a sample is | keys of ``compute()`` |
 |---|---|---|
@@ -13,6 +13,7 @@ tables. NumPy is needed, and for GREC SciPy.
 | ``BoxMetric`` | an expression, two boxes | acc50, box_iou |
 | ``GrecMetric`` | an expression, two sets of boxes | grec, n_acc |
 | ``MeanIoU`` | an image, two class maps | miou, pixel_acc |
+| ``InstanceMetric`` | an image, two lists of objects | pq, sq, rq, ap, ap50, ap75 |
 | ``VQAAccuracy`` | a question, its answers | accuracy |
 | ``YesNoMetric`` | a yes-no question | accuracy, precision, recall, f1, yes_ratio |
 """
@@ -22,6 +23,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -349,6 +353,123 @@ class MeanIoU(_Metric):
             shown[0] = False
         return {"miou": _mean(ious[shown]), "pixel_acc": _ratio(both.sum(), target.sum()),
                 "n_averaged": int(shown.sum())}
+
+
+class Instance(NamedTuple):
+    """One object of an image, a found or a true one.
+
+    Attributes:
+        label: its class.
+        rle: its mask as COCO's compressed RLE, ``{"size": [H, W], "counts": ...}``.
+        score: confidence in a found one, in [0, 1].
+        crowd: of a true one, whether it is a region of several that were not told apart.
+    """
+
+    label: str
+    rle: Mapping[str, Any]
+    score: float = 1.0
+    crowd: bool = False
+
+
+class InstanceMetric(_Metric):
+    """Scores of single objects: panoptic quality of matched ones (PQ), and COCO's average precision (AP).
+
+    In each image, found and true objects of a class make pairs, one to one, where their IoU is *above* 0.5.
+    With TP pairs, FP found and FN true objects without a partner, each over the whole data set, a class has
+
+    - ``sq``, the mean IoU of its pairs (0 without a pair); ``rq`` = TP / (TP + FP / 2 + FN / 2);
+    - ``pq`` = ``sq`` * ``rq``.
+
+    ``compute()`` gives their means over the classes of which anything was found or there (`by_class` has
+    each); ``ap``, ``ap50``, ``ap75`` (IoU from 0.5 to 0.95 in steps of 0.05; 0.5; 0.75); ``n_found``,
+    ``n_true``, ``n_pairs``, ``n``, ``n_malformed``, ``malformed_rate``. A mean over nothing is NaN.
+
+    A crowd is neither matched nor missed, and what lies by more than half in crowds of its class is not
+    counted as found. AP takes found objects by falling score; of equal scores, as of answers without a
+    confidence, those of the first ids come first, and AP says little.
+
+    Source: PQ: Kirillov et al., CVPR 2019, section 4; as masks may overlap here, pairs are those of the
+    greatest sum of IoUs. AP: COCO (Lin et al., 2014), by pycocotools.
+    """
+
+    def update(self, found: Sequence[Instance], true: Sequence[Instance], **about: Any) -> float:
+        """Score one image and return its own PQ (NaN: nothing found or there)."""
+        sizes = {tuple(one.rle["size"]) for one in (*found, *true)}
+        if len(sizes) > 1:
+            raise MetricError(f"The masks of an image have the sizes (height, width) {sorted(sizes)}: resize "
+                              "the found ones to the image.")
+        matched = {label: _pair_off([one for one in found if one.label == label],
+                                    [one for one in true if one.label == label])
+                   for label in {one.label for one in (*found, *true)}}
+        self._append((matched, tuple(found), tuple(true)), **about)
+        return _mean(row["pq"] for row in _qualities([matched]))
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """A row for each class: ``label``, ``pq``, ``sq``, ``rq``, ``n_found``, ``n_true``, ``n_pairs``."""
+        return _qualities([matched for matched, _, _ in self._samples.values()])
+
+    def _scores(self) -> dict[str, float]:
+        rows = self.by_class()
+        return {**{key: _mean(row[key] for row in rows) for key in ("pq", "sq", "rq")},
+                **dict(zip(("ap", "ap50", "ap75"), self._precisions())),
+                **{key: sum(row[key] for row in rows) for key in ("n_found", "n_true", "n_pairs")}}
+
+    def _precisions(self) -> list[float]:
+        """AP over all thresholds, at 0.5 and at 0.75."""
+        from pycocotools import mask as coco
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        images = [self._samples[key][1:] for key in sorted(self._samples, key=str)]
+        labels = sorted({one.label for one in chain.from_iterable(chain(*images))})
+        if not labels:
+            return [math.nan] * 3
+        found, true = COCO(), COCO()
+        with redirect_stdout(StringIO()):  # pycocotools prints as it goes
+            for index, side in zip((found, true), zip(*images)):
+                ids = count(1)  # to COCOeval, 0 is no object
+                index.dataset = {
+                    "images": [{"id": k, "height": 0, "width": 0} for k in range(len(images))],
+                    "categories": [{"id": k, "name": label} for k, label in enumerate(labels)],
+                    "annotations": [
+                        {"id": next(ids), "image_id": k, "category_id": labels.index(one.label),
+                         "segmentation": one.rle, "area": float(coco.area(one.rle)), "score": one.score,
+                         "iscrowd": int(one.crowd)} for k, image in enumerate(side) for one in image]}
+                index.createIndex()
+            judge = COCOeval(true, found, "segm")
+            judge.evaluate()
+            judge.accumulate()
+            judge.summarize()
+        return [math.nan if value < 0 else float(value) for value in judge.stats[:3]]
+
+
+def _pair_off(found: Sequence[Instance], true: Sequence[Instance]) -> tuple[list[float], int, int]:
+    """IoUs of an image's pairs of one class, and numbers of the found and the true objects that count."""
+    from pycocotools import mask as coco
+    from scipy.optimize import linear_sum_assignment
+
+    rles, single = [one.rle for one in found], [one.rle for one in true if not one.crowd]
+    crowds = [one.rle for one in true if one.crowd]
+    iou = np.reshape(coco.iou(rles, single, [0] * len(single)), (len(found), len(single)))
+    iou = np.where(iou > 0.5, iou, 0)
+    pairs = [pair for pair in zip(*linear_sum_assignment(iou, maximize=True)) if iou[pair]]
+    # Of a crowd, pycocotools gives the share of the found object that lies in it.
+    inside = np.reshape(coco.iou(rles, crowds, [1] * len(crowds)), (len(found), len(crowds))).sum(1)
+    inside[[k for k, _ in pairs]] = 0
+    return [float(iou[pair]) for pair in pairs], int((inside <= 0.5).sum()), len(single)
+
+
+def _qualities(images: Sequence[Mapping[str, tuple[list[float], int, int]]]) -> list[dict[str, Any]]:
+    """`InstanceMetric.by_class` of what `_pair_off` found in images, by class."""
+    rows = []
+    for label in sorted(set(chain(*images))):
+        ious, n_found, n_true = zip(*(image[label] for image in images if label in image))
+        pairs, all_found, all_true = list(chain(*ious)), sum(n_found), sum(n_true)
+        if all_found + all_true:
+            sq, rq = _mean(pairs or [0.0]), 2 * len(pairs) / (all_found + all_true)
+            rows.append({"label": label, "pq": sq * rq, "sq": sq, "rq": rq, "n_found": all_found,
+                         "n_true": all_true, "n_pairs": len(pairs)})
+    return rows
 
 
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(

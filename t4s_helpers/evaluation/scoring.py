@@ -12,12 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..codec.encodings import Encoding
+from ..data.instances import class_of
 from .conventions import OFFICIAL, STRICT, Conventions
-from .metrics import BoxMetric, GrecMetric, MeanIoU, SegmentationMetric
+from .metrics import BoxMetric, GrecMetric, Instance, InstanceMetric, MeanIoU, SegmentationMetric
 from .tasks import VQA_RULES, Protocol, grouped, reread
 
 SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "grec", "n_acc", "t_acc", "miou",
-         "pixel_acc", "accuracy", "f1", "yes_ratio", "malformed_rate", "tokens", "seconds")
+         "pixel_acc", "pq", "sq", "rq", "ap", "ap50", "accuracy", "f1", "yes_ratio", "malformed_rate",
+         "tokens", "seconds")
 """Columns of a table, in order; a task has some of them."""
 
 
@@ -35,7 +37,7 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
     """Scores of one task's rows.
 
     Args:
-        rows: of one kind of answer (masks, class maps or words). Excluded ones are left out.
+        rows: of one kind of answer (masks, class maps, objects or words). Excluded ones are left out.
         background, absent: see `t4s_helpers.evaluation.metrics.MeanIoU`; ``semantic`` rows need them.
         classes: of ``semantic`` rows, where absent ones count; by default every class that a row knows.
         ceiling: score the true masks put through the grid in place of the answers.
@@ -58,6 +60,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
     kind = kinds.pop()
     if kind == "map":
         scores = _maps(scored, background, absent, classes, ceiling)
+    elif kind == "objects":
+        scores = instance_metric(scored, ceiling).compute()
     elif kind == "mask":
         scores = _masks(scored, ceiling, malformed_is_rejection)
     else:
@@ -68,8 +72,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
 
 
 def answer_kind(task: str) -> str:
-    """``"words"``, ``"map"`` or ``"mask"``: what answers to a task are."""
-    return {"vqa": "words", "semantic": "map"}.get(task, "mask")
+    """``"words"``, ``"map"``, ``"objects"`` or ``"mask"``: what answers to a task are."""
+    return {"vqa": "words", "semantic": "map", "instances": "objects"}.get(task, "mask")
 
 
 def _words(rows) -> dict[str, float]:
@@ -97,6 +101,17 @@ def _maps(rows, background, absent, classes, ceiling) -> dict[str, float]:
         metric.update_counts({names.index(name): counts for name, counts in row[key].items()},
                              sample_id=row["id"], malformed=not ceiling and row["malformed"])
     return metric.compute()
+
+
+def instance_metric(rows: Sequence[dict], ceiling: bool = False) -> InstanceMetric:
+    """The metric of rows of the task ``instances``, whose ``by_class()`` has the scores of each class."""
+    metric = InstanceMetric()
+    for row in rows:
+        found, sure = (row["ceiling_rle"], {}) if ceiling else (row["coco_rle"], row["confidences"])
+        metric.update([Instance(class_of(label), rle, sure.get(label, 1.0)) for label, rle in found.items()],
+                      [Instance(**one) for one in row["true_instances"]], sample_id=row["id"],
+                      malformed=not ceiling and row["malformed"])
+    return metric
 
 
 def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float]:

@@ -6,6 +6,7 @@
 | ``gres`` | an expression for none, one or many | mask; all "others": rejected | as ``res``, N-acc, T-acc |
 | ``rec`` | as ``res`` | the box of the mask | box accuracy |
 | ``semantic`` | with a list of classes, without one, or for some | class map | mIoU, pixel accuracy |
+| ``instances`` | as ``semantic``, with numbers | objects | PQ, AP |
 | ``vqa`` | a question | words | exact match, VQAv2's rule, or yes and no |
 
 Several samples about one picture make a conversation: each is a turn, asked after the model's own
@@ -29,8 +30,11 @@ from pycocotools import mask as coco
 
 from ..codec.encodings import Encoding, get_encoding
 from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid, overlap
+from ..data.instances import MOST, numbered, numbered_grid
 from ..data.prompts import SEMANTIC_MODES, Turn, ask
+from ..data.sample import CLASS_TASKS
 from ..data.semantic import VOID_INDEX
+from ..decoding.confidence import answer_confidence
 from ..refine import Refiner, load_refiner, merge_masks
 from .conventions import STRICT, Conventions
 from .metrics import VQAAccuracy, YesNoMetric, class_counts
@@ -57,7 +61,7 @@ class Protocol:
         semantic: one of `t4s_helpers.data.prompts.SEMANTIC_MODES`. ``conditioned`` lists ``classes`` in
             the question (the paper's open-vocabulary protocol, figure 13); ``open`` names none but
             understands them; ``partial`` names those that the picture shows.
-        classes: names that a semantic answer may use. Indices of class maps count from 1 in this
+        classes: names that answers about classes may use. Indices of class maps count from 1 in this
             order; 0 is "others".
         vqa: one of `VQA_RULES`; empty for the one in each sample's ``meta["rule"]``, else exact match.
         suffix: added to the questions of ``vqa``, such as LLaVA's request for a short answer.
@@ -157,14 +161,16 @@ def turn_of(sample, protocol: Protocol) -> Turn:
     """
     if sample.task == "vqa":
         return Turn(sample.question + protocol.suffix)
-    if sample.task != "semantic":
+    if sample.task not in CLASS_TASKS:
         turn, wording = ask(sample), protocol.conventions.question
         return replace(turn, question=wording.format(labels=", ".join(turn.labels))) if wording else turn
     classes = protocol.classes or sample.labels
     check_classes(sample, classes)
     absent = [name for name in classes if name not in sample.labels]
     turn = ask(sample, mode=protocol.semantic, distractors=absent)
-    return turn if protocol.semantic == "partial" else replace(turn, labels=tuple(classes))
+    if protocol.semantic == "partial":
+        return turn
+    return replace(turn, labels=numbered(classes) if sample.task == "instances" else tuple(classes))
 
 
 def check_classes(sample, classes: Sequence[str]) -> None:
@@ -191,6 +197,8 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         is label -> COCO's compressed RLE of the final mask, ``true_rle`` that of the true one (where no
         pixel is left out of the score); boxes are texts, for a table's cells; ``boxes`` are the mask's
         `component_boxes`, ``true_boxes`` (``gres``, where the data set names single objects) the objects'.
+        Of ``instances``, ``true_instances`` are the true objects, ``ceiling_rle`` these through the grid, and
+        ``confidences`` label -> mean probability of a found object's cells, where the decoder knows it.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
@@ -198,7 +206,8 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         row |= _words_row(sample, answer, protocol)
     else:
         start = time.perf_counter()
-        build = _map_row if sample.task == "semantic" else _mask_row
+        builds = {"semantic": _map_row, "instances": partial(_instance_row, answer)}
+        build = builds.get(sample.task, _mask_row)
         row |= {"label": ", ".join(sample.labels), "labels": list(sample.labels),
                 **_reading(parsed, protocol.conventions),
                 **build(sample, parsed, protocol, refiner or load_refiner("none"), seed)}
@@ -293,6 +302,25 @@ def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) ->
            for key, some in (("counts", pred), ("ceiling_counts", ceiling))},
         "coco_rle": {names[k]: to_rle(pred == k) for k in np.unique(pred).tolist() if k},
     }
+
+
+def _instance_row(answer, sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
+    """What has a number is an object; classes by their names alone are neither found nor missed."""
+    labels = turn_of(sample, protocol).labels
+    single = {k: label for k, label in enumerate(labels, 1) if (k - 1) % (MOST + 1)}
+    layers, sure = _class_map(sample, parsed, refiner, seed), {}
+    found = {single[k]: to_rle(layers == k) for k in np.unique(layers).tolist() if k in single}
+    if answer.grammar is not None and parsed.report.ok:
+        probs = answer_confidence(answer, parsed).probs
+        sure = {label: float(probs[k][parsed.grid == k].mean())
+                for k, label in single.items() if label in found}
+    grid = numbered_grid(sample, labels[::MOST + 1], protocol.encoding)
+    through, (masks, owners) = grid_to_masks(grid, len(labels), sample.size), sample.instances()
+    ceiling = {single[k]: to_rle(through[k - 1]) for k in np.unique(grid).tolist() if k in single}
+    return {"coco_rle": found, "confidences": sure, "ceiling_rle": ceiling,
+            "true_instances": [{"label": sample.labels[owner], "rle": to_rle(mask), "crowd": bool(crowd)}
+                               for mask, owner, crowd in zip(masks, owners, sample.crowds(), strict=True)
+                               if mask.any()]}
 
 
 def _class_map(sample, parsed, refiner: Refiner, seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ def test_entries_are_complete_and_their_readers_exist():
         reader = getattr(importlib.import_module(f"t4s_helpers.data.{module}"), called)
         assert reader.__doc__ and entry.layout and entry.licence and entry.metric
         assert entry.default_split in entry.splits and entry.name == name
-        assert entry.task in ("res", "gres", "semantic", "vqa", "conversation")
+        assert entry.task in ("res", "gres", "semantic", "instances", "vqa", "conversation")
         assert f"{name}  ({entry.task}: {entry.metric})" in text and entry.source.split()[0] in text
     assert "splits: test 2,910 or 3,000" in text and "splits: train, val, testA, testB, testC" in text
 

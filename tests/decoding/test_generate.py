@@ -66,6 +66,15 @@ def test_draws_share_the_reading_of_the_prompt(shipped):
     assert fast == texts(shipped, SAMPLES[:3], mode="constrained", batch=4, **options)
 
 
+def test_numbered_labels_are_written_alike_with_and_without_drafts(shipped):
+    """A label may begin another one, "star" and "star 1"."""
+    samples = load("scenes", "test", n=1, start=50, task="instances")
+    (fast,), (slow,) = (texts(shipped, samples, mode=mode, temperature=6.0, seed=1)
+                        for mode in ("fast", "constrained"))
+    assert fast == slow
+    assert any(f"{label} *" in fast for label in ask(samples[0]).labels if label[-1].isdigit())
+
+
 def test_questions_are_answered_in_words_and_as_plain_decoding_does(shipped):
     questions = load("scenes", "test", n=6, start=60, task="vqa")
     answers = [texts(shipped, questions, mode=mode, batch=4, max_new_tokens=12) for mode in MODES]

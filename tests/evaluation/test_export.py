@@ -22,6 +22,8 @@ def run(folder, classes=()):
             {"id": "b", "image_id": 42, "coco_rle": {"cat": to_rle(masks[1])}},
             {"id": "none", "image_id": 43, "coco_rle": {}},
             {"id": "map", "coco_rle": {"sky": to_rle(masks[2]), "sea": to_rle(masks[3])}},
+            {"id": "objects", "task": "instances", "image_id": 43, "coco_rle": {"sea 2": to_rle(masks[1])},
+             "confidences": {"sea 2": 0.25}},
             {"id": "words", "text": "yes"}]
     ids = [row["id"] for row in rows]
     with closing(RunStore(folder, {"classes": list(classes)}, [ids], ids)) as store:
@@ -41,14 +43,15 @@ def test_coco_reads_the_masks_back(tmp_path, capsys):
     found = truth.loadRes(str(tmp_path / "it.json"))
     entries = found.loadAnns(found.getAnnIds())
     assert [(one["image_id"], one["category_id"], one["score"], one["sample_id"]) for one in entries] == [
-        (42, 1, 1.0, "a"), (42, 1, 1.0, "b"), (4, 3, 1.0, "map"), (4, 2, 1.0, "map")]
-    for one, mask in zip(entries, masks, strict=True):
+        (42, 1, 1.0, "a"), (42, 1, 1.0, "b"), (4, 3, 1.0, "map"), (4, 2, 1.0, "map"),
+        (43, 2, 0.25, "objects")]
+    for one, mask in zip(entries, [*masks, masks[1]], strict=True):
         assert np.array_equal(found.annToMask(one), mask) and one["area"] == mask.sum()
 
 
 def test_the_file_stands_in_the_run_by_default_and_no_run_is_an_error(tmp_path, capsys):
     run(tmp_path)
     assert main(["evaluate", "export", str(tmp_path), "--form", "coco"]) == 0
-    assert len(json.loads((tmp_path / "coco.json").read_text())) == 4
+    assert len(json.loads((tmp_path / "coco.json").read_text())) == 5
     assert main(["evaluate", "export", str(tmp_path / "gone")]) == 1
     assert "holds no run.json" in capsys.readouterr().err

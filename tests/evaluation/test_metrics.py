@@ -16,9 +16,10 @@ from hypothesis.extra.numpy import arrays
 
 from t4s_helpers.codec.grid import mask_iou
 from t4s_helpers.evaluation.metrics import (
-    ABSENT, BACKGROUND, BoxMetric, GrecMetric, MeanIoU, MetricError, SegmentationMetric, VQAAccuracy,
-    YesNoMetric, bootstrap, class_counts, normalise_answer, yes_or_no,
+    ABSENT, BACKGROUND, BoxMetric, GrecMetric, Instance, InstanceMetric, MeanIoU, MetricError,
+    SegmentationMetric, VQAAccuracy, YesNoMetric, bootstrap, class_counts, normalise_answer, yes_or_no,
 )
+from t4s_helpers.evaluation.tasks import to_rle
 
 FAST = settings(max_examples=60, deadline=None)
 EMPTY = np.zeros((5, 6), bool)
@@ -471,3 +472,71 @@ def test_grec_counts_samples_and_rejections():
     assert metric.compute() == {"grec": 0.5, "n_acc": 0.5, "n": 4, "n_malformed": 2, "malformed_rate": 0.5}
     with pytest.raises(MetricError, match="has scored no sample"):
         GrecMetric().compute()
+
+
+def strip(start, stop, label="dog", width=20, **more):
+    """An object: some of the columns of a picture one pixel high."""
+    return Instance(label, to_rle((np.arange(width) >= start)[None] & (np.arange(width) < stop)), **more)
+
+
+def test_panoptic_quality_equals_torchmetrics():
+    import torch
+    from torchmetrics.detection import PanopticQuality
+
+    rng, ours = np.random.default_rng(4), InstanceMetric()
+    theirs = PanopticQuality({1, 2}, {0}, return_sq_and_rq=True, return_per_class=True)
+    for _ in range(12):  # maps of (class, number), class 0 the background
+        true, other = (np.kron(rng.integers(0, [3, 2], (3, 3, 2)), np.ones((4, 4, 1), int)) for _ in range(2))
+        found = np.where(rng.random((12, 12, 1)) < rng.random() / 2, other, true)
+        sides = []
+        for one in (found, true):
+            one[one[..., 0] == 0] = 0
+            sides.append([Instance(str(c), to_rle((one == (c, k)).all(-1)))
+                          for c, k in np.unique(one.reshape(-1, 2), axis=0) if c])
+        ours.update(*sides)
+        theirs.update(torch.from_numpy(found)[None], torch.from_numpy(true)[None])
+    rows, expected = ours.by_class(), theirs.compute().reshape(-1, 3)[:2]
+    got = [[row[key] for key in ("pq", "sq", "rq")] for row in rows]
+    assert got == pytest.approx(expected.numpy(), abs=1e-6)
+    assert ours.compute()["pq"] == pytest.approx(expected[:, 0].mean().item(), abs=1e-6)
+    assert all(0.1 < value < 0.95 for row in got for value in row), "neither all right nor all wrong"
+
+
+def test_panoptic_quality_by_hand():
+    metric = InstanceMetric()
+    true = [strip(0, 4), strip(10, 14), strip(0, 4, "cat"), strip(16, 20, "cow", crowd=True)]
+    found = [strip(0, 3), strip(10, 12), strip(4, 8, "cat"), strip(17, 20, "cow"), strip(13, 18, "cow")]
+    assert metric.update(found, true) == pytest.approx((0.75 * 0.5 + 0 + 0) / 3)
+    assert metric.by_class() == [
+        {"label": "cat", "pq": 0, "sq": 0, "rq": 0, "n_found": 1, "n_true": 1, "n_pairs": 0},
+        # what lies in the crowd is not counted, what lies there by two fifths is
+        {"label": "cow", "pq": 0, "sq": 0, "rq": 0, "n_found": 1, "n_true": 0, "n_pairs": 0},
+        # an IoU of 3/4 is a pair, one of exactly 1/2 is none
+        {"label": "dog", "pq": 0.375, "sq": 0.75, "rq": 0.5, "n_found": 2, "n_true": 2, "n_pairs": 1}]
+    assert metric.compute()["n_true"] == 3
+    one_to_one = InstanceMetric()  # a found object has an IoU of 4/6 with each of two that overlap
+    one_to_one.update([strip(1, 6)], [strip(0, 5), strip(2, 7)])
+    assert one_to_one.by_class()[0]["n_pairs"] == 1
+    nothing = InstanceMetric()
+    assert math.isnan(nothing.update([], [])) and math.isnan(nothing.compute()["ap"])
+    with pytest.raises(MetricError, match="resize"):
+        metric.update([strip(0, 4, width=30)], true)
+
+
+def test_average_precision_by_hand():
+    """Of two objects one is found: precision counts at the 51 of 101 recalls up to 1/2."""
+    def scores(right, wrong, order=("a", "b"), **more):
+        metric = InstanceMetric()
+        for name in order:
+            found = [strip(0, 4, score=right)] if name == "a" else [strip(8, 10, score=wrong)]
+            metric.update(found, [strip(0, 4), *more.get(name, [])], sample_id=name)
+        return metric.compute()
+
+    assert scores(0.9, 0.8)["ap50"] == pytest.approx(51 / 101)
+    assert scores(0.8, 0.9)["ap50"] == scores(0.8, 0.9, ("b", "a"))["ap50"] == pytest.approx(51 / 101 / 2)
+    assert scores(0.8, 0.9, b=[strip(8, 14, crowd=True)])["ap"] == pytest.approx(51 / 101)
+    metric = InstanceMetric()
+    metric.update([strip(0, 4), strip(8, 11)], [strip(0, 4), strip(8, 12)])  # IoU 1 and 0.75
+    got = metric.compute()
+    assert got["ap50"] == got["ap75"] == pytest.approx(1)
+    assert got["ap"] == pytest.approx((6 + 4 * 51 / 101) / 10)

@@ -14,10 +14,12 @@ from PIL import Image
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.grid import mask_to_box
 from t4s_helpers.data.expressions import scene_samples
+from t4s_helpers.data.instances import numbered
 from t4s_helpers.data.prompts import answer
 from t4s_helpers.data.registry import load
 from t4s_helpers.data.sample import Sample
 from t4s_helpers.decoding.generate import Answer, parse_answer
+from t4s_helpers.evaluation import tasks
 from t4s_helpers.evaluation.oracle import oracle_scores
 from t4s_helpers.evaluation.scoring import (
     NoCommonScore, ScoringError, excluded_table, hardest, score_rows, table_rows,
@@ -229,6 +231,36 @@ def test_of_refined_masks_that_overlap_the_surest_counts():
     grid = [[1, 1, 2, 2]] * 4
     made = row(one, written(grid, CLASSES), refiner=Sam("sam"))
     assert list(made["coco_rle"]) == ["cat"] and made["counts"]["cat"][1] == 64
+
+
+def test_single_objects_are_scored_by_their_classes_not_by_their_numbers():
+    objects = np.zeros((3, 8, 8), bool)
+    objects[0, :4, :4], objects[1, :4, 4:], objects[2, 4:, :2] = True, True, True
+    one = sample(("cat", "dog"), "instances", np.stack([objects[:2].any(0), objects[2]]), meta={
+        "instance_masks": objects, "instance_owners": (0, 0, 1), "instance_crowds": (False, False, True)})
+    asked = turn_of(one, Protocol(FOUR, classes=CLASSES))
+    assert asked.labels == numbered(CLASSES) and "cat, dog, sky" in asked.question
+    assert turn_of(one, Protocol(FOUR, "partial")).labels == numbered(["cat", "dog"])
+    first, third, dog = (numbered(CLASSES).index(name) + 1 for name in ("cat 1", "cat 3", "dog"))
+    made = row(one, written([[third, third, first, first]] * 2 + [[dog, 0, 0, 0]] * 2, asked.labels))
+    assert made["coco_rle"].keys() == {"cat 1", "cat 3"} and made["ceiling_rle"].keys() == {"cat 1", "cat 2"}
+    assert [(t["label"], t["crowd"]) for t in made["true_instances"]] == [
+        ("cat", False), ("cat", False), ("dog", True)]
+    got, ceiling = score_rows([made]), score_rows([made], ceiling=True)
+    assert got["pq"] == got["ap"] == ceiling["pq"] == 1 and (got["n_found"], got["n_true"]) == (2, 2)
+    half = row(one, written([[third, third, third, third]] * 2 + [[0] * 4] * 2, asked.labels))
+    assert score_rows([half])["pq"] == 0 and table_rows("x", [half])[0]["rq"] == 0
+
+
+def test_an_object_is_as_sure_as_its_cells(monkeypatch):
+    protocol, one = Protocol(FOUR, "partial"), sample(("cat",), "instances")
+    text = written([[2, 2, 3, 0]] + [[1, 0, 0, 0]] * 3, numbered(["cat"]))  # cat 1, cat 2, and cats
+    parsed = parse_answer(text, numbered(["cat"]), one.size, FOUR)
+    probs = np.arange(160).reshape(10, 4, 4) / 160
+    monkeypatch.setattr(tasks, "answer_confidence", lambda *_: SimpleNamespace(probs=probs))
+    made = row_of(one, Answer(text, 9, True, 0.5, grammar=object()), parsed, protocol)
+    assert made["confidences"] == {"cat 1": 32.5 / 160, "cat 2": 50 / 160}
+    assert row_of(one, Answer(text, 9, True, 0.5), parsed, protocol)["confidences"] == {}
 
 
 def test_words_are_scored_by_the_rule_of_the_sample():
