@@ -236,7 +236,7 @@ def _by_id(rows: list[Record], name: str, path: Path) -> dict[Any, Record]:
             row[key] = _whole(row[key])
     ids = [row.get("id") for row in rows]
     times = Counter(identity for identity in ids if isinstance(identity, (int, str)))
-    own = [isinstance(identity, (int, str)) and times[identity] == 1 for identity in ids]
+    own = [is_known(identity, times) and times[identity] == 1 for identity in ids]
     if name != "annotations" and not all(own):
         raise SampleError(f"Annotation file {path} has an entry in '{name}' whose id, "
                           f"{ids[own.index(False)]!r}, is missing or occurs twice; give each its own.")

@@ -46,6 +46,15 @@ def numbered(classes: Sequence[str]) -> tuple[str, ...]:
                          for name in check_labels(classes) for n in range(MOST + 1)])
 
 
+def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a request, `numbered` read back.
+
+    >>> classes_of(numbered(["dog", "cat"]))
+    ('dog', 'cat')
+    """
+    return tuple(labels[::MOST + 1])
+
+
 def class_of(label: str) -> str:
     """The class of a label with a number.
 

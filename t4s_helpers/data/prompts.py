@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding
 from ..codec.grid import mask_to_box, masks_to_grid
 from .dataset import choose
-from .instances import MOST, numbered, numbered_grid
+from .instances import classes_of, numbered, numbered_grid
 from .sample import CLASS_TASKS
 
 BOX_BINS = 32
@@ -214,7 +214,7 @@ def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
     if sample.task == "vqa":
         return replace(turn, answer=(sample.answer,))
     single = sample.task == "instances"
-    names = turn.labels[::MOST + 1] if single else turn.labels
+    names = classes_of(turn.labels) if single else turn.labels
     masks = sample.masks[[sample.labels.index(name) for name in names]]
     grid = numbered_grid(sample, names, encoding) if single else masks_to_grid(masks, encoding.grid_size)
     return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0)))

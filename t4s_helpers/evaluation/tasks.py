@@ -30,7 +30,7 @@ from pycocotools import mask as coco
 
 from ..codec.encodings import Encoding, get_encoding
 from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid, overlap
-from ..data.instances import MOST, numbered, numbered_grid
+from ..data.instances import classes_of, numbered, numbered_grid
 from ..data.prompts import SEMANTIC_MODES, Turn, ask
 from ..data.sample import CLASS_TASKS
 from ..data.semantic import VOID_INDEX
@@ -307,14 +307,15 @@ def _map_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) ->
 def _instance_row(answer, sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
     """What has a number is an object; classes by their names alone are neither found nor missed."""
     labels = turn_of(sample, protocol).labels
-    single = {k: label for k, label in enumerate(labels, 1) if (k - 1) % (MOST + 1)}
+    classes = classes_of(labels)
+    single = {k: label for k, label in enumerate(labels, 1) if label not in classes}
     layers, sure = _class_map(sample, parsed, refiner, seed), {}
     found = {single[k]: to_rle(layers == k) for k in np.unique(layers).tolist() if k in single}
     if answer.grammar is not None and parsed.report.ok:
         probs = answer_confidence(answer, parsed).probs
         sure = {label: float(probs[k][parsed.grid == k].mean())
                 for k, label in single.items() if label in found}
-    grid = numbered_grid(sample, labels[::MOST + 1], protocol.encoding)
+    grid = numbered_grid(sample, classes, protocol.encoding)
     through, (masks, owners) = grid_to_masks(grid, len(labels), sample.size), sample.instances()
     ceiling = {single[k]: to_rle(through[k - 1]) for k in np.unique(grid).tolist() if k in single}
     return {"coco_rle": found, "confidences": sure, "ceiling_rle": ceiling,
