@@ -49,8 +49,8 @@ def test_a_reference_stands_in_the_question_in_the_encoding_asked_for(kind):
         if sample.meta["request"] == "hybrid":
             before, body, after = asked.question.replace("</seg>", "<seg>").split("<seg>")
             where = np.kron(encoding.decode(body, ["this"]), np.ones((8, 8), int)).astype(bool)
-            overlap = (where & sample.meta["reference"]).sum()
-            assert overlap > 0.6 * where.sum() and asked.labels[0].removesuffix("this") in before + after
+            assert (where & sample.meta["reference"]).sum() > 0.6 * where.sum()
+            assert asked.labels[0].removesuffix("this") in before + after
     with pytest.raises(ValueError, match="holds a mask: say in which encoding"):
         ask(sample)
 
@@ -139,15 +139,13 @@ def test_they_come_by_name_in_any_part(task):
 
 def test_the_mix_has_its_shares_and_keeps_turns_together():
     assert all(sum(shares.values()) == pytest.approx(1) for shares in MIXES.values())
-    assert set(MIXES["beyond"]) == {"res", "gres", "instances", *BEYOND_TASKS}
     found = map(SceneMixture(60, "beyond", encoding=FOUR).turns, range(60))
     talks = [talk for turns in found for talk in chains(turns)]
-    assert {len(talk) for talk in talks} == {1, 2, 3}
-    assert all(len({turn.labels for turn in talk}) == 1 for talk in talks)
+    assert {(len(talk), len({turn.labels for turn in talk})) for talk in talks} == {(1, 1), (2, 1), (3, 1)}
 
 
 def test_a_person_s_coco_folder_is_asked_for_classes_that_are_not_there(tmp_path):
-    names, outline = ["zebra", "dog", "cat", "cow", "ant"], [[0, 0, 4, 0, 4, 4, 0, 4]]
+    names, outline = ("zebra", "dog", "cat", "cow", "ant"), [[0, 0, 4, 0, 4, 4, 0, 4]]
     (tmp_path / "images").mkdir()
     for k in range(2):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{k}.png")

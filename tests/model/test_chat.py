@@ -60,10 +60,10 @@ def test_masks_in_questions_and_earlier_answers_are_read_as_they_were_trained(en
     _, hybrid = scene_items("test", 2, "ores")
     for samples in ([hybrid], *scene_items("test", 2, "correction")):
         turns = [ask_and_answer(one, get_encoding(), "box") for one in samples]
-        trained = encoder(turns, has_image=True)
-        text = encoder.prompt_text(turns).replace("<image>", 64 * "<image>")
-        asked = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert trained["input_ids"][:len(asked)] == asked
+        trained, prompt = encoder(turns, has_image=True), encoder.prompt_text(turns)
+        prompt = prompt.replace("<image>", 64 * "<image>")
+        ids = encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert trained["input_ids"][:len(ids)] == ids
         assert trained_text(encoder, trained) == "".join(turn.text + "<eos>" for turn in turns)
 
 
