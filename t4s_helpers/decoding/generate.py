@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..codec.encodings import Encoding
-from ..codec.grid import grid_to_masks
+from ..codec.encodings import BoxWise, Encoding
 from ..codec.parsing import ParseReport, parse
 from ..data.prompts import Turn, ask
 from .constrained import ConstrainedSequence, DecodingError, DescriptorProcessor, FiniteLogits, Trace
@@ -53,12 +53,13 @@ class ParsedAnswer:
     """An answer read back.
 
     Attributes:
-        grid: int32 ``(rows, cols)``, 0 others, ``k`` is ``labels[k-1]``.
+        grid: int32 ``(rows, cols)``, 0 others, ``k`` is ``labels[k-1]``; of the encoding ``boxwise`` a
+            `t4s_helpers.codec.grid.BoxGrid`.
         masks: bool ``(L, H, W)`` at the image's size.
         report: what had to be repaired.
     """
 
-    grid: np.ndarray
+    grid: Any
     masks: np.ndarray
     report: ParseReport
 
@@ -66,7 +67,8 @@ class ParsedAnswer:
 def token_budget(encoder, labels: Sequence[str], encoding: Encoding) -> int:
     """A limit on new tokens that no sensible answer reaches: every row cut into six runs."""
     longest = max((len(encoder.piece_ids(label)) for label in labels), default=1)
-    return 48 + encoding.rows * min(encoding.cols, 6) * (longest + 3)
+    grids = max(1, len(labels)) if isinstance(encoding, BoxWise) else 1
+    return 48 + grids * encoding.rows * min(encoding.cols, 6) * (longest + 3)
 
 
 def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
@@ -188,10 +190,9 @@ def _room(backbone, inputs, labels, encoding: Encoding) -> int:
     if context is None:
         return 1 << 30
     encoder, lengths = backbone.encoder, inputs["attention_mask"].sum(-1).tolist()
-    empty = np.zeros((encoding.rows, encoding.cols), int)
     for length, names in zip(lengths, labels):
         needed = sum(len(encoder.piece_ids(piece))
-                     for piece in encoding.pieces(empty, names)) + 2 if names else 1
+                     for piece in encoding.pieces(encoding.blank(len(names)), names)) + 2 if names else 1
         if length + needed > context:
             raise DecodingError(
                 f"The question takes {length} tokens with its picture and {len(names)} labels, and the "
@@ -225,7 +226,7 @@ def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], 
         lenient: see `t4s_helpers.codec.parsing.parse`.
     """
     grid, report = parse(text, labels, encoding, lenient)
-    return ParsedAnswer(grid, grid_to_masks(grid, len(labels), image_size), report)
+    return ParsedAnswer(grid, encoding.to_masks(grid, len(labels), image_size), report)
 
 
 def answer_samples(backbone, samples, encoding: Encoding, **options

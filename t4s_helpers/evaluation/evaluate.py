@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..codec.encodings import Encoding
+from ..codec.encodings import BoxWise, Encoding
 from ..data.prompts import Turn
 from ..data.sample import CLASS_TASKS, SampleError
 from ..decoding.confidence import best_expected_iou
@@ -84,9 +84,10 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    if protocol.reading == "official" and (items.tasks & set(CLASS_TASKS) or expected_iou):
-        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes and "
-                        "expected_iou go with 'strict'.")
+    in_boxes = isinstance(encoding, BoxWise)
+    if protocol.reading == "official" and (items.tasks & set(CLASS_TASKS) or expected_iou or in_boxes):
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes, "
+                        "expected_iou and the encoding 'boxwise' go with 'strict'.")
     if expected_iou and "instances" in items.tasks:
         raise TaskError("Drawn answers may give one number to different objects, so that there is no "
                         "expected IoU of single objects: leave expected_iou out.")
