@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..codec.encodings import BoxWise, Encoding
 from ..codec.parsing import ParseReport, parse
 from ..data.prompts import Turn, ask
+from ..model.chat import PER_TOKEN
 from .constrained import ConstrainedSequence, DecodingError, DescriptorProcessor, FiniteLogits, Trace
 from .grammar import Grammar, GrammarError, grammar_of
 from .shared_pictures import shared_pictures
@@ -214,6 +216,32 @@ def prompt_inputs(backbone, images: Sequence[np.ndarray], conversations: Sequenc
     return out.to(backbone.model.device, backbone.model.dtype)
 
 
+def read_answers(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
+                 answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """What the model thinks along given answers, token by token, in one pass over all of them.
+
+    Args:
+        backbone, images, conversations: as for `generate`.
+        answers: token ids, one answer to each conversation.
+
+    Returns:
+        logits, float ``(tokens, vocabulary)`` for each answer: row ``k`` is what the model would have chosen
+        token ``k`` by. They carry gradients where the caller allows them.
+    """
+    inputs, pad = prompt_inputs(backbone, images, conversations), backbone.processor.tokenizer.pad_token_id
+    rows = [torch.tensor(ids) for ids in answers]
+    more = pad_sequence(rows, batch_first=True, padding_value=pad)
+    read = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    nothing = {name: torch.zeros_like(more) for name in PER_TOKEN}
+    for name, part in {"input_ids": more, "attention_mask": read, **nothing}.items():
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], part.to(inputs[name])], -1)
+    with shared_pictures(backbone.model):
+        logits = backbone.model(**inputs, use_cache=False, return_dict=True,
+                                logits_to_keep=more.shape[1] + 1).logits
+    return [one[:len(row)] for one, row in zip(logits, rows)]
+
+
 def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], encoding: Encoding,
                  lenient: bool = False) -> ParsedAnswer:
     """Parse an answer and lay its grid over the image.
@@ -229,7 +257,7 @@ def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], 
     return ParsedAnswer(grid, encoding.to_masks(grid, len(labels), image_size), report)
 
 
-def answer_samples(backbone, samples, encoding: Encoding, **options
+def answer_samples(backbone, samples, encoding: Encoding, by: Callable = generate, **options
                    ) -> list[tuple[Answer, ParsedAnswer | None]]:
     """Answer samples and parse the answers.
 
@@ -237,15 +265,16 @@ def answer_samples(backbone, samples, encoding: Encoding, **options
         backbone, encoding: as for `generate`.
         samples: `t4s_helpers.data.sample.Sample` objects, each a conversation of one turn, worded by
             `t4s_helpers.data.prompts.ask` with its fixed wording.
-        options: for `generate`.
+        by: `generate`, or what answers as it does (`t4s_helpers.decoding.one_pass.one_pass`).
+        options: for it.
 
     Returns:
         a pair for each answer, ``draws`` of them for each sample next to each other. Answers in words are
         not parsed: None.
     """
     turns = [ask(sample) for sample in samples]
-    answers = generate(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns],
-                       encoding, **options)
+    answers = by(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns], encoding,
+                 **options)
     each = options.get("draws", 1)
     return [(answer, parse_answer(answer.text, turns[k // each].labels, samples[k // each].size, encoding)
              if turns[k // each].labels else None) for k, answer in enumerate(answers)]
