@@ -132,9 +132,11 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, help="conversations in all; 32000 about scenes by default")
     add("--epochs", type=int, help="by default the recipe's, or one")
     add("--turns", type=int, default=4, help="requests in a conversation about a scene")
-    add("--mix", default="all", help="of requests about scenes: res, gres, all or instances")
-    add("--task", choices=("semantic", "instances"), help="of your own COCO folder: classes (default), or "
-        "their single objects with numbers")
+    add("--mix", default="all", help="of requests about scenes: res, gres, all, instances, ores, multi, "
+        "correction, or beyond, which has them all but classes and questions")
+    add("--task", choices=("semantic", "instances", "multi", "ores"), help="of your own COCO folder: "
+        "classes (default), single objects with numbers, or several classes by name, also absent ones; of "
+        "your own CSV file: ores, by references")
     add("--encoding", default="rrle")
     add("--grid-size", type=int, default=16, metavar="N")
     add("--style", choices=("plain", "box"), help="of the sentence before the descriptor; plain in the "
@@ -184,8 +186,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--data", default="scenes", help="scenes, photos, a data set's name, or your own file")
     add("--split")
     _reading_options(add, "exclude")
-    add("--task", help="of scenes: res, gres, rec, semantic, instances, vqa or conversation; of your own "
-        "COCO folder: semantic or instances")
+    add("--task", help="of scenes: res, gres, rec, semantic, instances, ores, multi, correction, vqa or "
+        "conversation; of your own COCO folder: semantic, instances or multi; of your own CSV file: ores")
     add("-n", type=int, help="only so many samples")
     add("--start", type=int, default=0, help="from this one on")
     add("--palette", default="seen", help="of scenes")
@@ -209,6 +211,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--semantic", choices=("open", "partial", "conditioned"), default="conditioned")
     add("--vqa", choices=("exact", "vqav2", "vqav2-official", "yes-no"), default="")
     add("--suffix", default="", help="added to questions")
+    add("--history", choices=("own", "plain", "box"), default="own", help="earlier answers of a talk: the "
+        "model's (default), or the true ones with a plain sentence or with a box")
     add("--seed", type=int, default=0)
     tables = commands.add_parser("tables", help="make the tables again from rows, without a model")
     tables.add_argument("out", type=Path, help="a run's folder, or one that holds runs")
@@ -251,7 +255,7 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     evaluate(model.backbone, samples, model.encoding, model.refiner, folder=args.out, data=args.data,
              batch=args.batch, seed=args.seed, semantic=args.semantic, background=args.background,
              absent=args.absent, vqa=args.vqa, suffix=args.suffix, restart=args.restart,
-             expected_iou=args.expected_iou, protocol=protocol,
+             expected_iou=args.expected_iou, protocol=protocol, history=args.history,
              mode=args.mode or protocol.mode or "fast", max_new_tokens=args.max_new_tokens)
 
 

@@ -11,6 +11,7 @@ run-length codes, which run down the columns. Polygons are drawn by pycocotools.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from .instances import numbered
 from .layout import find_annotations, find_photos, photo_folders
 from .sample import CLASS_TASKS, Sample, SampleError, exif_orientation
 
+MOST_ABSENT = 3
+"""Classes that a request of the task ``multi`` names although they are not there."""
+
 
 class CocoDataset(Dataset):
     """One sample for each annotated photo; the labels are the names of the categories that it shows.
@@ -33,7 +37,9 @@ class CocoDataset(Dataset):
             `t4s_helpers.data.layout.find_annotations`.
         image_folder: where the photos are, if not where `t4s_helpers.data.layout.photo_folders` looks.
         split: which annotations of a folder; written into the samples.
-        task: ``semantic``, or ``instances`` for single objects with numbers (`t4s_helpers.data.instances`).
+        task: ``semantic``; ``instances`` for single objects with numbers (`t4s_helpers.data.instances`);
+            ``multi``, which asks for all categories of a photo and for up to `MOST_ABSENT` that it does not
+            show, sorted by name (its ``meta`` has no single objects).
         name: of the data set, by default that of the file's folder.
         apply_exif, checks: see `t4s_helpers.data.dataset.Dataset`.
 
@@ -52,7 +58,7 @@ class CocoDataset(Dataset):
 
     def __init__(self, source: str | Path, image_folder: str | Path | None = None, split: str = "train",
                  apply_exif: bool = True, task: str = "semantic", name: str = "", **checks: Any):
-        choose("task", task, CLASS_TASKS)
+        choose("task", task, (*CLASS_TASKS, "multi"))
         path = find_annotations(Path(source), split)
         self.coco, self.apply_exif, self.folders = read_annotations(path), apply_exif, photo_folders(
             path, image_folder)
@@ -103,7 +109,27 @@ class CocoDataset(Dataset):
         meta = {"image_id": image_id, "ann_ids": tuple(one["id"] for one in annotations), **objects,
                 "instance_crowds": tuple(one.get("iscrowd") == 1 for one in annotations)}
         labels = tuple(self.coco.categories[category] for category in categories)
+        if self.task == "multi":
+            labels, masks, meta = _with_absent(labels, self.classes, masks, self.row_id(row), meta)
         return Sample(self.row_id(row), image, labels, masks, self.task, self.split, meta=meta)
+
+
+def _with_absent(labels: tuple[str, ...], classes: Sequence[str], masks: LazyMasks, seed: str,
+                 meta: dict[str, Any]) -> tuple[tuple[str, ...], LazyMasks, dict[str, Any]]:
+    """A request that also names classes that are not there, the same ones for a sample each time."""
+    absent = [name for name in classes if name not in labels]
+    rng = np.random.default_rng(zlib.crc32(seed.encode()))
+    asked = (*labels, *(absent[k] for k in rng.permutation(len(absent))[:MOST_ABSENT]))
+    order = sorted(range(len(asked)), key=asked.__getitem__)
+    shown = LazyMasks((len(asked), *masks.shape[1:]), _reordered, (masks, order))
+    meta = {key: value for key, value in meta.items() if not key.startswith("instance_")}
+    return tuple(asked[k] for k in order), shown, meta
+
+
+def _reordered(masks: LazyMasks, order: Sequence[int]) -> np.ndarray:
+    """Masks by their numbers; a number past the last is an empty mask."""
+    held = masks.decode()
+    return np.stack([held[k] if k < len(held) else np.zeros_like(held[0]) for k in order])
 
 
 @dataclass(frozen=True)

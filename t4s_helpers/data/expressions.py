@@ -82,6 +82,11 @@ _USES = [use for use in product((False, True), repeat=3) if any(use)]
 """Which of size, colour and category a description says."""
 
 
+def descriptions(scene: Scene) -> list[Description]:
+    """Every description that fits something in a scene, each once."""
+    return list(dict.fromkeys(_describe(thing, use) for thing in scene.objects for use in _USES))
+
+
 def _one_of(rng, values):
     return values[int(rng.integers(len(values)))]
 

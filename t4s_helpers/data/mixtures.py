@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from ..codec.encodings import Encoding, get_encoding
+from .beyond import requests
 from .dataset import choose
-from .expressions import request
 from .prompts import Turn, ask_and_answer
 from .registry import ENTRIES, load
-from .sample import CLASS_TASKS, Sample, SampleError, read_image
+from .sample import BEYOND_TASKS, CLASS_TASKS, Sample, SampleError, read_image
 from .scenes import CATEGORIES, SPLITS, Scene, make_scene
 
 MIXES = {
     "res": {"res": 1.0},
     "gres": {"res": 0.4, "gres": 0.6},
     "all": {"res": 0.35, "gres": 0.4, "semantic": 0.1, "vqa": 0.15},
-    "instances": {"res": 0.3, "gres": 0.3, "instances": 0.4},
+    **{task: {"res": 0.3, "gres": 0.3, task: 0.4} for task in ("instances", *BEYOND_TASKS)},
+    "beyond": {"res": 0.1, "gres": 0.15, "instances": 0.15, "ores": 0.25, "multi": 0.15, "correction": 0.2},
 }
-"""Share of each task among the requests about a scene."""
+"""Share of each task among the requests drawn about a scene; a correction is one of several turns."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,15 @@ class SceneMixture:
         turns, seen, shares = [], set(), MIXES[self.mix]
         for _ in range(2 * self.n_requests):
             task = str(rng.choice(list(shares), p=list(shares.values())))
-            sample = request(rng, scene, task)
-            target = sample.question or np.packbits(sample.masks.any(0)).tobytes()
-            if target in seen:  # else the answer could be copied instead of read off the picture
+            samples = requests(rng, scene, task)[:self.n_requests - len(turns)]
+            targets = {sample.question or np.packbits(sample.masks.any(0)).tobytes() for sample in samples}
+            if targets & seen:  # else the answer could be copied instead of read off the picture
                 continue
-            seen.add(target)
+            seen |= targets
             n_absent = int(rng.integers(1, 5)) if task in CLASS_TASKS else 0
-            absent = _absent(CATEGORIES, sample, n_absent, rng)
-            turns.append(ask_and_answer(sample, self.encoding, self.style, rng, distractors=absent))
+            absent = _absent(CATEGORIES, samples[0], n_absent, rng)
+            turns += [ask_and_answer(sample, self.encoding, self.style, rng, distractors=absent)
+                      for sample in samples]
             if len(turns) == self.n_requests:
                 break
         return scene, turns

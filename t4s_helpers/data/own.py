@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .coco import CocoDataset
-from .dataset import BadRow, Dataset, LazyMasks, check_annotation
+from .dataset import BadRow, Dataset, LazyMasks, check_annotation, choose
 from .layout import find_file
 from .masks import read_mask
 from .sample import Sample, SampleError, exif_orientation, image_size
@@ -22,14 +22,14 @@ COLUMNS = ("image", "expression", "mask")
 def load_own(source: str | Path, split: str = "train", **options: Any) -> Dataset:
     """A `TableDataset` of a CSV file; of any other file or folder a `CocoDataset`. ``options`` are theirs."""
     table = Path(source).suffix.lower() in (".csv", ".tsv", ".txt")
-    if table and "task" in options:
-        raise SampleError(f"{source} is a table of expressions and has no other task: leave task out, or "
-                          "give a COCO folder.")
+    if table and options.get("task", "ores") != "ores":
+        raise SampleError(f"{source} is a table of expressions, whose one other task is ores: leave task out "
+                          "or give a COCO folder.")
     return (TableDataset if table else CocoDataset)(Path(source), split=split, **options)
 
 
 class TableDataset(Dataset):
-    """One sample, of the task ``res``, for each line of a CSV file, in its order.
+    """One sample for each line of a CSV file, in its order.
 
     Args:
         source: a file with the columns ``image``, ``expression``, ``mask`` named in its first line, apart by
@@ -37,6 +37,8 @@ class TableDataset(Dataset):
             its folder. An empty ``mask`` is a no-target request; `t4s_helpers.data.masks.read_mask` says
             what mask files mean.
         split: written into the samples.
+        task: ``res``; or ``ores``, where a column ``reference`` may name the file of a mask that stands for
+            the word "this" of the expression, as in "all cups left of this".
         encoding: of the file; by default what its first bytes or its content tell.
         apply_exif, checks: see `t4s_helpers.data.dataset.Dataset`. With ``verify`` every mask is read once.
 
@@ -46,9 +48,10 @@ class TableDataset(Dataset):
     """
 
     def __init__(self, source: str | Path, split: str = "train", encoding: str | None = None,
-                 apply_exif: bool = True, **checks: Any):
+                 apply_exif: bool = True, task: str = "res", **checks: Any):
+        choose("task", task, ("res", "ores"))
         path, self.apply_exif = Path(source), apply_exif
-        super().__init__(path.stem, split, "res", path, [
+        super().__init__(path.stem, split, task, path, [
             (line, *_resolved(row, path.parent)) for line, row in _read_table(path, encoding)], **checks)
 
     def row_id(self, row: tuple) -> str:
@@ -74,12 +77,22 @@ class TableDataset(Dataset):
 
     def make(self, row: tuple[int, Path, str, Path | None, dict]) -> Sample:
         _, image, expression, mask, more = row
+        meta = {key: value for key, value in more.items() if key is not None}
+        if self.task == "ores":
+            meta["request"] = "text"
+            if name := (meta.pop("reference", "") or "").strip():
+                base = self.source.parent
+                reference = self._masks(image, find_file(name, [base]) or base / name).decode()[0]
+                meta |= {"request": "hybrid", "reference": reference}
+        return Sample(self.row_id(row), image, (expression,), self._masks(image, mask), self.task, self.split,
+                      meta=meta)
+
+    def _masks(self, image: Path, mask: Path | None) -> LazyMasks:
+        """The one mask of a file, upright as the image is shown; an empty one without a file."""
         shape = (1, *image_size(image, self.apply_exif))
         masks = LazyMasks(shape, read_mask, (mask, self.apply_exif)) if mask else LazyMasks(
             shape, np.zeros, (shape, bool))
-        masks = masks if self.apply_exif else masks.turned(exif_orientation(image))
-        meta = {key: value for key, value in more.items() if key is not None}
-        return Sample(self.row_id(row), image, (expression,), masks, split=self.split, meta=meta)
+        return masks if self.apply_exif else masks.turned(exif_orientation(image))
 
 
 def _resolved(row: dict[Any, Any], base: Path) -> tuple[Path | None, str, Path | None, dict[Any, Any]]:

@@ -11,14 +11,15 @@ answer are the concatenation of the ids of its pieces, in training and in decodi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
-from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding
+from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding, escape_label
 from ..codec.grid import BOX_BINS as BOX_BINS  # read from here by what reads sentences
 from ..codec.grid import mask_to_bins
 from .dataset import choose
 from .instances import classes_of, numbered, numbered_grid
-from .sample import CLASS_TASKS
+from .sample import CLASS_TASKS, REFERENCE
 
 REQUESTS = {
     "res": (
@@ -55,6 +56,12 @@ REQUESTS = {
 NUMBERING = ("Number the objects of each class.", "Give every single object a number of its own.")
 """Said behind a request about classes where their single objects are wanted."""
 
+CHANGES = {
+    "add": ("Also {}.", "And {}.", "With {}, please."),
+    "drop": ("Not {}.", "Without {}.", "But not {}."),
+}
+"""How the mask of the answer before is corrected."""
+
 SENTENCES = ("plain", "box")
 """Answer styles: ``plain`` says a fixed sentence; ``box`` first commits to where the target is."""
 
@@ -73,16 +80,33 @@ class Turn:
         question: what is asked.
         answer: in pieces whose text is their concatenation; empty while the answer is still open.
         labels: the names that the answer's descriptor may use; none where words are wanted.
+        follows: whether the question can be understood only behind the exchange before it.
     """
 
     question: str
     answer: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    follows: bool = field(default=False, repr=False)  # the other three identify what is asked
 
     @property
     def text(self) -> str:
         """The answer as one string."""
         return "".join(self.answer)
+
+
+def chains(turns: Iterable[Turn]) -> list[list[Turn]]:
+    """Exchanges in conversations as short as can be understood: each with those that follow from it.
+
+    >>> [len(chain) for chain in chains([Turn("a"), Turn("b"), Turn("also c", follows=True)])]
+    [1, 2]
+    """
+    out: list[list[Turn]] = []
+    for turn in turns:
+        if out and turn.follows:
+            out[-1].append(turn)
+        else:
+            out.append([turn])
+    return out
 
 
 def question(kind: str, labels=(), rng=None, **numbers) -> str:
@@ -103,9 +127,11 @@ def question(kind: str, labels=(), rng=None, **numbers) -> str:
     choose("kind", kind, tuple(REQUESTS))
     if not labels and kind != "semantic_open":
         raise ValueError(f"A {kind!r} request needs at least one label, but none is given.")
-    templates = REQUESTS[kind]
-    template = templates[0 if rng is None else int(rng.integers(len(templates)))]
-    return template.format(labels=", ".join(labels), **numbers)
+    return _drawn(REQUESTS[kind], rng).format(labels=", ".join(labels), **numbers)
+
+
+def _drawn(wordings: Sequence[str], rng) -> str:
+    return wordings[0 if rng is None else int(rng.integers(len(wordings)))]
 
 
 def box_in_words(mask) -> str:
@@ -136,7 +162,26 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
     return tuple(map(int, found.groups())) if found else None
 
 
-def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None) -> tuple[str, ...]:
+def reference_in_words(mask, encoding: Encoding) -> str:
+    """A mask, bool ``(H, W)``, as a question names it: its descriptor, with `REFERENCE` for its label."""
+    return f"{SEG_OPEN}{encoding.encode(encoding.from_masks(mask[None]), [REFERENCE])}{SEG_CLOSE}"
+
+
+def absent_in_words(label: str) -> str:
+    """That something asked for is not there.
+
+    >>> absent_in_words("the blue cloud")
+    'There is no blue cloud.'
+    """
+    return f"There is no {escape_label(re.sub('^(the|a|an) ', '', label))}."
+
+
+def read_absent(sentence: str, labels: Iterable[str]) -> list[str]:
+    """Those of the labels of which an answer's sentence says that they are not there."""
+    return [label for label in labels if absent_in_words(label) in sentence]
+
+
+def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None, absent=()) -> tuple[str, ...]:
     """The answer to a segmentation request, as pieces.
 
     Args:
@@ -145,6 +190,7 @@ def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None) ->
         encoding: of the descriptor.
         style: one of `SENTENCES`; ``box`` needs ``mask``.
         mask: bool ``(H, W)``, everything asked for, from which the box is read.
+        absent: labels of which the sentence says first that they are not there.
 
     Raises:
         ValueError: an unknown style, style ``box`` without a mask, or a grid of another size.
@@ -154,10 +200,11 @@ def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None) ->
     if style == "box" and mask is None:
         raise ValueError("Answer style 'box' reads the box from a mask, but no mask is given.")
     opening = "Here is the mask" if style == "plain" else box_in_words(mask)
+    opening = " ".join([*map(absent_in_words, absent), opening])
     return (opening, ":", "\n", SEG_OPEN, *encoding.pieces(grid, labels), SEG_CLOSE)
 
 
-def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
+def ask(sample, rng=None, mode: str | None = None, distractors=(), encoding: Encoding | None = None) -> Turn:
     """Word the request of a sample; the answer stays open.
 
     Args:
@@ -166,17 +213,25 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
         mode: for samples of `CLASS_TASKS` one of `SEMANTIC_MODES`. ``partial`` asks for some of the
             labels and leaves the rest to "others"; ``conditioned`` lists the labels together with
             ``distractors``, names that do not occur; ``open`` names nothing.
+        encoding: of the descriptors; a request with a reference has one in the question.
 
     Returns:
         a `Turn` whose labels are those of the sample that are asked for; for ``instances`` with their
         numbers, see `t4s_helpers.data.instances`.
 
     Raises:
-        ValueError: an unknown mode; see also `question`.
+        ValueError: an unknown mode, or a reference without an encoding; see also `question`.
     """
     if sample.task == "vqa":
         return Turn(sample.question)
     labels, kind, named = sample.labels, "res", sample.labels
+    if sample.task == "correction" and "change" in sample.meta:
+        return Turn(_drawn(CHANGES[sample.meta["kind"]], rng).format(sample.meta["change"]), (), labels, True)
+    if sample.task == "ores" and "reference" in sample.meta:
+        if encoding is None:
+            raise ValueError(f"The question of {sample!r} holds a mask: say in which encoding to write it.")
+        reference = reference_in_words(sample.meta["reference"], encoding)
+        named = (re.sub(rf"\b{REFERENCE}\b", lambda _: reference, labels[0]),)
     if sample.task in CLASS_TASKS:
         mode = mode or ("conditioned" if rng is None else str(rng.choice(SEMANTIC_MODES, p=_SHARES)))
         choose("mode", mode, SEMANTIC_MODES)
@@ -189,7 +244,7 @@ def ask(sample, rng=None, mode: str | None = None, distractors=()) -> Turn:
             named = sorted(named) if rng is None else [named[i] for i in rng.permutation(len(named))]
     asked = question(kind, named, rng)
     if sample.task == "instances":
-        asked += f" {NUMBERING[0 if rng is None else int(rng.integers(len(NUMBERING)))]}"
+        asked += f" {_drawn(NUMBERING, rng)}"
         labels = numbered(labels)
     return Turn(asked, (), tuple(labels))
 
@@ -203,11 +258,12 @@ def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
         style: see `answer`.
         rng, mode, distractors: see `ask`.
     """
-    turn = ask(sample, rng, mode, distractors)
+    turn = ask(sample, rng, mode, distractors, encoding)
     if sample.task == "vqa":
         return replace(turn, answer=(sample.answer,))
     single = sample.task == "instances"
     names = classes_of(turn.labels) if single else turn.labels
     masks = sample.masks[[sample.labels.index(name) for name in names]]
     grid = numbered_grid(sample, names, encoding) if single else encoding.from_masks(masks)
-    return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0)))
+    absent = [name for name, mask in zip(names, masks) if sample.task == "multi" and not mask.any()]
+    return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0), absent))

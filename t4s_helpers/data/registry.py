@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
-from .sample import Sample, SampleError
+from .sample import BEYOND_TASKS, Sample, SampleError
 
 ROOT_VARIABLE = "T4S_DATA"
 """Environment variable with the folder of data sets, where no ``root`` is given."""
@@ -144,11 +144,14 @@ def load(name: str | Path, split: str | None = None, root: str | Path | None = N
 
 
 def _scenes(split: str, n: int, start: int, task: str | None = None, palette: str = "seen") -> list:
-    """``n`` samples about drawn scenes; tuples of samples, turn by turn, for ``"conversation"``."""
+    """``n`` samples about drawn scenes; tuples of them, turn by turn, where the task is a conversation."""
+    from .beyond import scene_items
     from .expressions import scene_dialogue, scene_samples
 
     if task == "conversation":
         return [scene_dialogue(split, k) for k in range(start, start + n)]
+    if task in BEYOND_TASKS and palette == "seen":
+        return scene_items(split, n, task, start)
     return scene_samples(split, n, task or "res", start, palette=palette)
 
 

@@ -6,6 +6,7 @@ the top and column 0 at the left.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,16 @@ import numpy as np
 from ..codec.encodings import check_labels
 from ..codec.grid import GridSize, masks_to_grid
 
-TASKS = ("res", "gres", "rec", "semantic", "instances", "vqa")
+BEYOND_TASKS = ("ores", "multi", "correction")
+"""Tasks beyond the paper: things by a reference that may be a mask, several things by name, and corrections
+of the answer before; see `t4s_helpers.data.beyond`."""
+
+TASKS = ("res", "gres", "rec", "semantic", "instances", "vqa", *BEYOND_TASKS)
 """Referring segmentation, its generalised form (none or many targets), box comprehension,
-semantic and instance segmentation, and visual question answering."""
+semantic and instance segmentation, visual question answering, and `BEYOND_TASKS`."""
+
+REFERENCE = "this"
+"""The word in a label of the task ``ores`` for which a question has the reference's mask."""
 
 CLASS_TASKS = ("semantic", "instances")
 """Tasks whose labels are all the classes that an image shows; requests name or list classes."""
@@ -96,12 +104,14 @@ class Sample:
         task: one of `TASKS`.
         split: name of the part of the data set.
         question, answer: used instead of a template where they are given.
-        meta: anything a reader wants to hand on. Four keys mean something here: ``instance_masks``,
+        meta: anything a reader wants to hand on. Some keys mean something here: ``instance_masks``,
             bool ``(N, H, W)`` or a `MaskSource`, and ``instance_owners``, ``N`` integers, say which
             single objects make up the mask of which label (an owner indexes ``labels``), so that a grid
             keeps each of them visible; ``instance_crowds``, ``N`` booleans, which of them are regions of
             several that were not told apart (by default none); ``part``, ``(y0, x0, y1, x1)``, is what is
-            shown of the file.
+            shown of the file. Of ``ores``, ``reference``, bool ``(H, W)``, is the mask for `REFERENCE`, a
+            word of the one label; of a ``correction`` behind the first, ``change`` are the words for what
+            it adds or drops, and ``kind`` is ``add`` or ``drop``.
 
     Raises:
         SampleError: any of these does not hold; the message names the sample.
@@ -144,6 +154,8 @@ class Sample:
             self._check_pixels(self.image, "its image array")
         if {"instance_masks", "instance_owners"} & self.meta.keys():
             self._check_instances()
+        if self.task == "ores" and "reference" in self.meta:
+            self._check_reference()
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -253,6 +265,15 @@ class Sample:
         if not whole or not np.isin(owners, range(len(self.labels))).all():
             raise self._error(f"has instance_owners {owners.tolist()} in meta, but an owner is an index "
                               f"into its {len(self.labels)} labels")
+
+    def _check_reference(self) -> None:
+        mask = np.asarray(self.meta["reference"])
+        if mask.dtype != bool or mask.shape != self.size or not mask.any():
+            raise self._error(f"has a reference of type {mask.dtype} and shape {mask.shape} in meta; give a "
+                              f"boolean mask of {size_text(self.size)} that is not empty")
+        if len(self.labels) != 1 or len(re.findall(rf"\b{REFERENCE}\b", self.labels[0])) != 1:
+            raise self._error(f"has a reference, but the labels {list(self.labels)}; give one label with the "
+                              f"word {REFERENCE!r} once, where the mask belongs")
 
 
 def read_image(path: str | Path) -> np.ndarray:

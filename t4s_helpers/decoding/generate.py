@@ -272,7 +272,7 @@ def answer_samples(backbone, samples, encoding: Encoding, by: Callable = generat
         a pair for each answer, ``draws`` of them for each sample next to each other. Answers in words are
         not parsed: None.
     """
-    turns = [ask(sample) for sample in samples]
+    turns = [ask(sample, encoding=encoding) for sample in samples]
     answers = by(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns], encoding,
                  **options)
     each = options.get("draws", 1)

@@ -16,7 +16,6 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..codec.encodings import BoxWise, Encoding
 from ..data.prompts import Turn
-from ..data.sample import CLASS_TASKS, SampleError
+from ..data.sample import BEYOND_TASKS, CLASS_TASKS, SampleError
 from ..decoding.confidence import best_expected_iou
 from ..decoding.generate import DecodingError, generate
 from ..decoding.grammar import GrammarError, grammar_of
@@ -35,7 +34,9 @@ from . import provenance
 from .conventions import STRICT, Conventions
 from .scoring import NoCommonScore, ScoringError, excluded_table, score_rows, table_rows
 from .store import RUN_FILE, Processes, RunStore, StoreError, read_run
-from .tasks import Items, Protocol, TaskError, check_classes, grouped, row_of, turn_of
+from .tasks import (
+    Items, Protocol, TaskError, answered_turn, check_classes, grouped, mask_before, row_of, turn_of,
+)
 
 
 def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner | None = None, *,
@@ -43,7 +44,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
              semantic: str = "conditioned", classes: Sequence[str] = (),
              background: str | None = None, absent: str | None = None, vqa: str = "",
              suffix: str = "", restart: bool = False, progress: bool = True,
-             expected_iou: int = 0, protocol: Conventions = STRICT,
+             expected_iou: int = 0, protocol: Conventions = STRICT, history: str = "own",
              **options) -> tuple[list[dict], dict[str, float]]:
     """Score a backbone on samples.
 
@@ -69,6 +70,7 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
             own answer.
         protocol: one of `t4s_helpers.evaluation.conventions`; ``OFFICIAL`` asks, reads, refines and scores
             masks as the paper's code does.
+        history: the earlier answers of a conversation, see `t4s_helpers.evaluation.tasks.Protocol`.
         options: for `t4s_helpers.decoding.generate.generate`, such as ``mode`` and ``max_new_tokens``.
 
     Returns:
@@ -84,15 +86,15 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    in_boxes = isinstance(encoding, BoxWise)
-    if protocol.reading == "official" and (items.tasks & set(CLASS_TASKS) or expected_iou or in_boxes):
+    plain = not (items.tasks & {*CLASS_TASKS, *BEYOND_TASKS} or expected_iou or isinstance(encoding, BoxWise))
+    if protocol.reading == "official" and not plain:
         raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes, "
-                        "expected_iou and the encoding 'boxwise' go with 'strict'.")
+                        f"{', '.join(BEYOND_TASKS)}, expected_iou and 'boxwise' go with 'strict'.")
     if expected_iou and "instances" in items.tasks:
         raise TaskError("Drawn answers may give one number to different objects, so that there is no "
                         "expected IoU of single objects: leave expected_iou out.")
     options = {"mode": protocol.mode, **options} if protocol.mode else options
-    asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, protocol)
+    asked = Protocol(encoding, semantic, _classes(items, classes), vqa, suffix, protocol, history)
     conventions = {"background": background or getattr(samples, "background", None), "absent": absent}
     if "semantic" in items.tasks and None in conventions.values():
         raise ScoringError("Semantic samples need background= and absent=, the conventions of mIoU "
@@ -198,13 +200,16 @@ class _Run:
         except DecodingError as error:
             names = [sample.id for samples in talks for sample in samples]
             raise DecodingError(f"{error} This came up among the samples {names}.") from error
-        rows = []
+        rows: list[dict] = []
         for k, samples in enumerate(talks):
             for turn, sample in enumerate(samples):
                 if k in excluded:
                     row = {"id": sample.id, "task": sample.task, "split": sample.split, **excluded[k]}
                 else:
-                    row = row_of(sample, *answered[k][turn], self.protocol, self.refiner, self.seed)
+                    how = self.protocol, self.refiner, self.seed
+                    before = (mask_before(samples[turn - 1], rows[-1], *how)
+                              if turn and sample.task == "correction" else None)
+                    row = row_of(sample, *answered[k][turn], *how, before)
                 rows.append(row if len(samples) == 1 else {**row, "turn": turn})
         return rows
 
@@ -219,7 +224,7 @@ class _Run:
             answers = self._answers([pictures[k] for k in going], [history[k] for k in going], batch)
             for k, answer in zip(going, answers):
                 answered[k].append(answer)
-                history[k][-1] = replace(history[k][-1], answer=(answer[0].text,))
+                history[k][-1] = answered_turn(talks[k][number], answer[0].text, self.protocol)
         return answered
 
     def _answers(self, pictures: list, conversations: list[list[Turn]], batch: int) -> list[tuple]:

@@ -18,8 +18,8 @@ from .metrics import BoxMetric, GrecMetric, Instance, InstanceMetric, MeanIoU, S
 from .tasks import VQA_RULES, Protocol, grouped, reread
 
 SHOWN = ("ciou", "giou", "p@0.5", "p@0.7", "p@0.9", "acc50", "grec", "n_acc", "t_acc", "miou",
-         "pixel_acc", "pq", "sq", "rq", "ap", "ap50", "accuracy", "f1", "yes_ratio", "malformed_rate",
-         "tokens", "seconds")
+         "pixel_acc", "pq", "sq", "rq", "ap", "ap50", "target_iou", "said", "gain", "accuracy", "f1",
+         "yes_ratio", "malformed_rate", "tokens", "seconds")
 """Columns of a table, in order; a task has some of them."""
 
 
@@ -37,7 +37,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
     """Scores of one task's rows.
 
     Args:
-        rows: of one kind of answer (masks, class maps, objects or words). Excluded ones are left out.
+        rows: of one kind of answer (masks, class maps, objects, named things or words). Excluded ones are
+            left out.
         background, absent: see `t4s_helpers.evaluation.metrics.MeanIoU`; ``semantic`` rows need them.
         classes: of ``semantic`` rows, where absent ones count; by default every class that a row knows.
         ceiling: score the true masks put through the grid in place of the answers.
@@ -45,7 +46,12 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
             own protocol says so.
 
     Returns:
-        the metrics' scores; ``tokens`` and ``seconds`` are means over the answers.
+        the metrics' scores; ``tokens`` and ``seconds`` are means over the answers. Of ``multi`` each thing
+        asked for counts as a sample of `t4s_helpers.evaluation.metrics.SegmentationMetric`: ``n_acc``, of
+        those that are not there, the share without a mask; ``t_acc``, of the others, with one;
+        ``target_iou``, the mean IoU of the others; and ``said``, the share of all of which the sentence
+        says rightly whether they are there. ``gain`` is the mean over corrections of the IoU after a turn
+        minus that of the mask before it, both with the turn's truth.
 
     Raises:
         NoCommonScore: no row left to score, or answers of different kinds, rules or protocols.
@@ -62,6 +68,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
         scores = _maps(scored, background, absent, classes, ceiling)
     elif kind == "objects":
         scores = instance_metric(scored, ceiling).compute()
+    elif kind == "things":
+        scores = _things(scored, ceiling)
     elif kind == "mask":
         scores = _masks(scored, ceiling, malformed_is_rejection)
     else:
@@ -72,8 +80,8 @@ def score_rows(rows: Sequence[dict], *, background: str | None = None, absent: s
 
 
 def answer_kind(task: str) -> str:
-    """``"words"``, ``"map"``, ``"objects"`` or ``"mask"``: what answers to a task are."""
-    return {"vqa": "words", "semantic": "map", "instances": "objects"}.get(task, "mask")
+    """``"words"``, ``"map"``, ``"objects"``, ``"things"`` or ``"mask"``: what answers to a task are."""
+    return {"vqa": "words", "semantic": "map", "instances": "objects", "multi": "things"}.get(task, "mask")
 
 
 def _words(rows) -> dict[str, float]:
@@ -114,6 +122,20 @@ def instance_metric(rows: Sequence[dict], ceiling: bool = False) -> InstanceMetr
     return metric
 
 
+def _things(rows, ceiling: bool) -> dict[str, float]:
+    every, there, said = SegmentationMetric(), SegmentationMetric(), []
+    for row in rows:
+        malformed = not ceiling and row["malformed"]
+        for label, counts in row["ceiling_things" if ceiling else "things"].items():
+            said.append((label in row["said_absent"]) == (counts[2] == 0))
+            for metric in (every, there) if counts[2] else (every,):
+                metric.update_counts(*counts, sample_id=f"{row['id']}: {label}", malformed=malformed)
+    bad = 0 if ceiling else sum(row["malformed"] for row in rows)  # answers, not things
+    return {**every.compute(), "n": len(rows), "n_malformed": bad, "malformed_rate": bad / len(rows),
+            "target_iou": there.compute()["giou"] if len(there) else np.nan,
+            **({} if ceiling else {"said": float(np.mean(said))})}
+
+
 def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float]:
     protocols = {(row.get("protocol", "strict"), row.get("malformed_is_rejection", False)) for row in rows}
     if len(protocols) > 1:
@@ -121,11 +143,14 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
                             "common score: score each alone.")
     credited = malformed_is_rejection or protocols.pop()[1]
     masks, boxes, grec = SegmentationMetric(malformed_is_rejection=credited), BoxMetric(), GrecMetric()
+    gains = []
     for row in rows:
         counts = (row["intersection"], row["predicted"], row["target"])
         malformed = not ceiling and row["malformed"]
-        masks.update_counts(*(row["ceiling"] if ceiling else counts), sample_id=row.get("id"),
-                            malformed=malformed)
+        iou = masks.update_counts(*(row["ceiling"] if ceiling else counts), sample_id=row.get("id"),
+                                  malformed=malformed)
+        if "before" in row:
+            gains.append(iou - SegmentationMetric().update_counts(*row["before"]))
         if row["true_box"] is not None:
             boxes.update(box_from_text(row["ceiling_box" if ceiling else "box"]),
                          box_from_text(row["true_box"]), malformed=malformed)
@@ -133,7 +158,8 @@ def _masks(rows, ceiling: bool, malformed_is_rejection: bool) -> dict[str, float
             found, true = (list(map(box_from_text, row[key])) for key in ("boxes", "true_boxes"))
             grec.update(found, true, malformed=malformed and not credited)
     whole = [grec] if len(grec) == len(masks) else []  # GREC is a score of all samples or of none
-    return {k: v for one in (boxes, *whole, masks) if len(one) for k, v in one.compute().items()}
+    return {**{k: v for one in (boxes, *whole, masks) if len(one) for k, v in one.compute().items()},
+            **({"gain": float(np.mean(gains))} if gains else {})}
 
 
 def compare_protocols(rows: Sequence[dict], encoding: Encoding,
@@ -209,20 +235,23 @@ def table_rows(name: str, rows: Sequence[dict], excluded: Sequence[dict] = (),
         conventions: ``background``, ``absent`` and ``classes``, for maps.
 
     Returns:
-        a row for each task and turn of a conversation, and for ``who``, ``model`` or ``ceiling``: ``set``,
+        a row for each task and turn of a conversation (of ``ores`` one for all requests, one for those in
+        words and one for those with a mask), and for ``who``, ``model`` or ``ceiling``: ``set``,
         ``task``, ``n``, ``excluded``, the conventions of mIoU where it is one, the scores among `SHOWN`.
     """
     left_out = sum(one["n"] for one in excluded_table(rows, excluded))
-    groups = grouped((row for row in rows if not row.get("excluded")),
-                     lambda row: (row["task"], row.get("turn")))
+    kept = [row for row in rows if not row.get("excluded")]
+    groups = grouped(kept, lambda row: (row["task"], f", turn {row['turn'] + 1}" if "turn" in row else ""))
+    groups |= grouped((row for row in kept if row["task"] == "ores" and "request" in row),
+                      lambda row: (row["task"], f", {row['request']}"))
     lines = []
-    for (task, turn), chosen in groups.items():
+    for (task, part), chosen in groups.items():
         given = conventions if task == "semantic" else {}
         unscored = all(row.get("score", 0) is None for row in chosen)
         for who in ("model",) if task == "vqa" else ("model", "ceiling"):
             scores = {} if unscored else score_rows(chosen, **given, ceiling=who == "ceiling")
             lines.append({
-                "set": name if turn is None else f"{name}, turn {turn + 1}", "task": task, "who": who,
+                "set": name + part, "task": task, "who": who,
                 "n": len(chosen), "excluded": left_out,
                 **{key: value for key, value in given.items() if isinstance(value, str)},
                 **{key: scores[key] for key in SHOWN if np.isfinite(scores.get(key, np.nan))}})

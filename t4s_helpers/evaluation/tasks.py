@@ -7,12 +7,15 @@
 | ``rec`` | as ``res`` | the box of the mask | box accuracy |
 | ``semantic`` | with a list of classes, without one, or for some | class map | mIoU, pixel accuracy |
 | ``instances`` | as ``semantic``, with numbers | objects | PQ, AP |
+| ``ores`` | things by a reference, in words or as a mask | as ``gres`` | cIoU, gIoU: text, hybrid, overall |
+| ``multi`` | several things, some not there | a mask each; none: rejected | N-acc, T-acc, IoU of each |
+| ``correction`` | turns that correct the mask before | as ``gres`` | as ``gres``, gain in IoU |
 | ``vqa`` | a question | words | exact match, VQAv2's rule, or yes and no |
 
 Several samples about one picture make a conversation: each is a turn, asked after the model's own
-answers to those before. Every wording is the first of its list (`t4s_helpers.data.prompts`), so no score
-depends on chance. A row holds counts, never masks as arrays; `t4s_helpers.evaluation.scoring` makes
-tables from rows alone.
+answers to those before, or after the true ones. Every wording is the first of its list
+(`t4s_helpers.data.prompts`), so no score depends on chance. A row holds counts, never masks as arrays;
+`t4s_helpers.evaluation.scoring` makes tables from rows alone.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from pycocotools import mask as coco
 from ..codec.encodings import Encoding, get_encoding
 from ..codec.grid import grid_to_masks, mask_to_box, overlap
 from ..data.instances import classes_of, numbered, numbered_grid
-from ..data.prompts import SEMANTIC_MODES, Turn, ask
+from ..data.prompts import SEMANTIC_MODES, SENTENCES, Turn, ask, ask_and_answer, read_absent
 from ..data.sample import CLASS_TASKS
 from ..data.semantic import VOID_INDEX
 from ..decoding.confidence import answer_confidence
@@ -43,6 +46,9 @@ VQA_RULES: dict[str, Callable[[], VQAAccuracy | YesNoMetric]] = {
     "exact": VQAAccuracy, "vqav2": partial(VQAAccuracy, "vqav2"),
     "vqav2-official": partial(VQAAccuracy, "vqav2", normalise="official"), "yes-no": YesNoMetric}
 """How words are scored: the rules' metrics."""
+
+HISTORIES = ("own", *SENTENCES)
+"""What a conversation's earlier answers are: the model's own, or the true ones in one of two styles."""
 
 UNSCORED = 65535
 """Index of pixels of a true class map that are not scored."""
@@ -65,6 +71,7 @@ class Protocol:
             order; 0 is "others".
         vqa: one of `VQA_RULES`; empty for the one in each sample's ``meta["rule"]``, else exact match.
         suffix: added to the questions of ``vqa``, such as LLaVA's request for a short answer.
+        history: one of `HISTORIES`; the style of true answers should be that of the training.
         conventions: of masks, `t4s_helpers.evaluation.conventions`: how their text is read and refined.
     """
 
@@ -74,16 +81,19 @@ class Protocol:
     vqa: str = ""
     suffix: str = ""
     conventions: Conventions = STRICT
+    history: str = "own"
 
     def __post_init__(self) -> None:
         for what, given, known in (("semantic mode", self.semantic, SEMANTIC_MODES),
-                                   ("rule for answers", self.vqa or "exact", VQA_RULES)):
+                                   ("rule for answers", self.vqa or "exact", VQA_RULES),
+                                   ("history", self.history, HISTORIES)):
             if given not in known:
                 raise TaskError(f"Unknown {what} {given!r}: choose one of {', '.join(known)}.")
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, fit for JSON; conventions where they are not the strict ones."""
-        other = {} if self.conventions == STRICT else {"protocol": asdict(self.conventions)}
+        """As plain values, fit for JSON; conventions and history where they are not the usual ones."""
+        other: dict[str, Any] = {} if self.conventions == STRICT else {"protocol": asdict(self.conventions)}
+        other |= {} if self.history == "own" else {"history": self.history}
         return {**other, "encoding": self.encoding.name, "grid_size": list(self.encoding.grid_size),
                 "spaced": self.encoding.spaced, "semantic": self.semantic,
                 "classes": list(self.classes), "vqa": self.vqa, "suffix": self.suffix}
@@ -162,7 +172,7 @@ def turn_of(sample, protocol: Protocol) -> Turn:
     if sample.task == "vqa":
         return Turn(sample.question + protocol.suffix)
     if sample.task not in CLASS_TASKS:
-        turn, wording = ask(sample), protocol.conventions.question
+        turn, wording = ask(sample, encoding=protocol.encoding), protocol.conventions.question
         return replace(turn, question=wording.format(labels=", ".join(turn.labels))) if wording else turn
     classes = protocol.classes or sample.labels
     check_classes(sample, classes)
@@ -173,6 +183,13 @@ def turn_of(sample, protocol: Protocol) -> Turn:
     return replace(turn, labels=numbered(classes) if sample.task == "instances" else tuple(classes))
 
 
+def answered_turn(sample, text: str, protocol: Protocol) -> Turn:
+    """A sample's exchange as the turns behind it have it: with the model's ``text``, or with the truth."""
+    true = protocol.history != "own"
+    said = ask_and_answer(sample, protocol.encoding, protocol.history).answer if true else (text,)
+    return replace(turn_of(sample, protocol), answer=said)
+
+
 def check_classes(sample, classes: Sequence[str]) -> None:
     """Raise a `TaskError` if a sample shows a label that the class list does not have."""
     stray = [label for label in sample.labels if label not in classes]
@@ -181,7 +198,8 @@ def check_classes(sample, classes: Sequence[str]) -> None:
                         "classes of the list: give the data set's own list.")
 
 
-def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None = None, seed: int = 0) -> dict:
+def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None = None, seed: int = 0,
+           before: np.ndarray | None = None) -> dict:
     """A sample's row: what was asked and answered, and the counts that scores are made of.
 
     Args:
@@ -189,6 +207,7 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         parsed: `t4s_helpers.decoding.generate.ParsedAnswer` over the labels of `turn_of`; None for words.
         refiner: from `t4s_helpers.refine.load_refiner`; by default ``none``, the coarse mask.
         seed: of the refiner's points.
+        before: of a correction, the mask that it corrects (`mask_before`).
 
     Returns:
         plain values, fit for JSON. ``intersection``, ``predicted``, ``target`` and ``union`` are in pixels,
@@ -198,7 +217,10 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         pixel is left out of the score); boxes are texts, for a table's cells; ``boxes`` are the mask's
         `component_boxes`, ``true_boxes`` (``gres``, where the data set names single objects) the objects'.
         Of ``instances``, ``true_instances`` are the true objects, ``ceiling_rle`` these through the grid, and
-        ``confidences`` label -> mean probability of a found object's cells, where the decoder knows it.
+        ``confidences`` label -> mean probability of a found object's cells, where the decoder knows it. Of
+        ``multi``, ``things`` and ``ceiling_things`` are label -> intersection, predicted and true pixels, and
+        ``said_absent`` the labels that the sentence says are not there. ``before``, of a correction, are the
+        same three numbers of the mask that it corrects, against the truth of this turn.
     """
     row = {"id": sample.id, "task": sample.task, "split": sample.split, "text": answer.text,
            "tokens": answer.n_tokens, "finished": answer.finished, "seconds": answer.seconds}
@@ -206,12 +228,13 @@ def row_of(sample, answer, parsed, protocol: Protocol, refiner: Refiner | None =
         row |= _words_row(sample, answer, protocol)
     else:
         start = time.perf_counter()
-        builds = {"semantic": _map_row, "instances": partial(_instance_row, answer)}
+        builds = {"semantic": _map_row, "instances": partial(_instance_row, answer), "multi": _things_row}
         build = builds.get(sample.task, _mask_row)
         row |= {"label": ", ".join(sample.labels), "labels": list(sample.labels),
                 **_reading(parsed, protocol.conventions),
                 **build(sample, parsed, protocol, refiner or load_refiner("none"), seed)}
         row["after_seconds"] = time.perf_counter() - start
+        row |= {} if before is None else {"before": list(overlap(before, sample.masks.any(0)))}
     facts = {key: value for key, value in sample.meta.items()
              if isinstance(value, (str, int, float, bool)) and value == value and key not in row}
     return row | facts
@@ -253,12 +276,38 @@ def _words_row(sample, answer, protocol: Protocol) -> dict:
             "score": VQA_RULES[rule]().update(answer.text, said) if public else None}
 
 
+def mask_before(sample, row: dict, protocol: Protocol, refiner: Refiner, seed: int = 0) -> np.ndarray:
+    """The mask that the next turn corrects, bool ``(H, W)``.
+
+    Args:
+        sample, row: of the turn before. A true history has its true mask, through grid and refiner.
+    """
+    if protocol.history == "own":
+        return row_masks(row, sample.size).any(0)
+    return _refined(_through_grid(sample.masks, protocol), sample, refiner, seed).any(0)
+
+
+def _refined(masks: np.ndarray, sample, refiner: Refiner, seed: int, **refining) -> np.ndarray:
+    if not masks.any():  # no reason to look at the picture
+        return masks
+    return refiner.refine_masks(sample.pixels(), masks, seed=seed, **refining)
+
+
+def _things_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
+    found = _refined(parsed.masks, sample, refiner, seed, **protocol.conventions.refining(parsed))
+
+    def counted(masks: np.ndarray) -> dict[str, list[int]]:
+        return {label: list(overlap(*pair)) for label, *pair in zip(sample.labels, masks, sample.masks)}
+
+    return {"things": counted(found), "ceiling_things": counted(_through_grid(sample.masks, protocol)),
+            "said_absent": read_absent(parsed.report.before, sample.labels),
+            "coco_rle": {label: to_rle(mask) for label, mask in zip(sample.labels, found) if mask.any()}}
+
+
 def _mask_row(sample, parsed, protocol: Protocol, refiner: Refiner, seed: int) -> dict:
-    masks, truth, ignored = parsed.masks, sample.masks, _ignored(sample)
+    truth, ignored = sample.masks, _ignored(sample)
     through = _through_grid(truth, protocol)
-    if masks.any():  # no reason to look at the picture otherwise
-        masks = refiner.refine_masks(sample.pixels(), masks, seed=seed,
-                                     **protocol.conventions.refining(parsed))
+    masks = _refined(parsed.masks, sample, refiner, seed, **protocol.conventions.refining(parsed))
     pred, truth, through = (some.any(0) & ~ignored for some in (masks, truth, through))
     return {
         **_counted(pred, truth, ", ".join(sample.labels)),

@@ -115,7 +115,7 @@ def step(backbone: Backbone, optimizer, samples: Sequence, encoding: Encoding, *
         means over the answers (``reward``, ``iou``, ``box_iou``), ``kl`` a token in nats, ``grad_norm``, and
         ``flat``, the share of groups that taught nothing.
     """
-    turns = [[ask(sample)] for sample in samples for _ in range(draws)]
+    turns = [[ask(sample, encoding=encoding)] for sample in samples for _ in range(draws)]
     images = [sample.pixels() for sample in samples for _ in range(draws)]
     said = generate(backbone, images[::draws], turns[::draws], encoding, temperature=1.0, draws=draws,
                     batch=batch, seed=seed, progress=False)

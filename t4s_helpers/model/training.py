@@ -32,6 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.mixtures import SceneMixture
+from ..data.prompts import chains
 from ..files import atomic_write
 from .backbones import Backbone, multiplies_in_bf16, peft_calls
 from .chat import IGNORE_INDEX, ConversationEncoder, ConversationError, pad_batch, side_by_side
@@ -134,7 +135,7 @@ def cached_encoder(folder: str, n_image_tokens: int) -> ConversationEncoder:
 def scene_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: int) -> dict:
     """Item ``index`` about scenes: the requests side by side, the picture as uint8 pixels."""
     scene, turns = mixture.conversation(index)
-    return side_by_side(cached_encoder(folder, n_image_tokens), [[turn] for turn in turns], scene.image)
+    return side_by_side(cached_encoder(folder, n_image_tokens), chains(turns), scene.image)
 
 
 def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:

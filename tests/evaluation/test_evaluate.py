@@ -21,6 +21,7 @@ from t4s_helpers.__main__ import main
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.dataset import BadRow, Dataset
 from t4s_helpers.data.expressions import scene_dialogue, scene_samples
+from t4s_helpers.data.prompts import ask_and_answer
 from t4s_helpers.data.registry import load
 from t4s_helpers.decoding import generate as decoding
 from t4s_helpers.decoding.generate import DecodingError
@@ -33,7 +34,7 @@ from t4s_helpers.evaluation.store import StoreError, read_run
 from t4s_helpers.evaluation.tasks import TaskError, from_rle
 
 ROOT = Path(__file__).parents[2]
-FOUR = get_encoding("rrle", 4)
+FOUR, TWO = get_encoding("rrle", 4), get_encoding("rrle", 2)
 QUIET = {"progress": False}
 CONVENTIONS = {"background": "not_averaged", "absent": "skip"}
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633")
@@ -196,6 +197,29 @@ def test_a_conversation_is_asked_turn_after_turn(tiny, monkeypatch, expected_iou
         texts = [row["text"] for row in rows[k:k + 3]]
         assert {(), tuple(texts[:1]), tuple(texts[:2])} <= told
     assert all(("Best of 2" in row["text"]) == bool(expected_iou and row["task"] == "gres") for row in rows)
+
+
+@pytest.mark.parametrize("history", ["own", "box"])
+def test_a_correction_follows_its_own_or_the_true_mask(tiny, monkeypatch, history):
+    calls, (talk,) = asked(monkeypatch), load("scenes", n=1, task="correction")
+    rows, scored = evaluate(tiny, [talk], TWO, max_new_tokens=99, history=history, **QUIET)
+    assert [len(questions) for questions, *_ in calls] == [1, 2, 3]
+    assert ["before" in row for row in rows] == [row["turn"] > 0 for row in rows] and "gain" in scored
+    own = history == "own"
+    said = [row["text"] if own else ask_and_answer(one, TWO, "box").text for row, one in zip(rows, talk)]
+    assert calls[1][1] == said[:1] and calls[2][1] == said[:2]
+    assert not own or [row["before"][1] for row in rows[1:]] == [row["predicted"] for row in rows[:-1]]
+
+
+def test_masks_in_questions_and_several_names_are_answered_and_scored(tiny, monkeypatch):
+    calls, samples = asked(monkeypatch), load("scenes", n=2, task="ores")
+    rows, scored = evaluate(tiny, samples, TWO, **QUIET)
+    assert ["<seg>" in questions[0] for questions, *_ in calls] == [False, True]
+    assert not any(row["malformed"] for row in rows) and "ciou" in scored
+    rows, scored = evaluate(tiny, load("scenes", n=1, task="multi"), TWO, **QUIET)
+    assert not any(row["malformed"] for row in rows) and {"n_acc", "target_iou", "said"} <= {*scored}
+    with pytest.raises(TaskError, match="ores, multi, correction and expected_iou go with 'strict'"):
+        evaluate(tiny, samples, TWO, protocol=OFFICIAL, **QUIET)
 
 
 def test_expected_iou_serves_class_lists_too(tiny):

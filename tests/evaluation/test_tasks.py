@@ -25,7 +25,7 @@ from t4s_helpers.evaluation.scoring import (
     NoCommonScore, ScoringError, excluded_table, hardest, score_rows, table_rows,
 )
 from t4s_helpers.evaluation.tasks import (
-    Items, Protocol, TaskError, from_rle, row_masks, row_of, to_rle, turn_of,
+    Items, Protocol, TaskError, from_rle, mask_before, row_masks, row_of, to_rle, turn_of,
 )
 from t4s_helpers.refine import NoRefiner, Refined
 
@@ -68,7 +68,7 @@ def test_every_list_of_classes_is_asked_in_one_wording():
         turn_of(sample(("bird",)), Protocol(classes=CLASSES))
 
 
-@pytest.mark.parametrize("options", [{"semantic": "all"}, {"vqa": "bleu"}])
+@pytest.mark.parametrize("options", [{"semantic": "all"}, {"vqa": "bleu"}, {"history": "true"}])
 def test_an_unknown_protocol_is_refused(options):
     with pytest.raises(TaskError, match="choose one of"):
         Protocol(**options)
@@ -261,6 +261,47 @@ def test_an_object_is_as_sure_as_its_cells(monkeypatch):
     made = row_of(one, Answer(text, 9, True, 0.5, grammar=object()), parsed, protocol)
     assert made["confidences"] == {"cat 1": 32.5 / 160, "cat 2": 50 / 160}
     assert row_of(one, Answer(text, 9, True, 0.5), parsed, protocol)["confidences"] == {}
+
+
+def test_each_named_thing_counts_for_itself():
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, :4], masks[1, 4:, :4] = True, True  # the third, "the sky", is not there
+    one = sample(("the cat", "the dog", "the sky"), "multi", masks, id="m")
+    cells = [[1, 1, 1, 1]] + [[0] * 4] + [[3, 3, 2, 2]] * 2  # half of the cat, no dog where it is, and a sky
+    made = row(one, "There is no dog. " + written(cells, one.labels))
+    assert made["things"] == {"the cat": [16, 16, 32], "the dog": [0, 16, 16], "the sky": [0, 16, 0]}
+    assert made["said_absent"] == ["the dog"] and made["coco_rle"].keys() == {"the cat", "the dog", "the sky"}
+    got, ceiling = score_rows([made]), score_rows([made], ceiling=True)
+    assert [got[k] for k in ("n_acc", "t_acc", "target_iou", "n", "said")] == [0, 1, 0.25, 1, 1 / 3]
+    assert ceiling["n_acc"] == ceiling["target_iou"] == 1
+    cells = [[1] * 4] * 2 + [[2, 2, 0, 0]] * 2
+    right = {**row(one, "There is no sky. " + written(cells, one.labels)), "id": "other"}
+    line = table_rows("x", [made, right])[0]
+    assert [line[k] for k in ("n", "target_iou", "said", "n_acc")] == [2, 0.625, 2 / 3, 0.5]
+    broken = score_rows([row(one, "<seg>the cat *4")])  # what breaks off rejects nothing
+    assert broken["n_acc"] == 0 and broken["n_malformed"] == broken["malformed_rate"] == 1
+
+
+def test_a_correction_gains_what_it_adds_to_the_mask_before():
+    truth = np.arange(8)[None, :, None] < [4] * 8
+    first = sample(("cat",), "correction", truth & False, id="a")
+    after = sample(("cat",), "correction", truth, id="b", meta={"kind": "add", "change": "the dog"})
+    said = [row(first, written([[1, 1, 0, 0]] + [[0] * 4] * 3, ["cat"])),
+            written([[1] * 4] * 2 + [[0] * 4] * 2, ["cat"])]
+    own = mask_before(first, said[0], Protocol(FOUR), NoRefiner("none"))
+    made = row(after, said[1], before=own)
+    assert made["before"] == [8, 8, 32] and score_rows([made])["gain"] == 0.75
+    assert score_rows([said[0], made])["gain"] == 0.75, "the first turn has nothing before it"
+    true = mask_before(first, said[0], Protocol(FOUR, history="plain"), NoRefiner("none"))
+    assert not true.any() and row(after, said[1], before=true)["before"] == [0, 0, 32]
+    assert "gain" not in score_rows([said[0]]) and table_rows("x", [made])[0]["gain"] == 0.75
+
+
+def test_references_in_words_and_as_masks_have_lines_of_their_own():
+    some = [sample(("cat",), "ores", id=form, meta={"request": form}) for form in ("text", "hybrid")]
+    made = [row(one, written([[fill] * 4] * 4, ["cat"])) for one, fill in zip(some, (0, 1))]
+    lines = [(line["set"], line["n"], line["ciou"]) for line in table_rows("x", made)[::2]]
+    assert lines == [("x", 2, 0.2), ("x, text", 1, 0.0), ("x, hybrid", 1, 0.25)]
 
 
 def test_words_are_scored_by_the_rule_of_the_sample():

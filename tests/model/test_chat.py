@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor
 
+from t4s_helpers.data.beyond import scene_items
 from t4s_helpers.data.expressions import scene_sample
 from t4s_helpers.data.mixtures import SceneMixture
 from t4s_helpers.data.prompts import Turn, ask_and_answer
@@ -52,6 +53,18 @@ def test_ids_of_an_answer_are_those_of_its_pieces(encoder):
     said = [i for i in encoder([turn], has_image=True)["labels"] if i != IGNORE_INDEX][:-1]
     assert said == [i for piece in turn.answer for i in encoder.piece_ids(piece)]
     assert encoder.tokenizer.decode(said) == turn.text
+
+
+def test_masks_in_questions_and_earlier_answers_are_read_as_they_were_trained(encoder):
+    """At decoding both come back as text, which is cut into tokens anew."""
+    _, hybrid = scene_items("test", 2, "ores")
+    for samples in ([hybrid], *scene_items("test", 2, "correction")):
+        turns = [ask_and_answer(one, get_encoding(), "box") for one in samples]
+        trained, prompt = encoder(turns, has_image=True), encoder.prompt_text(turns)
+        prompt = prompt.replace("<image>", 64 * "<image>")
+        ids = encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert trained["input_ids"][:len(ids)] == ids
+        assert trained_text(encoder, trained) == "".join(turn.text + "<eos>" for turn in turns)
 
 
 def test_the_fast_path_equals_the_processors(encoder):

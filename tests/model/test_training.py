@@ -63,6 +63,16 @@ def test_side_by_side_conversations_train_as_if_alone(has_image):
     assert all(np.allclose(ours[name], want[name], atol=1e-5) for name in want)
 
 
+def test_corrections_are_trained_behind_what_they_correct():
+    backbone, mixture = tiny_model.backbone(), scenes(12, 4, mix="correction")
+    index = next(k for k in range(12) if any(turn.follows for turn in mixture.turns(k)))
+    (data, _), turns = training.training_data(backbone, mixture), mixture.turns(index)
+    texts = [backbone.encoder.tokenizer.decode(ids.tolist()) for ids, _ in data[index]["exchanges"]]
+    assert len(texts) < len(turns) == sum(text.count("<assistant>") for text in texts)
+    after = next(k for k, turn in enumerate(turns) if turn.follows)
+    assert any(turns[after - 1].text in text and turns[after].text in text for text in texts)
+
+
 def test_scenes_made_ahead_train_as_those_encoded_by_the_processor():
     backbone = tiny_model.backbone()
     data, collate = training.training_data(backbone, SceneMixture(2, n_requests=1))
