@@ -88,8 +88,8 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     vqa = vqa or "yes-no" * data.startswith("pope")
     plain = not (items.tasks & {*CLASS_TASKS, *BEYOND_TASKS} or expected_iou or isinstance(encoding, BoxWise))
     if protocol.reading == "official" and not plain:
-        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes, "
-                        f"{', '.join(BEYOND_TASKS)}, expected_iou and 'boxwise' go with 'strict'.")
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: boxwise, "
+                        f"classes, {', '.join(BEYOND_TASKS)} and expected_iou go with 'strict'.")
     if expected_iou and "instances" in items.tasks:
         raise TaskError("Drawn answers may give one number to different objects, so that there is no "
                         "expected IoU of single objects: leave expected_iou out.")
