@@ -9,12 +9,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from .encodings import (
-    OTHERS, SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
+    INSIDE, OTHERS, SEG_CLOSE, SEG_OPEN, BoxWise, DescriptorError, Encoding, Vocabulary, fold, read_head,
+    unescape_label, vocabulary,
 )
+from .grid import BoxGrid
 
 _SHOWN = 80  # characters of an unknown label that the report keeps
 
@@ -138,7 +141,7 @@ def _near_labels(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = False
-          ) -> tuple[np.ndarray, ParseReport]:
+          ) -> tuple[Any, ParseReport]:
     r"""Read a model's answer: a whole response with its tags, or bare descriptors.
 
     Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
@@ -156,7 +159,8 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
             exactly one.
 
     Returns:
-        The grid, int32 ``(rows, cols)``, and a `ParseReport`.
+        The grid, int32 ``(rows, cols)``, or a `t4s_helpers.codec.grid.BoxGrid` of the encoding
+        ``boxwise``, and a `ParseReport`.
 
     Raises:
         ValueError: unusable labels; never because of ``text``.
@@ -172,7 +176,7 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
     body, torn = _cut_out(text, report)
     try:
         grid = encoding.decode(body, labels)
-        report.rows_found = _n_rows(encoding)
+        report.rows_found = _n_rows(encoding, grid)
     except DescriptorError:
         grid = _repair(body, words, encoding, report)
     report.ok = not torn and not any(report._faults())
@@ -209,14 +213,18 @@ def _without_torn_tag(body: str) -> str:
     return body
 
 
-def _n_rows(encoding: Encoding) -> int:
+def _n_rows(encoding: Encoding, grid: Any) -> int:
     """Rows that a report counts: the text's lines, or the grid's rows where the text has none."""
+    if isinstance(grid, BoxGrid):
+        return encoding.rows * int((grid.boxes[:, 0] >= 0).sum())
     return encoding.lines[0] if encoding.breaks_rows else encoding.rows
 
 
-def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> np.ndarray:
+def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> Any:
     """Read what can be read."""
     lines = body.strip().split("\n") if body.strip() else []
+    if isinstance(encoding, BoxWise):
+        return _repair_boxes(lines, words, encoding, report)
     if not report.found_seg:
         lines = _skip_prose(lines, words, report)
     cells = np.zeros(encoding.lines, np.int32)
@@ -227,8 +235,32 @@ def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseRepor
         missing, cols = cells.size - asked, encoding.cols
         report.rows_padded, report.cells_padded = divmod(max(missing, 0), cols)
         report.rows_dropped, report.cells_dropped = divmod(max(-missing, 0), cols)
-    report.rows_found = _n_rows(encoding) - report.rows_padded + report.rows_dropped
-    return encoding.restore(cells)
+    grid = encoding.restore(cells)
+    report.rows_found = _n_rows(encoding, grid) - report.rows_padded + report.rows_dropped
+    return grid
+
+
+def _repair_boxes(lines: list[str], words: Vocabulary, encoding: BoxWise, report: ParseReport) -> BoxGrid:
+    """Each box with the lines up to the next one; a label that comes twice has its last box."""
+    grid, inside = encoding.blank(len(words.names)), vocabulary([INSIDE])
+    heads = [k for k, line in enumerate(lines) if read_head(line.strip())[0]]
+    before = [line for line in lines[:heads[0] if heads else None] if line.strip() != OTHERS]
+    if report.found_seg:
+        report.rows_dropped += len(before)
+    else:
+        report.before = "\n".join(before).strip()
+    if not heads and (before or not lines):
+        report.rows_padded = encoding.rows
+    for start, stop in zip(heads, [*heads[1:], len(lines)]):
+        word, box = read_head(lines[start].strip())
+        cells, value = np.zeros(encoding.lines, np.int32), _meant(word, words, report)
+        _repair_rows(cells, lines[start + 1:stop], inside, encoding, report)
+        if value and grid.boxes[value - 1, 0] >= 0:
+            report.rows_dropped += encoding.rows
+        if value:
+            grid.boxes[value - 1], grid.cells[value - 1] = box, cells > 0
+    report.rows_found = len(lines) - len(heads) - len(before) if heads else 0
+    return grid
 
 
 def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encoding: Encoding,
@@ -237,13 +269,13 @@ def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encodin
     rows, width = cells.shape
     if len(lines) > rows:  # blank lines stand for empty rows only where there is room for them
         kept = [line for line in lines if line.strip()]
-        report.rows_dropped = len(lines) - len(kept)
+        report.rows_dropped += len(lines) - len(kept)
         lines = kept
     for row, line in zip(cells, lines):
         asked = _fill(row, line, words, encoding, report)
         report.cells_padded += max(width - asked, 0)
         report.cells_dropped += max(asked - width, 0)
-    report.rows_padded = max(rows - len(lines), 0)
+    report.rows_padded += max(rows - len(lines), 0)
     report.rows_dropped += max(len(lines) - rows, 0)
 
 
@@ -284,13 +316,21 @@ def _read_run(run: str, words: Vocabulary, width: int, encoding: Encoding,
     counted = count is not None and 1 <= count <= width
     report.bad_runs += not (counted if encoding.counts_runs else word == run)
     if value is None:
-        name, meant = unescape_label(word)[:_SHOWN], _near_value(word, words)
-        if meant is not None:
-            report.near[name] = (OTHERS, *words.names)[meant]
-        if meant is None or not report.lenient:
-            report.unknown[name] = report.unknown.get(name, 0) + 1
-        value = meant if report.lenient else None
+        value = _meant(word, words, report)
     return value or 0, 1 if count is None else min(count, width)
+
+
+def _meant(word: str, words: Vocabulary, report: ParseReport) -> int | None:
+    """Grid value of a label; one that was not asked for goes to the report."""
+    value = _look_up(word, words)
+    if value is not None:
+        return value
+    name, meant = unescape_label(word)[:_SHOWN], _near_value(word, words)
+    if meant is not None:
+        report.near[name] = (OTHERS, *words.names)[meant]
+    if meant is None or not report.lenient:
+        report.unknown[name] = report.unknown.get(name, 0) + 1
+    return meant if report.lenient else None
 
 
 def _split_run(run: str) -> tuple[str, int | None]:

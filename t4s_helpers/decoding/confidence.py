@@ -48,7 +48,7 @@ from scipy.special import softmax
 from ..codec.encodings import Encoding, wrap
 from .constrained import Choice
 from .generate import Answer, DecodingError, ParsedAnswer, parse_answer
-from .grammar import Grammar, Position
+from .grammar import BoxGrammar, Grammar, Position
 from .speculative import FIRST_WIDTH
 
 LEAST = 1e-5
@@ -82,11 +82,13 @@ def answer_confidence(answer: Answer, parsed: ParsedAnswer) -> Confidence:
             ``fast``.
 
     Raises:
-        DecodingError: a plain answer, or one that was cut short.
+        DecodingError: a plain answer, one that was cut short, or one in boxes.
     """
     if answer.grammar is None:
         raise DecodingError("Only answers held to a grammar have a confidence: decode with "
                             "mode='constrained' or mode='fast'.")
+    if isinstance(answer.grammar, BoxGrammar):
+        raise DecodingError("Grids within boxes have no map over the image: use another encoding.")
     if not parsed.report.ok:
         raise DecodingError("The answer was cut short, so its confidence is unknown: raise "
                             "max_new_tokens.")

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.prompts import BOX_BINS, read_box
 from .constrained import ConstrainedSequence
-from .grammar import START, Grammar, Position, State
+from .grammar import Grammar, Position, State
 
 CPU_OVERHEAD, GPU_OVERHEAD = 80.0, 2000.0
 """Fixed cost of a pass, in tokens: measured for the embedded model on two cores, and for a 7B model, whose
@@ -247,7 +247,9 @@ class Draft:
         self.appears = int(shown[-1]) if len(shown) else 1  # the object seen last may come again
 
     def guesses(self, state: State) -> list[Guess]:
-        """How a descriptor may go on from a place in it, the likeliest way first."""
+        """How a descriptor may go on from a place in it, the likeliest way first; box by box, no guess."""
+        if not self.grammar.width:
+            return []
         run = None if self.grammar.done(state) else self._current_run(state)
         if run is None:
             return self.then()
@@ -433,7 +435,7 @@ class Drafter:
     def _behind_sentence(self, more: Sequence[int]) -> list[Guess]:
         sentence, tag = [*self.sequence.ids, *more], self.sequence.tag
         whole = sentence[-len(tag):] == tag
-        return self._draft(None, self._bottom(sentence)).guesses(START) if whole else []
+        return self._draft(None, self._bottom(sentence)).guesses(self.sequence.grammar.start) if whole else []
 
     def _draft(self, cells: np.ndarray | None, bottom: int | None) -> Draft:
         end = [Guess((self.sequence.end,), 0.9)]

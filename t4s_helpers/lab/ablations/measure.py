@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ...codec.encodings import ENCODINGS, Encoding, get_encoding
+from ...codec.encodings import PAPER_ENCODINGS, Encoding, get_encoding
 from ...codec.grid import box_iou, grid_to_masks
 from ...data.prompts import ask
 from ...data.registry import load
@@ -279,7 +279,7 @@ def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], encod
 
 
 def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24, 32),
-               encodings: Sequence[str] = tuple(ENCODINGS), word: str | None = None) -> pd.DataFrame:
+               encodings: Sequence[str] = PAPER_ENCODINGS, word: str | None = None) -> pd.DataFrame:
     """Tokens of the true descriptor of every sample; no model.
 
     Args:
@@ -293,9 +293,9 @@ def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24
     for sample in samples:
         labels = sample.labels if word is None else (word,)
         for side in grid_sizes:
-            grid = sample.grid(side)
             for name in encodings:
-                text = get_encoding(name, side).encode(grid, labels)
+                encoding = get_encoding(name, side)
+                text = encoding.encode(encoding.from_masks(sample.masks, objects=sample.instances()), labels)
                 rows.append({"id": sample.id, "encoding": name, "grid": side,
                              "tokens": count_tokens(tokenizer, text)})
     return pd.DataFrame(rows)

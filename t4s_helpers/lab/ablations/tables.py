@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...codec.encodings import ENCODINGS
+from ...codec.encodings import PAPER_ENCODINGS
 from ...evaluation.metrics import bootstrap
 from ...files import ROOT
 
@@ -152,7 +152,7 @@ def oracle_points(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.
         costs: one row a ``grid``, mean tokens in a column for each encoding.
     """
     area = at_every_grid(rows[rows["rule"] == "area"])
-    tokens = costs.melt("grid", list(ENCODINGS), "encoding", "tokens")
+    tokens = costs.melt("grid", list(PAPER_ENCODINGS), "encoding", "tokens")
     points = summarise(area, ("grid", "refiner"), seed).merge(tokens, on="grid")
     return points.assign(name=points["grid"].astype(str) + " " + points["encoding"])
 
