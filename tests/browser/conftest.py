@@ -1,0 +1,161 @@
+"""JupyterLab in headless Chromium: the notebooks as a reader has them in front of them.
+
+``lab`` starts a server on a free port, with a token, on copies of the notebooks in a folder of its own;
+``open_notebook`` opens one of them and hands out a `Reader`. A test fails when the page reports an error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "results" / "browser"
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")
+#: What JupyterLab itself reports at every start, without any widget of ours.
+NOT_OURS = ("favicon", "/api/workspaces", "/lsp/status", "ResizeObserver loop")
+ALL_CELLS = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("T4S_CHROMIUM") or found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """The address of a running JupyterLab, with ``%s`` for the notebook."""
+    place = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", place / "notebooks")
+    (place / "results").mkdir()
+    for folder in (ROOT / "results").iterdir():  # to read; what a notebook writes goes to the copy
+        if folder.is_dir():
+            shutil.copytree(folder, place / "results" / folder.name)
+    settings = place / "settings" / "@jupyterlab"
+    for name, chosen in {  # all cells stand on the page, and nothing asks for the news
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        (settings / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings / f"{name}.jupyterlab-settings").write_text(json.dumps(chosen))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, base = secrets.token_hex(16), f"http://127.0.0.1:{port}"
+    homes = {f"{name}_DIR": str(place / name.lower()) for name in (
+        "JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES")}
+    with (place / "log.txt").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+             f"--ServerApp.root_dir={place / 'notebooks'}", "--LabApp.expose_app_in_browser=True"],
+            cwd=place, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            env=os.environ | homes | {
+                "JUPYTERLAB_SETTINGS_DIR": str(settings.parent), "T4S_RESULTS": str(place / "results"),
+                "IPYTHONDIR": str(place / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])})
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{base}/api/status?token={token}", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (place / "log.txt").read_text()
+                time.sleep(0.1)
+        yield f"{base}/doc/tree/%s?token={token}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture
+def open_notebook(chromium, lab):
+    """Open a notebook by the beginning of its name; its `Reader` fails the test on the page's errors."""
+    page = chromium.new_page(viewport={"width": 1500, "height": 1100})
+    page.set_default_timeout(60_000)
+    errors = []
+    page.on("console", lambda said: errors.append(f"{said.text} ({said.location.get('url')})")
+            if said.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def open_one(name):
+        path = next(Path(ROOT / "notebooks").glob(f"{name}*.ipynb"))
+        page.goto(lab % path.name)
+        page.wait_for_function(f"() => window.jupyterapp && {KERNEL}?.status === 'idle'")
+        return Reader(page)
+
+    yield open_one
+    page.evaluate(f"() => {KERNEL}?.shutdown()")
+    page.close()
+    ours = [error for error in errors if not any(words in error for words in NOT_OURS)]
+    assert not ours, ours
+
+
+class Reader:
+    """What a reader does with an open notebook; ``page`` is Playwright's."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def run_all(self):
+        """Run every cell; fail with the traceback when one fails."""
+        assert self.page.evaluate(ALL_CELLS), self.trouble()
+        self.wait_idle()
+        assert not self.trouble()
+
+    def trouble(self):
+        return self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+
+    def wait_idle(self, seconds=120):
+        self.page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=1000 * seconds)
+
+    def restart(self):
+        self.page.evaluate(f"() => {KERNEL}.restart()")
+        self.wait_idle()
+
+    def python(self, code):
+        """Run code in the notebook's kernel, beside its cells; returns what it printed."""
+        return self.page.evaluate(
+            """async (code) => {
+                let said = "";
+                const future = %s.requestExecute({code, store_history: false});
+                future.onIOPub = (message) => { said += message.content.text ?? message.content.evalue ?? ""; };
+                await future.done;
+                return said;
+            }""" % KERNEL, code)
+
+    def shot(self, name, place=None):
+        """Keep a picture of the page, or of a locator on it, as ``results/browser/<name>.png``."""
+        from PIL import Image
+
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        png = (place or self.page).screenshot()
+        small = Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(SHOTS / f"{name}.png", optimize=True)
