@@ -9,10 +9,10 @@ what the reader does, and knows no model::
     canvas.observe(lambda change: print("cell", change["new"]), "cell")
 
 Elements of the page, for tests and styles: ``t4s-canvas`` (around everything; takes drops and pastes,
-``t4s-dragged`` meanwhile), ``t4s-side``, ``t4s-picture`` (the canvas, ``data-cell`` is the cell that is
-pointed at; arrow keys move it, Enter clicks), ``t4s-legend`` (``data-label``), ``t4s-swatch``, ``t4s-readout``
-(the cell in words), ``t4s-load`` and ``t4s-file`` (the file input), ``t4s-text`` (the text), in it ``t4s-run``
-(``data-run``, the number of the run), ``t4s-labelled``, ``t4s-lit`` (pointed at or selected) and ``t4s-fault``.
+``t4s-dragged`` meanwhile), ``t4s-side``, ``t4s-picture`` (the canvas, ``data-cell`` is the cell pointed at;
+arrow keys move it, Enter clicks), ``t4s-legend`` (``data-label``), ``t4s-swatch``, ``t4s-readout`` (the cell
+in words), ``t4s-load`` and ``t4s-file`` (the file input), ``t4s-text`` (the text), in it ``t4s-run``
+(``data-run``, its number), ``t4s-labelled``, ``t4s-lit`` (pointed at or selected) and ``t4s-fault``.
 """
 
 from __future__ import annotations
