@@ -60,6 +60,7 @@ def faults(folder: Path):
 
 
 def main(folder: str) -> int:
+    """Print what is wrong, and return 1 if anything is, or if there is no page at all."""
     found = list(faults(Path(folder)))
     pages = page.cache_info().currsize
     print(*found, f"{pages} pages, {len(found)} faults in links and pictures.", sep="\n")

@@ -136,15 +136,21 @@ def write_math(translator, node):
 def lay_tables(app, what, name, obj, options, lines):
     """The tables of a docstring, which are written as in Markdown, in Sphinx's notation."""
     rows = []
-    for is_table, group in groupby(lines, lambda line: line.startswith("| ")):
-        rows += [".. list-table::", "   :header-rows: 1", ""] if is_table else group
+    for is_table, group in groupby(lines, lambda line: line.startswith("|")):
+        if not is_table:
+            rows += group
+            continue
+        rows += [".. list-table::", "   :header-rows: 1", ""]
         for line in group:
+            if not line.strip("|-: "):
+                continue
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             rows += [f"   {' ' if k else '*'} - {cell}" for k, cell in enumerate(cells)]
-    lines[:] = [line for line in rows if line.strip("* -") or not line.endswith("---")]
+    lines[:] = rows
 
 
 def setup(app):
+    """What Sphinx calls at its start."""
     app.connect("config-inited", lay_out)
     app.connect("autodoc-process-docstring", lay_tables)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))

@@ -420,8 +420,8 @@ def for_reading(node: Any) -> Any:
             if "image/png" in output.get("data", {}):
                 told = re.match(r"\*\*What to notice\.\*\*\s+(.+?[.:?])(?:\s|$)",
                                 next(filter(None, texts[index:]), ""), re.S)
-                words = " ".join([f"Figure: {heading}", *(told.groups() if told else ())])
-                output.metadata.setdefault("image/png", {}).setdefault("alt", re.sub(r"[*`$]|\s+(?=\s)", "", words))
+                words = " ".join(f"Figure: {heading} {told[1] if told else ''}".split())
+                output.metadata.setdefault("image/png", {}).setdefault("alt", re.sub("[*`$]", "", words))
         if cell.cell_type == "code":
             cell.outputs = kept
     return node

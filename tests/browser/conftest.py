@@ -18,7 +18,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "results" / "browser"
@@ -26,6 +28,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
 #: What JupyterLab itself reports at every start, without any widget of ours.
 NOT_OURS = ("favicon", "/api/workspaces", "/lsp/status", "ResizeObserver loop")
+SPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ALL_CELLS = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
 
@@ -51,7 +54,7 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
-    """The address of a running JupyterLab, with ``%s`` for the notebook."""
+    """A running JupyterLab: the folder of its notebooks, and its address with ``%s`` for one of them."""
     place = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", place / "notebooks")
     (place / "results").mkdir()
@@ -89,7 +92,7 @@ def lab(tmp_path_factory):
             except OSError:
                 assert server.poll() is None, (place / "log.txt").read_text()
                 time.sleep(0.1)
-        yield f"{base}/doc/tree/%s?token={token}"
+        yield place / "notebooks", f"{base}/doc/tree/%s?token={token}"
     finally:
         server.terminate()
         server.wait(30)
@@ -97,7 +100,11 @@ def lab(tmp_path_factory):
 
 @pytest.fixture
 def open_notebook(chromium, lab):
-    """Open a notebook by the beginning of its name; its `Reader` fails the test on the page's errors."""
+    """Open a notebook by the beginning of its name, or a new one with some cells, for a `Reader`.
+
+    When the test is over, it fails if the page reported an error.
+    """
+    folder, address = lab
     page = chromium.new_page(viewport={"width": 1500, "height": 1100})
     page.set_default_timeout(60_000)
     errors = []
@@ -105,9 +112,11 @@ def open_notebook(chromium, lab):
             if said.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
 
-    def open_one(name):
-        path = next(Path(ROOT / "notebooks").glob(f"{name}*.ipynb"))
-        page.goto(lab % path.name)
+    def open_one(name, *cells):
+        path = next(folder.glob(f"{name}*.ipynb"), folder / f"{name}.ipynb")
+        if cells:
+            nbformat.write(new_notebook(cells=[*map(new_code_cell, cells)], metadata=SPEC), path)
+        page.goto(address % path.name)
         page.wait_for_function(f"() => window.jupyterapp && {KERNEL}?.status === 'idle'")
         return Reader(page)
 
@@ -145,11 +154,11 @@ class Reader:
         return self.page.evaluate(
             """async (code) => {
                 let said = "";
-                const future = %s.requestExecute({code, store_history: false});
-                future.onIOPub = (message) => { said += message.content.text ?? message.content.evalue ?? ""; };
+                const future = KERNEL.requestExecute({code, store_history: false});
+                future.onIOPub = ({content}) => { said += content.text ?? content.evalue ?? ""; };
                 await future.done;
                 return said;
-            }""" % KERNEL, code)
+            }""".replace("KERNEL", KERNEL), code)
 
     def shot(self, name, place=None):
         """Keep a picture of the page, or of a locator on it, as ``results/browser/<name>.png``."""
