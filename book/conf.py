@@ -37,8 +37,9 @@ myst_heading_anchors = 3
 suppress_warnings = ["ref.python"]  # a field's `name`, which several classes have, stays without a link
 
 apidoc_modules = [{"path": str(ROOT / "t4s_helpers"), "destination": "api", "separate_modules": True,
-                   "module_first": True, "max_depth": 2, "automodule_options":
-                   {"members", "show-inheritance", "ignore-module-all"}}]
+                   "module_first": True, "max_depth": 2,
+                   "automodule_options": {"members", "show-inheritance"}}]
+autodoc_default_options = {"ignore-module-all": True}  # each thing stands on the page of its own module
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
@@ -51,6 +52,7 @@ html_title = project
 html_static_path = [str(ROOT / "book" / "static")]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # a browser does not let a page read others on the disk
 html_math_renderer = "mathml"
 html_additional_pages = {"index": "front.html"}
 templates_path = [str(ROOT / "book" / "templates")]

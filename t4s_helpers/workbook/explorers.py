@@ -143,7 +143,8 @@ class AblationExplorer(Explorer):
         self.image, self.told, self._pictures = w.Image(format="png"), w.HTML(), {}
         for control in self.controls.values():
             control.observe(self._follow, "value")
-        self.panel = w.VBox([*self.controls.values(), self.told, self.image])
+        choosing = w.HBox(list(self.controls.values()), layout=w.Layout(flex_flow="row wrap"))
+        self.panel = w.VBox([choosing, self.told, self.image])
         self.panel.add_class("t4s-ablation-explorer")
         self._follow()
 

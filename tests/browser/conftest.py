@@ -98,6 +98,20 @@ def lab(tmp_path_factory):
         server.wait(30)
 
 
+def keep_shot(name, png):
+    """Keep a screenshot as a small file."""
+    from PIL import Image
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    small = Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(SHOTS / f"{name}.png", optimize=True)
+
+
+@pytest.fixture
+def keep():
+    return keep_shot
+
+
 @pytest.fixture
 def open_notebook(chromium, lab):
     """Open a notebook by the beginning of its name, or a new one with some cells, for a `Reader`.
@@ -162,9 +176,4 @@ class Reader:
 
     def shot(self, name, place=None):
         """Keep a picture of the page, or of a locator on it, as ``results/browser/<name>.png``."""
-        from PIL import Image
-
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        png = (place or self.page).screenshot()
-        small = Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        small.save(SHOTS / f"{name}.png", optimize=True)
+        keep_shot(name, (place or self.page).screenshot())
