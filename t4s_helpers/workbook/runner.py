@@ -392,6 +392,9 @@ def tidy_copy(path: Path, stage: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = hide_folders(cell.outputs, shown)
+            for output in cell.outputs:  # no kernel will answer: a widget's picture is better
+                if "image/png" in output.get("data", {}):
+                    output["data"].pop("application/vnd.jupyter.widget-view+json", None)
     if len(nbformat.writes(node).encode()) > COPY_LIMIT:
         node.metadata.pop("widgets", None)
         _shrink_pictures(node)
