@@ -298,7 +298,14 @@ function render({ model, el }) {
     model.send({ type: "picture", name, size }, undefined, [await blob.arrayBuffer()]);
   }
 
-  const imageIn = (data) => [...(data?.files ?? [])].find((one) => one.type.startsWith("image/")) ?? data?.files?.[0];
+  function take(event, data) {
+    const files = [...(data?.files ?? [])], image = files.find((one) => one.type.startsWith("image/")) ?? files[0];
+    if (!image || !model.get("accepts")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    send(image);
+  }
+
   file.addEventListener("change", () => { send(file.files[0]); file.value = ""; });
   host.addEventListener("dragover", (event) => {
     if (model.get("accepts")) { event.preventDefault(); host.classList.add("t4s-dragged"); }
@@ -306,11 +313,15 @@ function render({ model, el }) {
   host.addEventListener("dragleave", () => host.classList.remove("t4s-dragged"));
   host.addEventListener("drop", (event) => {
     host.classList.remove("t4s-dragged");
-    if (model.get("accepts") && event.dataTransfer?.files.length) { event.preventDefault(); event.stopPropagation(); send(imageIn(event.dataTransfer)); }
+    take(event, event.dataTransfer);
   });
-  host.addEventListener("paste", (event) => {
-    const image = imageIn(event.clipboardData);
-    if (model.get("accepts") && image) { event.preventDefault(); event.stopPropagation(); send(image); }
+  host.addEventListener("paste", (event) => take(event, event.clipboardData));
+
+  model.on("msg:custom", (told, buffers) => {
+    if (told.type !== "save") return;
+    const link = make("a", { href: URL.createObjectURL(new Blob([buffers[0]])), download: told.name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 
   // --- following the traits

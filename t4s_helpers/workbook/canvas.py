@@ -109,6 +109,10 @@ class Canvas(anywidget.AnyWidget):
 
         self.on_msg(received)
 
+    def save(self, name: str, content: bytes) -> None:
+        """Let the browser save a file."""
+        self.send({"type": "save", "name": name}, [content])
+
 
 def png(pixels: np.ndarray) -> bytes:
     """A uint8 picture ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)`` as the bytes of a PNG file."""
