@@ -30,6 +30,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 NOT_OURS = ("favicon", "/api/workspaces", "/lsp/status", "ResizeObserver loop")
 SPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ALL_CELLS = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+FAILED = pytest.StashKey[bool]()
 KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
 
 
@@ -38,6 +39,13 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +121,14 @@ def keep():
 
 
 @pytest.fixture
-def open_notebook(chromium, lab):
+def open_notebook(chromium, lab, request, tmp_path):
     """Open a notebook by the beginning of its name, or a new one with some cells, for a `Reader`.
 
-    When the test is over, it fails if the page reported an error.
+    When the test is over, it fails if the page reported an error; of a test that failed a picture is kept.
     """
     folder, address = lab
     page = chromium.new_page(viewport={"width": 1500, "height": 1100})
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(30_000)
     errors = []
     page.on("console", lambda said: errors.append(f"{said.text} ({said.location.get('url')})")
             if said.type == "error" else None)
@@ -135,6 +143,9 @@ def open_notebook(chromium, lab):
         return Reader(page)
 
     yield open_one
+    if request.node.stash.get(FAILED, False):
+        page.screenshot(path=tmp_path / "failed.png")
+        print(f"The page as it was: {tmp_path / 'failed.png'}", *errors, sep="\n")
     page.evaluate(f"() => {KERNEL}?.shutdown()")
     page.close()
     ours = [error for error in errors if not any(words in error for words in NOT_OURS)]
