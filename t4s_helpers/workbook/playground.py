@@ -307,7 +307,7 @@ class Playground:
             "index": w.BoundedIntText(value=0, min=0, max=10**6, description="scene"),
             "photo": w.Dropdown(options=list(photo_pictures()), description="photo"),
             "path": w.Text(description="file", placeholder="/path/to/picture.jpg", **typed),
-            "expression": w.Text(description="expression", placeholder="the red star; the cloud", **typed),
+            "expression": w.Text(description="expression", placeholder="the red star; the cloud", **wide),
             "writer": w.ToggleButtons(options=WRITERS, description="text by", **toggled),
             "talk": w.Checkbox(False, description="earlier answers go along", indent=False),
             "compare": w.Checkbox(False, description="compare two settings", indent=False),

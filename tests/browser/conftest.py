@@ -31,7 +31,7 @@ NOT_OURS = ("favicon", "/api/workspaces", "/lsp/status", "ResizeObserver loop")
 SPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ALL_CELLS = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 FAILED = pytest.StashKey[bool]()
-KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 
 
 def pytest_collection_modifyitems(items):
@@ -50,12 +50,11 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session")
 def chromium():
+    from browser.chromium import chromium as found
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=os.environ.get("T4S_CHROMIUM") or found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=found(), args=FLAGS)
         yield browser
         browser.close()
 
