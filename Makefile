@@ -39,7 +39,7 @@ WORKERS := 2
 .PHONY: help workbook test test-slow test-browser check lab book data evaluate benchmark readme lock clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
 	@$(RUN) -m t4s_helpers weights mobile_sam
