@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
     """
     words = vocabulary(labels)
     report = ParseReport(lenient=lenient)
-    body, torn = _cut_out(text, report)
+    _, body, torn = _cut_out(text, report)
     try:
         grid = encoding.decode(body, labels)
         report.rows_found = _n_rows(encoding, grid)
@@ -184,8 +184,82 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
     return grid, report
 
 
-def _cut_out(text: str, report: ParseReport) -> tuple[str, bool]:
-    """The descriptors in an answer, and whether their end is torn off.
+class Run(NamedTuple):
+    """A part of an answer's text: one run, or what stands between runs."""
+
+    text: str
+    label: int  # grid value; -1: no run
+    cells: tuple[int, ...] = ()  # row-major numbers of the grid's cells that it writes
+    fault: str = ""  # what `parse` repairs here
+
+
+def read_runs(text: str, labels: Sequence[str], encoding: Encoding) -> list[Run]:
+    r"""The text in parts, each with the cells that `parse` gives it; together they are the text.
+
+    Args and errors as in `parse`.
+
+    >>> from t4s_helpers.codec.encodings import get_encoding
+    >>> runs = read_runs("<seg>dog *1|cat *1\ndog *2</seg>", ["dog"], get_encoding("rrle", 2))
+    >>> for run in runs[1:4]:
+    ...     print(run)
+    Run(text='dog *1', label=1, cells=(0,), fault='')
+    Run(text='|', label=-1, cells=(), fault='')
+    Run(text='cat *1', label=0, cells=(1,), fault="'cat' was not asked for")
+    """
+    report, words = ParseReport(), vocabulary(labels)
+    start, body, torn = _cut_out(text, report)
+    start += len(body) - len(body.lstrip())
+    lines = body.strip().split("\n") if body.strip() else []
+    if not report.found_seg:
+        kept = _skip_prose(lines, words, report)
+        start += sum(len(line) + 1 for line in lines[:len(lines) - len(kept)])
+        lines = kept
+    prose = f"text without {SEG_OPEN}" if report.before and not report.found_seg else ""
+    (n_lines, width), parts = encoding.lines, [Run(text[:start], -1, (), prose)]
+    order = encoding.arrange(np.arange(encoding.rows * encoding.cols).reshape(encoding.grid_size))
+    blank = encoding.breaks_rows and len(lines) > n_lines  # then blank lines are no rows
+    row = at = 0
+    for k, line in enumerate(lines):
+        if k and encoding.breaks_rows:
+            row, at = row + bool(lines[k - 1].strip() or not blank), 0
+        parts += [Run("\n", -1)] if k else []
+        runs = line.split("|") if line.strip() or not blank else []
+        for n, run in enumerate(runs, 1):
+            parts += [Run("|", -1)] if n > 1 else []
+            value, count, fault = _judged(run, words, width, encoding)
+            places = order[row, at:at + count] if row < n_lines else ()
+            at += count
+            last = n == len(runs) and (encoding.breaks_rows or k == len(lines) - 1)
+            over = min(count, at - width)
+            fault = fault or (
+                "this row is too many" if row >= n_lines else f"{_count(over, 'cell')} too many" if over > 0
+                else f"{_count(width - at, 'cell')} of this row missing" if last and at < width else "")
+            parts.append(Run(run, value, tuple(int(cell) for cell in places), fault))
+        parts += [] if runs else [Run(line, -1)]
+    missing = (n_lines if encoding.breaks_rows else encoding.rows) if not lines else n_lines - row - 1
+    told = [f"{_count(missing, 'row')} missing"] * (missing > 0) + [f"no {SEG_CLOSE}"] * torn
+    tail = text[sum(len(part.text) for part in parts):]
+    if told and not tail:  # nothing stands behind to show it at
+        parts[-1] = parts[-1]._replace(fault="; ".join(filter(None, (parts[-1].fault, *told))))
+    shown: list[Run] = []
+    for part in (*parts, Run(tail, -1, (), "; ".join(told))):
+        if part.text:
+            shown.append(part)
+        elif part.fault and shown:  # an empty run is seen by the bar before it
+            shown[-1] = shown[-1]._replace(fault=shown[-1].fault or part.fault)
+    return shown
+
+
+def _judged(run: str, words: Vocabulary, width: int, encoding: Encoding) -> tuple[int, int, str]:
+    """Grid value and cells of a run as `parse` reads it, and its fault."""
+    report = ParseReport()
+    value, count = _read_run(run.strip(), words, width, encoding, report)
+    strange = next((f"{name!r} was not asked for" for name in report.unknown), "")
+    return value, count, strange or ("no valid count" if report.bad_runs else "")
+
+
+def _cut_out(text: str, report: ParseReport) -> tuple[int, str, bool]:
+    """Where the descriptors in an answer begin, the descriptors, and whether their end is torn off.
 
     Notes in the report which tags there are and what is around them.
     """
@@ -200,9 +274,9 @@ def _cut_out(text: str, report: ParseReport) -> tuple[str, bool]:
         start = last + len(SEG_OPEN)
     if report.closed:
         report.after = text[end + len(SEG_CLOSE):].strip()
-        return text[start:end], False
+        return start, text[start:end], False
     body = _without_torn_tag(text[start:])
-    return body, report.found_seg or len(body) < len(text) - start
+    return start, body, report.found_seg or len(body) < len(text) - start
 
 
 def _without_torn_tag(body: str) -> str:

@@ -76,7 +76,7 @@ def token_budget(encoder, labels: Sequence[str], encoding: Encoding) -> int:
 def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
              encoding: Encoding, *, mode: str = "fast", batch: int = 16,
              max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
-             draws: int = 1, trees: bool | None = None, progress: bool = True) -> list[Answer]:
+             draws: int = 1, trees: bool | None = None, progress: bool = True, streamer=None) -> list[Answer]:
     """Answer the last questions of conversations about images.
 
     Equal pictures of a batch are read once by the vision tower.
@@ -98,6 +98,9 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
         trees: whether mode ``fast`` reads many drafts at once, as a tree: fewer passes over more tokens;
             by default on a GPU, where tokens read in parallel cost next to nothing.
         progress: show a bar.
+        streamer: sees a single answer grow, in every mode: a transformers ``BaseStreamer``, whose ``put``
+            gets the prompt's ids first and then new ids, as many as a pass has confirmed. What it raises
+            ends the decoding and comes out here, which is how a request is cancelled.
 
     Raises:
         DecodingError: other numbers of images and conversations, an unknown mode, a request that the
@@ -106,6 +109,8 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
             find out before, call `t4s_helpers.decoding.grammar.grammar_of`, which builds each grammar once.
     """
     _check_request(images, conversations, mode, draws)
+    if streamer is not None and len(conversations) * draws != 1:
+        raise DecodingError(f"A streamer follows one answer, but {len(conversations) * draws} are asked for.")
     encoder, scheduler, answers = backbone.encoder, DraftScheduler(), []
     labels = [turns[-1].labels for turns in conversations]
     longest = max(labels, key=lambda names: sum(map(len, names)), default=())
@@ -125,7 +130,7 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
                                 np.random.default_rng([seed, k, draw + more]) if temperature else None)
             for k, draw in chunk for more in range(draws // reads)]
         prompt = inputs["input_ids"].shape[1]
-        options = _decoder(mode, sequences, scheduler, temperature, prompt, limit, trees)
+        options = _decoder(mode, sequences, scheduler, temperature, prompt, limit, trees, streamer)
         answers += _generated(backbone, inputs, sequences, limit, options)
     return answers
 
@@ -152,14 +157,15 @@ def _grammar(encoder, number: int, turn: Turn, encoding: Encoding) -> Grammar | 
 
 
 def _decoder(mode: str, sequences, scheduler: DraftScheduler, temperature: float, prompt: int, limit: int,
-             trees: bool | None) -> dict:
-    """What transformers' ``generate`` is told about how to choose tokens."""
+             trees: bool | None, streamer) -> dict:
+    """What transformers' ``generate`` is told about how to choose tokens, and who sees them."""
+    told = {"streamer": streamer, "do_sample": False}
     if mode == "fast":
-        return {"custom_generate": DraftingDecoder(sequences, scheduler, limit, trees), "do_sample": False}
+        return {**told, "custom_generate": DraftingDecoder(sequences, scheduler, limit, trees, streamer)}
     if mode == "constrained":  # the sequences draw
-        return {"logits_processor": [DescriptorProcessor(sequences, prompt)], "do_sample": False}
-    sampling = {"temperature": temperature, "top_k": 0} if temperature else {}
-    return {"logits_processor": [FiniteLogits(prompt)], "do_sample": bool(temperature), **sampling}
+        return {**told, "logits_processor": [DescriptorProcessor(sequences, prompt)]}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+    return {**told, "logits_processor": [FiniteLogits(prompt)], **sampling}
 
 
 def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[Answer]:

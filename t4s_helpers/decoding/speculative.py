@@ -455,16 +455,18 @@ class DraftingDecoder:
         scheduler: shared by the batches of a run.
         limit: most tokens of an answer, its end included.
         trees: read trees of drafts, as if tokens in parallel cost nothing; by default on a GPU only.
+        streamer: of a single answer; ``generate`` hands its own to no custom loop.
     """
 
     def __init__(self, sequences: Sequence[ConstrainedSequence], scheduler: DraftScheduler, limit: int,
-                 trees: bool | None = None):
-        self.scheduler, self.trees = scheduler, trees
+                 trees: bool | None = None, streamer=None):
+        self.scheduler, self.trees, self.streamer = scheduler, trees, streamer
         self.drafters = [Drafter(sequence, self.scheduler, limit) for sequence in sequences]
 
     def __call__(self, model, input_ids: torch.Tensor, **options) -> torch.Tensor:
         """Called by ``generate``; returns prompts and answers, int64 ``(B, T)``, padded at the end."""
         kwargs = {name: v for name, v in options.items() if name not in _NOT_FOR_FORWARD}
+        streamed = 0
         going, on_cpu = self.drafters, input_ids.device.type == "cpu"
         self.scheduler.suit(len(going), on_cpu, not on_cpu if self.trees is None else self.trees)
         prompts = torch.arange(len(input_ids)).repeat_interleave(len(going) // len(input_ids)).tolist()
@@ -483,6 +485,10 @@ class DraftingDecoder:
         logits = [logits[prompt] for prompt in prompts]
         while True:
             cache.keep([one.accept(tree, scores) for one, tree, scores in zip(going, fed, logits)])
+            if self.streamer is not None:
+                new = self.drafters[0].sequence.ids[streamed:]
+                streamed += len(new)
+                self.streamer.put(torch.tensor(new))
             rows = [row for row, one in enumerate(going) if not one.over]
             if not rows:
                 break
@@ -492,6 +498,8 @@ class DraftingDecoder:
             logits = _indexable(cache.forward(model, fed))
             for one in going:
                 one.sequence.trace.passes += 1
+        if self.streamer is not None:
+            self.streamer.end()
         sequences = [one.sequence for one in self.drafters]
         answers = pad_sequence([torch.tensor(one.ids) for one in sequences], batch_first=True,
                                padding_value=sequences[0].tokenizer.pad_token_id)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
-from ...codec.encodings import PAPER_ENCODINGS, Encoding, get_encoding
+from ...codec.encodings import PAPER_ENCODINGS, Encoding, get_encoding, wrap
 from ...codec.grid import box_iou, grid_to_masks
 from ...data.prompts import ask
 from ...data.registry import load
@@ -204,6 +205,36 @@ def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFra
     both["same"] = (both[values].to_numpy() == both[[f"{name} before" for name in values]].to_numpy()).all(1)
     counted = both.groupby(["encoding", "grid"], sort=False)["same"].agg(asked="size", same="sum")
     return counted.reset_index()
+
+
+def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedded",
+            grid_sizes: Sequence[int] = (16, 24, 32), seed: int = 0) -> list[dict]:
+    """Answers to keep, of the first seed of every configuration and of a perfect model, with their masks.
+
+    Returns:
+        a row for each answer and refiner: ``id``, ``writer`` ("model" or "true mask"), ``encoding``,
+        ``grid``, ``text``, ``refiner``, and ``mask``, the counts of COCO's compressed RLE where a refiner
+        made one; for `t4s_helpers.workbook.explorers.AblationExplorer`.
+    """
+    cases = [("true mask", get_encoding("rrle", side), None) for side in grid_sizes]
+    cases += [("model", get_encoding(config.encoding, config.grid_size), min(seeds.items())[1])
+              for config, seeds in found.items() if seeds]
+    rows = []
+    for writer, encoding, adapter in cases:
+        texts = ([wrap(encoding.encode(one.grid(encoding.grid_size), one.labels), "") for one in samples]
+                 if adapter is None else [said.text for said, _ in answer_samples(
+                     load_backbone(backbone, adapter=adapter), samples, encoding, progress=False)])
+        rows += [{"id": one.id, "writer": writer, "encoding": encoding.name, "grid": encoding.rows,
+                  "text": text, "refiner": "none", "mask": ""} for one, text in zip(samples, texts)]
+    refined = []
+    for sample in samples:  # a picture is embedded once
+        own = [row for row in rows if row["id"] == sample.id]
+        coarse = np.concatenate([parse_answer(row["text"], sample.labels, sample.size, get_encoding(
+            row["encoding"], row["grid"])).masks for row in own])
+        masks = _refined(sample, coarse, refiner, seed)[0] if coarse.any() else coarse
+        refined += [{**row, "refiner": refiner.name, "mask": rle.encode(np.asfortranarray(mask, np.uint8))[
+            "counts"].decode()} for row, mask in zip(own, masks)]
+    return rows + refined
 
 
 def measure_components(found: Trained, targets: Sequence, questions: Sequence,
