@@ -291,4 +291,4 @@ def test_a_sentence_is_cut_and_never_empty():
 def test_the_embedded_model_answers():
     outcome = ask_model(load_backbone("embedded"), SCENE, SINGLE, max_new_tokens=8)
     assert 1 <= outcome.answer.n_tokens <= 8 and outcome.grid.shape == (16, 16)
-    assert outcome.truth.known and outcome.model == "embedded"
+    assert outcome.known and outcome.model == "embedded"

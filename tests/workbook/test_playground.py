@@ -37,9 +37,10 @@ EVERYWHERE = wrap(get_encoding().encode(np.ones((16, 16), int), [SINGLE]), "Here
 
 
 def anything(turn, encoding):
-    """A fake's answer to any request: some cells of each label."""
-    rng = np.random.default_rng(len(turn.question))
-    grid = rng.integers(0, len(turn.labels) + 1, encoding.grid_size)
+    """A fake's answer to any request: a row of cells for each label."""
+    grid = np.zeros(encoding.grid_size, int)
+    for k in range(min(len(grid), len(turn.labels))):
+        grid[k, 2:9] = k + 1
     return "".join(prompts.answer(grid, turn.labels, encoding)) if turn.labels else "A star."
 
 
@@ -365,7 +366,6 @@ def test_two_hundred_random_inputs_end_in_an_answer_or_a_sentence_and_leave_noth
             sizes.append(len(gc.get_objects()))
     assert ends == {"answered", "failed"} and not hooked
     assert sizes[1] < 1.02 * sizes[0]  # objects that are alive
-    assert sum(isinstance(one, asking.Outcome) for one in gc.get_objects()) < 20
 
 
 def test_old_outcomes_are_let_go(monkeypatch):
