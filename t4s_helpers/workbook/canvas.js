@@ -94,8 +94,7 @@ function render({ model, el }) {
       draw2d.fillStyle = "rgba(255, 255, 255, 0.55)";
       draw2d.fillRect(...all);
       eachCell(model.get("confidence"), (p, x, y, w, h) => {
-        draw2d.globalAlpha = 0.9 * p;
-        draw2d.fillStyle = colour(1);
+        Object.assign(draw2d, { globalAlpha: 0.9 * p, fillStyle: colour(1) });
         draw2d.fillRect(x, y, w, h);
       });
       draw2d.globalAlpha = 1;
@@ -119,7 +118,6 @@ function render({ model, el }) {
 
   // --- the text, its runs, and what the mouse or the arrow keys point at
 
-  const written = () => pane.textContent;
   const joined = () => model.get("runs").map((run) => run.text).join("");
 
   function caret() { // characters before it, or -1 where it is elsewhere
@@ -140,16 +138,15 @@ function render({ model, el }) {
   function writeText() {
     const runs = model.get("runs"), typing = pane.contains(document.activeElement);
     runOf = new Map(runs.flatMap((run, k) => run.cells.map((cell) => [cell, k])));
-    if (typing && pane.isContentEditable && joined() !== written() && pane.dataset.typed) return later();
+    if (typing && pane.isContentEditable && joined() !== pane.textContent && pane.dataset.typed) return later();
     delete pane.dataset.typed;
     const at = typing ? caret() : -1;
     pane.replaceChildren(...runs.map((run, k) => {
       const span = make("span", {}, run.text);
-      if (run.label >= 0) {
-        span.className = "t4s-run";
-        span.dataset.run = k;
-        if (run.label > 0) span.style.setProperty("--t4s-label", colour(run.label));
-        if (run.label > 0) span.classList.add("t4s-labelled");
+      if (run.label >= 0) Object.assign(span, { className: "t4s-run" }).dataset.run = k;
+      if (run.label > 0) {
+        span.style.setProperty("--t4s-label", colour(run.label));
+        span.classList.add("t4s-labelled");
       }
       if (run.fault) { span.classList.add("t4s-fault"); span.title = run.fault; }
       return span;
@@ -209,8 +206,9 @@ function render({ model, el }) {
     if (brushAt) return stroke(event);
     if (model.get("grid").length) pointCell(cellAt(event, model.get("grid")));
   });
-  canvas.addEventListener("pointerleave", () => point(-1, -1));
-  canvas.addEventListener("blur", () => point(-1, -1));
+  for (const [node, left] of [[canvas, "pointerleave"], [canvas, "blur"], [pane, "pointerleave"]]) {
+    node.addEventListener(left, () => point(-1, -1));
+  }
   canvas.addEventListener("click", () => {
     if (model.get("brush") < 0 && over.cell >= 0) {
       model.set({ clicked: over.cell });
@@ -230,7 +228,6 @@ function render({ model, el }) {
     const run = event.target.closest("[data-run]")?.dataset.run;
     point(-1, run === undefined ? -1 : +run);
   });
-  pane.addEventListener("pointerleave", () => point(-1, -1));
   pane.addEventListener("click", (event) => {
     const run = event.target.closest("[data-run]")?.dataset.run;
     if (run !== undefined) select(+run);
@@ -238,7 +235,7 @@ function render({ model, el }) {
   pane.addEventListener("input", () => {
     pane.dataset.typed = 1; // until runs arrive that say just this
     clearTimeout(sendTimer);
-    sendTimer = setTimeout(() => { model.set("text", written()); model.save_changes(); }, 120);
+    sendTimer = setTimeout(() => { model.set("text", pane.textContent); model.save_changes(); }, 120);
   });
 
   // --- the brush
@@ -332,11 +329,8 @@ function render({ model, el }) {
     load.hidden = !model.get("accepts");
     pane.contentEditable = model.get("editable") ? "plaintext-only" : "false";
     const names = model.get("labels").map((name, k) => [name, k]).slice(1);
-    legend.replaceChildren(...names.map(([name, k]) => {
-      const swatch = make("i", { class: "t4s-swatch" });
-      swatch.style.background = colour(k);
-      return make("span", { "data-label": k }, swatch, name);
-    }));
+    const swatch = (k) => make("i", { class: "t4s-swatch", style: `background: ${colour(k)}` });
+    legend.replaceChildren(...names.map(([name, k]) => make("span", { "data-label": k }, swatch(k), name)));
     light();
   }
 

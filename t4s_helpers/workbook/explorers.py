@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pycocotools import mask as rle
 
-from ..codec.encodings import ENCODINGS, get_encoding
+from ..codec.encodings import PAPER_ENCODINGS, get_encoding
 from ..codec.grid import mask_iou, masks_to_grid
 from ..codec.parsing import read_runs
 from ..data.sample import Sample
@@ -90,7 +90,7 @@ class MaskExplorer(Explorer):
     def _follow(self, change: Any = None) -> None:
         self.grid = masks_to_grid(np.array(self.canvas.painted)[None] > 0, self.side.value)
         self.texts = {name: get_encoding(name, self.side.value).encode(self.grid, [self.label])
-                      for name in ENCODINGS}
+                      for name in PAPER_ENCODINGS}
         self.tokens = {name: count_tokens(self.tokenizer, text) for name, text in self.texts.items()}
         with self.canvas.hold_sync():  # grid and runs arrive together
             self.canvas.grid = self.grid.tolist()

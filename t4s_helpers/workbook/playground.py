@@ -33,7 +33,7 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..codec.encodings import ENCODINGS, OTHERS, Encoding, get_encoding
+from ..codec.encodings import PAPER_ENCODINGS, OTHERS, Encoding, get_encoding
 from ..codec.parsing import Run, read_runs
 from ..data.prompts import Turn
 from ..data.scenes import SPLITS
@@ -81,7 +81,7 @@ class Answering:
         sizes = sorted({encoding.grid_size, *((n, n) for n in GRIDS)})
         self.encoding, self.outcome, self.base, self._pictured = encoding, None, (None, None), None
         self.controls: dict[str, Any] = {
-            "encoding": w.Dropdown(options=list(ENCODINGS), value=encoding.name, description="encoding",
+            "encoding": w.Dropdown(options=list(PAPER_ENCODINGS), value=encoding.name, description="encoding",
                                    **small),
             "grid": w.Dropdown(options=[("{} x {}".format(*size), size) for size in sizes],
                                value=encoding.grid_size, description="grid", **small),
@@ -153,6 +153,7 @@ class Answering:
             dashes = self.controls["true_outline"].value and view != "picture"
             self.canvas.shown = [shown, "outline"] if dashes else [shown]
             self.canvas.editable, self.canvas.alt = bool(turn.labels), alt_text(outcome)
+            self.canvas.text = outcome.answer.text
             none = view == "confidence" and sure is None
             self.canvas.message = "Nobody stated how sure this text is." if none else turn.question
         told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(outcome))
@@ -166,7 +167,6 @@ class Answering:
         self.canvas.labels = [OTHERS, *turn.labels]
         self.canvas.grid = grid.tolist() if turn.labels else []
         self.canvas.runs = [run._asdict() for run in runs]
-        self.canvas.text = "".join(run.text for run in runs)
 
     def _save(self, kind: str, _: Any) -> None:
         if self.outcome is not None:
@@ -230,9 +230,11 @@ class Playground:
         self._kept: dict[Any, Outcome] = {}
         self._own: tuple[str, bytes, tuple[int, ...]] = ("", b"", ())
         self._guard, self._cancel, self._pool = threading.RLock(), threading.Event(), ThreadPoolExecutor(1)
-        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()
+        self._idle.set()
         self._next: Callable[[], str] | None = None
-        self._running = self._setting = False
+        self._running = self._setting = self._on_page = False
+        self._timer = threading.Timer(0, lambda: None)
         self._pressed = 0.0
         self._make_widgets(refiners, adapters, split)
         self._choose_picture()
@@ -280,8 +282,8 @@ class Playground:
 
     def wait(self) -> Playground:
         """Wait until nothing runs any more."""
-        while self._thread is not None and self._thread.is_alive():
-            self._thread.join(0.05)
+        while not self._idle.wait(0.05):  # a thread's own join() may not be interrupted
+            pass
         return self
 
     def _set(self, name: str, value: Any) -> None:
@@ -386,6 +388,15 @@ class Playground:
             chip.layout.display = "block" if text else "none"
         warned = self.picture is not None and unseen(self.backbone.spec.name, self.picture)
         self.offer.layout.display = "block" if warned and known else "none"
+        self._embed_soon()
+
+    def _embed_soon(self) -> None:
+        """While a reader thinks about what to ask, the refiner looks at the picture."""
+        self._timer.cancel()
+        if self._on_page and self.picture is not None:
+            self._timer = threading.Timer(0.5, self._embed, (self.picture, self.controls["refiner"].value))
+            self._timer.daemon = True
+            self._timer.start()
 
     def _take_picture(self, name: str, content: bytes, size: tuple[int, ...]) -> None:
         """A picture was dropped, pasted or chosen."""
@@ -449,12 +460,13 @@ class Playground:
                 self._next = job if again else self._next
                 return
             self._running = True
+            self._idle.clear()
+            self._timer.cancel()
             self._cancel.clear()
             self._tell("busy", "Working …")
             # With the context of the press, so that the kernel knows where messages belong.
-            self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._work, job))
-            self._thread.daemon = True
-            self._thread.start()
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(self._work, job), daemon=True).start()
 
     def _work(self, job: Callable[[], str] | None) -> None:
         while job is not None:
@@ -470,6 +482,8 @@ class Playground:
                     job, self._next = self._next, None
                     self._running = job is not None
                     self._settle(*told)
+                    if job is None:
+                        self._idle.set()
 
     def _settle(self, state: str, said: Any) -> None:
         """Say how a job ended; after a failure show the answer before it again."""
@@ -529,7 +543,7 @@ class Playground:
             if rows:
                 self._mark("first row")
             if rows and not embedding:  # not before, for the first row is waited for
-                embedding.append(self._pool.submit(lambda: self.load(refiner).set_image(picture.pixels)))
+                embedding.append(self._embed(picture, refiner))
 
         follower = Follower(backbone.encoder.tokenizer, grows)
         return ask_model(backbone, picture, turn, encoding, history, progress=False, streamer=follower)
@@ -550,6 +564,10 @@ class Playground:
             side.show(outcome)
         self._mark("refined mask")
         return text.turn.question
+
+    def _embed(self, picture: Picture, refiner: str) -> Future:
+        # What fails here fails again, and is told, when the masks are refined.
+        return self._pool.submit(lambda: self.load(refiner).set_image(picture.pixels))
 
     def _waited(self, future: Future) -> Any:
         while not future.done():
@@ -588,7 +606,8 @@ class Playground:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         """The widgets, and a picture of what they show for where there is no kernel."""
-        side = self.sides[0]
+        side, self._on_page = self.sides[0], True
+        self._embed_soon()
         if self.outcome is not None:
             picture = side.export("png")
         else:
