@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from t4s_helpers.codec.encodings import ENCODINGS, get_encoding
+from t4s_helpers.codec.encodings import PAPER_ENCODINGS, get_encoding
 from t4s_helpers.data.registry import load
 from t4s_helpers.workbook.canvas import blank
 from t4s_helpers.workbook.explorers import AblationExplorer, MaskExplorer, drawn
@@ -25,7 +25,7 @@ def test_texts_tokens_and_runs_follow_what_is_painted():
     explorer.canvas.painted = painted.tolist()
     explorer.side.value = 8
     assert np.array_equal(explorer.grid, np.pad(np.ones((4, 2), int), ((0, 4), (0, 6))))
-    for name in ENCODINGS:
+    for name in PAPER_ENCODINGS:
         read = get_encoding(name, 8).decode(explorer.texts[name], [explorer.label])
         assert np.array_equal(read, explorer.grid) and explorer.texts[name][:40] in explorer.table.value
     assert explorer.tokens["irle"] < explorer.tokens["rrle"] < explorer.tokens["full"] < begun["full"]

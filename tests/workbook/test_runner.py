@@ -276,17 +276,6 @@ def test_recovery_after_being_killed_between_the_two_moves(tmp_path):
 # --- the executed copy
 
 
-def test_a_copy_has_a_widgets_picture_in_place_of_the_widget(tmp_path):
-    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
-    outputs = [nbformat.v4.new_output("display_data", dict(view, **more))
-               for more in ({"image/png": "iVBORw0KGgo="}, {"text/plain": "a bar"})]
-    path = tmp_path / "01_x.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)]), path)
-    runner.tidy_copy(path, tmp_path)
-    picture, bar = (o.data for o in nbformat.read(path, as_version=4).cells[0].outputs)
-    assert set(picture) == {"image/png"} and set(bar) == {*view, "text/plain"}
-
-
 def test_a_large_copy_is_made_small_and_stays_a_picture(tmp_path, capsys):
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.normal(size=(700, 700, 3)), axis=1)
@@ -315,9 +304,9 @@ def test_a_copy_reads_well_without_a_kernel():
 
     notebook = new_notebook(metadata={"widgets": {}}, cells=[
         new_markdown_cell("# A\n\n## How *large*?\n\ntext"),
-        new_code_cell("a", outputs=[shown(widget={}, text="0%"), shown(png="x", text="figure")]),
+        new_code_cell("a", outputs=[shown(widget={"model_id": "1"}, text="0%"), shown(png="x", text="figure")]),
         new_markdown_cell("**What to notice.** It is `large`.\nMore."),
-        new_code_cell("b", outputs=[shown(widget={}, png="y", text="VBox()")]),
+        new_code_cell("b", outputs=[shown(widget={"model_id": "1"}, png="y", text="VBox()")]),
         new_markdown_cell("No more.")])
     for _ in range(2):  # a copy that was read before stays as it is
         runner.for_reading(notebook)
