@@ -304,7 +304,8 @@ def test_a_copy_reads_well_without_a_kernel():
 
     notebook = new_notebook(metadata={"widgets": {}}, cells=[
         new_markdown_cell("# A\n\n## How *large*?\n\ntext"),
-        new_code_cell("a", outputs=[shown(widget={"model_id": "1"}, text="0%"), shown(png="x", text="figure")]),
+        new_code_cell("a", outputs=[shown(widget={"model_id": "1"}, text="0%"),
+                                    shown(png="x", text="figure")]),
         new_markdown_cell("**What to notice.** It is `large`.\nMore."),
         new_code_cell("b", outputs=[shown(widget={"model_id": "1"}, png="y", text="VBox()")]),
         new_markdown_cell("No more.")])
