@@ -372,7 +372,7 @@ class BoxWise(Encoding):
             ValueError: no `BoxGrid`, or one of other labels or of another size.
         """
         written = vocabulary(labels).written
-        if not isinstance(grid, BoxGrid) or grid.cells.shape != (len(written) - 1, *self.grid_size):
+        if not isinstance(grid, BoxGrid) or grid.cells.shape != (len(written) - 1, self.rows, self.cols):
             raise ValueError(f"the encoding 'boxwise' writes a BoxGrid of {len(written) - 1} labels with "
                              f"{self.rows}x{self.cols} cells each, as its from_masks makes it; numbered "
                              "objects (the task 'instances') need an encoding of one grid, such as 'rrle'")
