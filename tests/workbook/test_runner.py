@@ -312,8 +312,8 @@ def test_a_copy_reads_well_without_a_kernel():
     for _ in range(2):  # a copy that was read before stays as it is
         runner.for_reading(notebook)
         (first,), (second,) = notebook.cells[1].outputs, notebook.cells[3].outputs
-        assert first.metadata["image/png"].alt == "Figure: How large? It is large."
-        assert second.metadata["image/png"].alt == "Figure: How large?"
+        assert first.metadata["image/png"]["alt"] == "Figure: How large? It is large."
+        assert second.metadata["image/png"]["alt"] == "Figure: How large?"
         assert runner.WIDGET not in second.data and "widgets" not in notebook.metadata
 
 
