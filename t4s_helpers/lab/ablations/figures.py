@@ -1,16 +1,13 @@
 """Figures of the ablations, each from finished tables: no model, no picture.
 
-`t4s_helpers.lab.ablations.tables` makes the tables. Notebook ``08_ablations`` and ``python -m
-t4s_helpers.lab.ablations plot`` call the same functions. Where a configuration was not trained, a
-hatched place says so.
+`t4s_helpers.lab.ablations.tables` makes the tables. Where a configuration was not trained, a hatched
+place says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
@@ -80,7 +77,7 @@ def resolution(scores: pd.DataFrame, limits: pd.DataFrame,
         limits: the same of `t4s_helpers.lab.ablations.measure.measure_limits`: the ceilings on the
             same requests.
     """
-    names = pd.concat([scores, limits])["set"].unique()
+    names = pd.concat([scores, limits])["set"].unique().tolist() or ["held-out requests"]
     fig, axes = plotting.small_multiples(len(names), columns=3, width=4.2, height=3.3)
     for ax, name in zip(axes, names):
         mine = scores[(scores["set"] == name) & (scores["encoding"] == "rrle")]
@@ -210,15 +207,15 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataF
     ax.set(xlim=(-0.55, len(groups) - 0.45), ylabel=ylabel)
 
 
-def components(table: pd.DataFrame) -> Figure:
-    """What components of the recipe are worth: cIoU of masks, and the share of questions answered right.
+def levers(table: pd.DataFrame) -> Figure:
+    """What the levers of the recipe are worth: cIoU of masks, and the share of questions answered right.
 
     Args:
-        table: of `t4s_helpers.lab.ablations.tables.component_table`. One that was not trained is hatched;
-            one that was not asked for masks (the bare base) or for questions stands in the other
-            panel alone.
+        table: of `t4s_helpers.lab.ablations.tables.lever_table`. One that was not trained is hatched; one
+            that was not asked for masks (the bare base) or for questions stands in the other panel
+            alone.
     """
-    missing, table = table["status"] == tb.NOT_TRAINED, table.set_index("recipe")
+    missing, table = table["status"] == tb.NOT_TRAINED, table.set_index("lever")
     panels = {"cIoU, %": _percent(table),
               "questions right, %": 100 * table[["questions"]].set_axis(["value"], axis=1)}
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 3.2), layout="constrained")
@@ -227,6 +224,30 @@ def components(table: pd.DataFrame) -> Figure:
         known = {"": rows.dropna(subset="value")}
         _grouped_bars(ax, list(names), known, ylabel, set(table.index[missing]))
         ax.set(ylim=(0, 100))
+    return fig
+
+
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Held-out cIoU against masks seen and against answer tokens seen, a line a configuration.
+
+    Args:
+        curves: one row a point: ``config``, ``seed``, ``step``, ``masks``, ``tokens``, ``ciou``. Lines are
+            means of the seeds, bands go from the lowest to the highest; without rows the figure says so.
+    """
+    fig, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained", sharey=True)
+    for ax, seen in zip(axes, ("masks", "tokens")):
+        if curves.empty:
+            nothing(ax)
+            continue
+        for k, (config, points) in enumerate(curves.groupby("config", sort=False)):
+            steps = points.groupby("step")
+            x, y = steps[seen].mean(), 100 * steps["ciou"].agg(["mean", "min", "max"])
+            ax.plot(x, y["mean"], color=plotting.label_colour(k + 2), marker="o", markersize=3, label=config)
+            ax.fill_between(x, y["min"], y["max"], color=plotting.label_colour(k + 2), alpha=0.2, linewidth=0)
+        ax.set(xlabel={"masks": "masks seen", "tokens": "answer tokens seen"}[seen], ylim=(0, None))
+    if len(curves):
+        axes[0].set_ylabel("cIoU without a refiner, %")
+        plotting.legend_beside(axes[1])
     return fig
 
 
@@ -257,102 +278,8 @@ def cost_and_quality(points: pd.DataFrame, cost: str, title: str) -> Figure:
     return fig
 
 
-def steps(table: pd.DataFrame, logs: pd.DataFrame) -> Figure:
-    """What more steps of training change: losses and cIoU of the same configurations.
-
-    Args:
-        table: rows of `by_steps`; none: the figure says that it is not known.
-        logs: losses of every run, with ``steps``.
-    """
-    fig, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
-    if table.empty:
-        for ax in axes:
-            nothing(ax, "no configuration is trained for longer")
-        return fig
-    for k, ((encoding, grid), mine) in enumerate(table.groupby(["encoding", "grid"], sort=False)):
-        colour = plotting.label_colour(k + 2)
-        _losses(axes[0], logs[(logs["encoding"] == encoding) & (logs["grid"] == grid)], colour)
-        for n, refiner in enumerate(_refiners(table)):
-            rows = mine[mine["refiner"] == refiner].sort_values("steps")
-            _line(axes[1], rows["steps"].to_numpy() * 1.02**k, rows, colour,
-                  None if n else f"{encoding}, {grid} × {grid}", linestyle="--" if n else "-")
-    axes[0].set(xlabel="step", ylabel="loss a token", ylim=(0, None))
-    ticks = sorted(table["steps"].unique())
-    axes[1].set(xscale="log", ylim=(0, 100), xlabel="steps (dashed: refined)", ylabel="cIoU, %")
-    axes[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[1].minorticks_off()
-    plotting.legend_beside(axes[1])
-    return fig
-
-
-def _losses(ax: Axes, logs: pd.DataFrame, colour: str) -> None:
-    """Loss by step of the first seed; shorter runs are faint."""
-    logs = logs[logs["seed"] == logs["seed"].min()]
-    for length, run in logs.groupby("steps"):
-        ax.plot(run["step"], run["loss"], color=colour, linewidth=1.3,
-                alpha=1.0 if length == logs["steps"].max() else 0.35)
-
-
 def nothing(ax: Axes, text: str = tb.NOT_TRAINED) -> Axes:
     """Axes that say that there is nothing to show, and look like no result."""
     ax.set(xticks=[], yticks=[], xlim=(0, 1))
     _gap(ax, 0.5, 1.0, text)
     return ax
-
-
-# --- all figures, from tables --------------------------------------------------------------------
-
-
-def plot_all(tables: Mapping[str, pd.DataFrame], out: Path | str, n_steps: int) -> list[Path]:
-    """Every figure whose tables are there, as PNG files; no model.
-
-    Args:
-        tables: as `t4s_helpers.lab.ablations.tables.read_tables` reads them.
-        n_steps: of training behind the table ``rows``.
-
-    Returns:
-        the files, in the notebook's order.
-    """
-    matplotlib.use("agg")
-    plotting.use_style()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in {**_of_truth(tables), **_of_models(tables, n_steps)}.items():
-        paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1], dpi=100)
-        pyplot.close(figure)
-    return paths
-
-
-def _of_truth(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    rows = tables.get("oracle_rows")
-    if rows is None or rows.empty:
-        return {}
-    grouped = tb.size_groups(rows[rows["rule"] == "area"])
-    made = {"ceilings": ceilings(tb.summarise(rows, ("set", "rule", "grid", "refiner"))),
-            "rules": rules(tb.rule_gains(rows)),
-            "sizes": sizes_of_objects(tb.summarise(grouped, ("size", "grid", "refiner")))}
-    if "costs" in tables:
-        made["frontier"] = cost_and_quality(tb.oracle_points(rows, tables["costs"]), "tokens",
-                                            "true masks: every grid, encoding and refiner")
-    return made
-
-
-def _of_models(tables: Mapping[str, pd.DataFrame], n_steps: int) -> dict[str, Figure]:
-    made = {}
-    if "rows" in tables:
-        scores, times = tb.summarise(tables["rows"]), tables.get("times", pd.DataFrame())
-        limits = tb.summarise(tables.get("limits", pd.DataFrame()), ("set", "grid", "refiner"))
-        name = scores["set"].iloc[0]
-        points = tb.cost_points(scores[scores["set"] == name], times)
-        made = {"resolution": resolution(scores, limits), "encodings": encodings(scores, times, name),
-                "frontier_model": cost_and_quality(points, "seconds",
-                                                   "grid × encoding × decoding × refiner")}
-        if "longer_rows" in tables:
-            rows = tb.every_run(tables, "rows", n_steps)
-            made["steps"] = steps(tb.by_steps(rows[rows["set"] == name]),
-                                  tb.every_run(tables, "logs", n_steps))
-    if "components" in tables:
-        made["components"] = components(tb.component_table(tables["components"]))
-    return made
