@@ -258,7 +258,8 @@ def test_a_checkpoint_cut_off_while_it_was_saved_is_passed_over(tmp_path):
 
 def test_a_learning_curve_leaves_the_model_and_its_chances_alone(tmp_path):
     model, args, state = torch.nn.Dropout(), training.arguments(tmp_path), TrainerState(log_history=[])
-    log = training.ScoreLog(tmp_path / "scores.csv", lambda m: {"chance": torch.rand(()), "trains": m.training},
+    log = training.ScoreLog(tmp_path / "scores.csv",
+                            lambda m: {"chance": torch.rand(()), "trains": m.training},
                             {0, 3}, lambda step: {"tokens": 7 * step})
     torch.manual_seed(1)
     want = torch.rand(())

@@ -85,8 +85,7 @@ def measure(out: Path | str, tables: Path | str, root: Path | str | None = None,
         refiner: a name for `t4s_helpers.refine.load_refiner`.
         n, timed: held-out requests a set, and those of them answered one by one for seconds.
 
-    Raises:
-        AblationError: no adapter is finished.
+    An `AblationError`: no adapter is finished.
     """
     from ...data.registry import load
     from ...refine import load_refiner

@@ -65,11 +65,9 @@ DESIGN = tuple(RunConfig(*one) for one in (
     ("rrle", 16), ("irle", 16), ("full", 16), ("rrle", 24), ("rrle", 32)))
 """The three encodings at 16 x 16, and R-RLE at the three resolutions, in the order of training."""
 
-TAG = "target"
-"""The short label of one lever."""
-
-EXPECTED, BASE = "expected IoU", "base, no adapter"
-"""Rows of levers without a training of their own: answers chosen among draws, and the bare base."""
+TAG, EXPECTED, BASE = "target", "expected IoU", "base, no adapter"
+"""The short label of one lever; and rows of levers without a training of their own: answers chosen among
+draws, and the bare base."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +140,7 @@ Trained = Mapping[RunConfig, Mapping[int, Path]]
 
 
 def trained(folder: Path | str = SHIPPED, design: Sequence[RunConfig] = DESIGN) -> Trained:
-    """The adapters that are there.
-
-    Args:
-        folder: of adapters as they ship, or the one that `t4s_helpers.lab.ablations.runs.train` was given.
-
-    Returns:
-        an entry for every configuration of the design; an empty one: not trained.
-    """
+    """The adapters in a folder, as they ship or as training left them; an empty entry: not trained."""
     found: dict[RunConfig, dict[int, Path]] = {config: {} for config in design}
     for config in design:
         for place in sorted(Path(folder).glob(f"{config.name()}-s*")):
@@ -172,11 +163,7 @@ def read_recipe(folder: Path | str) -> Recipe | None:
 
 
 def keep_recipe(out: Path | str, recipe: Recipe) -> None:
-    """Write a recipe into a folder.
-
-    Raises:
-        AblationError: what lies there is of another recipe.
-    """
+    """Write a recipe into a folder; an `AblationError` if what lies there is of another."""
     before = read_recipe(out)
     changed = [] if before is None else [
         f"{name} was {old!r} and is now {getattr(recipe, name)!r}"

@@ -24,47 +24,21 @@ GRID_SIZES = (16, 24, 32)
 """Grid sides of the design, in cells."""
 
 
-def ceilings(table: pd.DataFrame, grid_sizes: Sequence[int] = GRID_SIZES, rule: str = "area") -> Figure:
-    """What true masks reach through the text, by grid side; one panel a set of pictures.
+def ceilings(table: pd.DataFrame, panel: str = "set", grid_sizes: Sequence[int] = GRID_SIZES) -> Figure:
+    """What true masks reach through the text, by grid side; one panel a set, or a size of objects.
 
     Args:
-        table: `summarise` of the oracle rows by set, rule, grid and refiner. Prompts that were tried at
-            one grid alone are left out.
+        table: `summarise` of oracle rows by ``panel``, grid and refiner. Prompts that were tried at one
+            grid alone are left out.
+        panel: ``set``, or ``size`` of the rows of `size_groups`.
     """
-    table = tb.at_every_grid(table[table["rule"] == rule], grid_sizes)
-    groups = dict(list(table.groupby("set", sort=False)))
-    fig, axes = plotting.small_multiples(len(groups), columns=2, width=4.2, height=3.3)
-    for ax, (name, rows) in zip(axes, groups.items()):
-        by_grid(ax, rows, grid_sizes, f"{name}, true text")
-        ax.set_ylim(60, 100)
-    return fig
-
-
-def rules(gains: pd.DataFrame) -> Figure:
-    """What the rule ``area`` gains over ``nearest``; rows of `rule_gains`."""
-    fig, ax = pyplot.subplots(figsize=(6.4, 3.0), layout="constrained")
-    groups = dict(list(gains.groupby("set", sort=False)))
-    grids = gains["grid"].unique()
-    plotting.bars(ax, [f"{side} × {side}" for side in grids],
-                  {name: rows["gain"].tolist() for name, rows in groups.items()},
-                  {name: list(zip(rows["low"], rows["high"])) for name, rows in groups.items()},
-                  ylabel="gain in IoU, points", title="area rule against nearest, grid alone")
-    plotting.legend_beside(ax)
-    return fig
-
-
-def sizes_of_objects(table: pd.DataFrame, grid_sizes: Sequence[int] = GRID_SIZES) -> Figure:
-    """The ceilings by size of the object, one panel a size.
-
-    Args:
-        table: `summarise` of the rows of `size_groups` by size, grid and refiner.
-    """
-    table = tb.at_every_grid(table, grid_sizes)
-    order = sorted(table["size"].unique(), key=lambda text: float(text.split()[0]))
-    fig, axes = plotting.small_multiples(len(order), columns=4, width=2.7, height=2.9)
-    for ax, size in zip(axes, order):
-        rows = table[table["size"] == size]
-        by_grid(ax, rows, grid_sizes, f"{size} (n = {rows['n'].iloc[0]})")
+    sized, groups = panel == "size", list(tb.at_every_grid(table, grid_sizes).groupby(panel, sort=False))
+    groups.sort(key=lambda group: float(group[0].split()[0]) if sized else 0)
+    shape = dict(columns=4, width=2.7, height=2.9) if sized else dict(columns=2, width=4.2, height=3.3)
+    fig, axes = plotting.small_multiples(len(groups), **shape)
+    for ax, (name, rows) in zip(axes, groups):
+        by_grid(ax, rows, grid_sizes, f"{name} (n = {rows['n'].iloc[0]})")
+        ax.set_ylim(0 if sized else 60, 100)
     return fig
 
 
@@ -124,28 +98,22 @@ def _name(refiner: str) -> str:
     return "grid alone" if refiner == "none" else refiner
 
 
-def _line(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str | None, **style) -> None:
-    """A line of cIoU with its intervals; missing rows (NaN) leave a gap in it."""
+def _line(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str, **style) -> None:
+    """A line of cIoU with its intervals and, if it has no style, seeds; missing rows (NaN) leave a gap."""
     y, low, high = (100 * rows[name].to_numpy(float) for name in ("ciou", "ciou_low", "ciou_high"))
     ax.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour, marker="o", markersize=5,
                 capsize=3, elinewidth=1, label=label, **style)
-    if not style:
-        _seeds(ax, x, rows, colour)
-
-
-def _seeds(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, **style) -> None:
-    """The best and the worst single seed of each case that has several."""
-    several = (rows["seeds"] > 1).to_numpy()
+    several = (rows["seeds"] > 1).to_numpy() & (not style)
     for end in ("seed_low", "seed_high"):
         ax.scatter(x[several] + 0.07, 100 * rows[end].to_numpy(float)[several], s=9, color=colour,
-                   marker="D", linewidths=0, **style)
+                   marker="D", linewidths=0)
 
 
-def _gap(ax: Axes, at: float, width: float = 0.7, text: str = tb.NOT_TRAINED) -> None:
+def _gap(ax: Axes, at: float, width: float = 0.7) -> None:
     """A place where there could be a result and is none."""
     ax.axvspan(at - width / 2, at + width / 2, facecolor="#f0f0f0", edgecolor=plotting.FAINT,
                hatch="///", linewidth=0, alpha=0.6, zorder=0)
-    ax.text(at, 0.5, text, rotation=90 if width < 1 else 0, ha="center", va="center",
+    ax.text(at, 0.5, tb.NOT_TRAINED, rotation=90 if width < 1 else 0, ha="center", va="center",
             color=plotting.ALARM, transform=ax.get_xaxis_transform(), fontsize="small",
             bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
 
@@ -260,7 +228,7 @@ def cost_and_quality(points: pd.DataFrame, cost: str, title: str) -> Figure:
     """
     fig, ax = pyplot.subplots(figsize=(7.2, 3.8), layout="constrained")
     if points.empty:
-        nothing(ax, "no adapter of the ablation is trained")
+        nothing(ax)
         return fig
     for k, (refiner, mine) in enumerate(points.groupby("refiner", sort=False)):
         ax.scatter(mine[cost], 100 * mine["ciou"], s=34, zorder=3, color=plotting.label_colour(k + 2),
@@ -278,8 +246,7 @@ def cost_and_quality(points: pd.DataFrame, cost: str, title: str) -> Figure:
     return fig
 
 
-def nothing(ax: Axes, text: str = tb.NOT_TRAINED) -> Axes:
-    """Axes that say that there is nothing to show, and look like no result."""
+def nothing(ax: Axes) -> None:
+    """Let axes say that there is nothing to show, and look like no result."""
     ax.set(xticks=[], yticks=[], xlim=(0, 1))
-    _gap(ax, 0.5, 1.0, text)
-    return ax
+    _gap(ax, 0.5, 1.0)

@@ -42,23 +42,18 @@ def held_out(data: str = "scenes", n: int = 96, root: Path | str | None = None) 
         data: ``"scenes"``: held-out ones, and those with unseen pairs of colour and shape. Else names for
             `t4s_helpers.data.load`, separated by commas, each with its split as in ``refcoco:testA`` or the
             one that papers report first; or the path of a file of your own.
-        n: the first so many requests of each.
-        root: folder of the data sets.
+        n: the first so many requests of each; root: folder of the data sets.
 
     Returns:
-        name of the set -> samples.
-
-    Raises:
-        AblationError: a sample asks for several things, or for words.
-        SampleError: from `t4s_helpers.data.load`.
+        name of the set -> samples. An `AblationError`: one asks for several things, or for words.
     """
     if data == "scenes":
         return {split: load("scenes", split, n=n, start=8_000) for split in ("test", "novel")}
     sets = {}
     for given in data.split(","):
         name, _, split = given.partition(":") if given.partition(":")[0] in ENTRIES else (given, "", "")
-        reading = {"counts": "warn"} if name in ENTRIES else {}  # adapters are compared with each other
-        sets[given] = list(load(name, split or None, root, n=n, **reading))
+        # Adapters are compared with each other, so that a part of a public set does as well.
+        sets[given] = list(load(name, split or None, root, n=n, counts="warn"))
         if odd := [one for one in sets[given] if len(getattr(one, "labels", ())) != 1]:
             raise AblationError(f"The ablations score masks of one target, and {odd[0]!r} of {given} asks "
                                 "for something else: take scenes, a RefCOCO set or a CSV of expressions.")
@@ -206,16 +201,12 @@ def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFra
 
     Args:
         found: from `t4s_helpers.lab.ablations.design.trained`; of each, the first seed answers.
-        sets: name -> some of the samples that the rows are about.
-        rows: of `measure`, perhaps made on another machine.
+        sets: name -> some of the samples that the rows of `measure` are about.
 
     Returns:
         one row a configuration: ``config``, ``asked``, and ``same``, how many answers have the tokens and
         the pixels of their row. Where two tokens are all but equally likely, another processor's
-        rounding can choose the other.
-
-    Raises:
-        AblationError: the rows are about other requests.
+        rounding can choose the other. An `AblationError`: the rows are about other requests.
     """
     again, _ = measure({config: dict([min(seeds.items())]) for config, seeds in found.items() if seeds}, sets,
                        progress=False)
@@ -268,14 +259,11 @@ def _lever_rows(opening, adapter, config: RunConfig, targets, questions, draws, 
 
 def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24, 32),
                encodings: Sequence[str] = tuple(ENCODINGS), word: str | None = None) -> pd.DataFrame:
-    """Tokens of the true descriptor of every sample; no model.
+    """Tokens of the true descriptors: one row a sample, encoding and grid.
 
     Args:
         tokenizer: from `t4s_helpers.model.chat.load_tokenizer`.
         word: label in the descriptor of a sample with one label; None: its own labels.
-
-    Returns:
-        one row a sample, encoding and grid: ``id``, ``encoding``, ``grid``, ``tokens``.
     """
     return pd.DataFrame([
         {"id": sample.id, "encoding": name, "grid": side, "tokens": count_tokens(

@@ -31,8 +31,7 @@ def train(out: Path | str, recipe: Recipe | None = None, seeds: Sequence[int] = 
           source: Path | str | None = None, ship: Path | str | None = None) -> list[Path]:
     """Train every configuration with every seed; finished ones are left as they are.
 
-    ``seed`` draws the LoRA matrices and dropout. All seeds of the first configuration come first, so
-    that a training that is stopped leaves whole rows of the design.
+    A seed draws the LoRA matrices and dropout, nothing else.
 
     Args:
         out: one folder an adapter: checkpoints, ``log.csv``, ``scores.csv`` (the learning curve) and
@@ -43,13 +42,11 @@ def train(out: Path | str, recipe: Recipe | None = None, seeds: Sequence[int] = 
         ship: also export the adapters of `DESIGN` with the first of the seeds here, as they ship.
 
     Returns:
-        the adapters' folders, in the order of design and seeds.
-
-    Raises:
-        AblationError: ``out`` holds adapters of another recipe, or there are no held-out requests.
+        the adapters' folders, in the order of design and seeds. An `AblationError`: ``out`` holds adapters
+        of another recipe, or there are no held-out requests.
     """
     recipe, out, done = recipe or Recipe(), Path(out), []
-    if not recipe.held_out and recipe.data != "scenes" and recipe.data not in ENTRIES:
+    if not recipe.held_out and not {*recipe.data.split(",")} <= {"scenes", *ENTRIES}:
         raise AblationError(f"Nothing is held out of {recipe.data}: name another file of requests, which "
                             "training does not see, with --held-out.")
     keep_recipe(out, recipe)
@@ -114,7 +111,7 @@ class Part:
 
 
 def renamed(turn: Turn, word: str) -> Turn:
-    """An exchange whose descriptor calls its one label by another word; the question stays.
+    """The exchange whose descriptor calls its one label by another word; the question stays.
 
     >>> renamed(Turn("Segment a dog.", ("dog", " *2"), ("dog",)), "x").text
     'x *2'
@@ -139,14 +136,9 @@ def conversations(config: RunConfig, recipe: Recipe, root: Path | str | None = N
     layout = dict(seed=recipe.data_seed, encoding=config.text, style=config.style or recipe.style)
     mixture = (SceneMixture(recipe.samples, config.mix or recipe.mix, 1, **layout)
                if recipe.data == "scenes" else
-               named_mixture({recipe.data: 1}, root, n=recipe.samples, reading=_reading(recipe.data),
-                             **layout))
+               named_mixture(dict.fromkeys(recipe.data.split(","), 1), root, n=recipe.samples,
+                             reading={"counts": "warn"}, **layout))
     return Part(mixture, len(mixture), config.label) if config.label else mixture
-
-
-def _reading(name: str) -> dict[str, str]:
-    # Adapters are compared with each other, so that a part of a public set does as well.
-    return {"counts": "warn"} if name in ENTRIES else {}
 
 
 def answer_tokens(encoder: ConversationEncoder, mixture, tokens: int, together: int = 1) -> np.ndarray:
@@ -206,20 +198,9 @@ def plan(out: Path | str, recipe: Recipe | None = None, seeds: Sequence[int] = S
 
 
 def logged(found: Trained, name: str) -> pd.DataFrame:
-    """The rows of a log of the adapters that are there, where they were trained.
-
-    Args:
-        name: ``scores.csv`` for the learning curves, ``log.csv`` for the losses.
-
-    Returns:
-        the columns of the log behind ``config``, ``encoding``, ``grid`` and ``seed``.
-    """
+    """``scores.csv`` (the learning curves) or ``log.csv`` of adapters where they were trained, together."""
     parts = [pd.read_csv(file).assign(config=config.name(), encoding=config.encoding,
                                       grid=config.grid_size, seed=seed)
              for config, seeds in found.items() for seed, folder in seeds.items()
              if (file := folder.parent / name).is_file()]
-    if not parts:
-        return pd.DataFrame()
-    told = ["config", "encoding", "grid", "seed"]
-    both = pd.concat(parts, ignore_index=True)
-    return both[[*told, *both.columns.drop(told)]]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

@@ -93,27 +93,6 @@ def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.in
     return rows.assign(size=pd.cut(filled, list(edges), right=False, labels=names).astype(str))
 
 
-def rule_gains(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """What the rule ``area`` gains over ``nearest``, target by target, on the grid alone.
-
-    Args:
-        rows: of the oracle table with both rules, and ``set``.
-
-    Returns:
-        one row a set and grid: ``gain`` in IoU, points, with its 95 % interval ``low``, ``high``; how
-        many targets each rule loses altogether (``lost by nearest``, ``lost by area``); ``n``.
-    """
-    out = []
-    for (name, grid), case in rows[rows["refiner"] == "none"].groupby(["set", "grid"], sort=False):
-        area, nearest = (case.loc[case["rule"] == rule, "iou"].to_numpy()
-                         for rule in ("area", "nearest"))
-        gain = bootstrap(100 * (area - nearest), seed=seed)
-        out.append({"set": name, "grid": grid, "gain": gain.value, "low": gain.low,
-                    "high": gain.high, "lost by nearest": int((nearest == 0).sum()),
-                    "lost by area": int((area == 0).sum()), "n": len(area)})
-    return pd.DataFrame(out)
-
-
 def at_every_grid(rows: pd.DataFrame, grid_sizes: Iterable[int] = ()) -> pd.DataFrame:
     """The rows of refiners that were tried at every grid: those given, or all that the rows have.
 
@@ -130,24 +109,19 @@ def oracle_points(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.
     """Points of `frontier` for true text: every grid, encoding and refiner, and its cost in tokens.
 
     Args:
-        rows: of the oracle table, rule ``area``; further prompts of a refiner count as far as they were
-            tried at every grid.
+        rows: of the oracle table; further prompts of a refiner count if they were tried at every grid.
         costs: one row a ``grid``, mean tokens in a column for each encoding.
     """
-    area = at_every_grid(rows[rows["rule"] == "area"])
     tokens = costs.melt("grid", list(ENCODINGS), "encoding", "tokens")
-    points = summarise(area, ("grid", "refiner"), seed).merge(tokens, on="grid")
+    points = summarise(at_every_grid(rows), ("grid", "refiner"), seed).merge(tokens, on="grid")
     return points.assign(name=points["grid"].astype(str) + " " + points["encoding"])
 
 
 def cost_points(scores: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     """Points of `frontier` for trained models, by grid, encoding, refiner and decoding mode.
 
-    Their ``seconds`` are those of an answer and of its refinement.
-
-    Args:
-        scores: `summarise` of the rows of one set.
-        times: one row an answer and decoding mode.
+    Their ``seconds`` are those of an answer and of its refinement. ``scores`` is `summarise` of the rows of
+    one set, ``times`` has one row an answer and decoding mode.
     """
     if scores.empty or times.empty:
         return pd.DataFrame()
@@ -175,10 +149,6 @@ def lever_table(rows: pd.DataFrame, recipe: Recipe | None = None) -> pd.DataFram
 
     The columns are those of `summarise`, ``questions`` and ``n_questions``. What was not measured has
     neither and is `NOT_TRAINED`.
-
-    >>> one = pd.DataFrame([{"lever": BASE, "seed": 0, "id": "q", "score": 1.0}])
-    >>> lever_table(one)["questions"].tolist()[-1]
-    1.0
     """
     rows = rows.reindex(columns=rows.columns.union(["lever", "score", "union"]))
     asked = rows.dropna(subset=["score"]).groupby("lever")["score"]
@@ -203,11 +173,6 @@ def learning(curves: pd.DataFrame, level: float = 0.3) -> pd.DataFrame:
     Returns:
         one row a configuration: ``masks`` and ``tokens`` seen at the end, and the ``ciou`` there;
         ``masks to level`` and ``tokens to level`` at the first point that reaches it (NaN: none does).
-
-    >>> curve = pd.DataFrame({"config": "a", "seed": 0, "step": [0, 1, 2], "masks": [0, 8, 16],
-    ...                       "tokens": [0, 80, 160], "ciou": [0.0, 0.4, 0.3]})
-    >>> learning(curve)[["masks", "masks to level"]].values.tolist()
-    [[16.0, 8.0]]
     """
     out = []
     for config, points in curves.groupby("config", sort=False) if len(curves) else ():
@@ -225,15 +190,11 @@ def learning(curves: pd.DataFrame, level: float = 0.3) -> pd.DataFrame:
 def difference(rows: pd.DataFrame, by: str, one, other, seed: int = 0) -> Interval:
     """By how much the cIoU of one case lies above another's on the requests that both answered.
 
-    Args:
-        by: the column that tells the cases apart.
-        seed: of the bootstrap, which draws requests, all seeds of training together.
-
-    Returns:
-        the difference in [-1, 1] with its 95 % interval.
+    ``by`` is the column that tells the cases apart. The 95 % interval is that of a bootstrap that draws
+    requests, all seeds of training together.
     """
     sums = [rows[rows[by] == case].groupby("id")[["intersection", "union"]].sum() for case in (one, other)]
-    both = sums[0].join(sums[1], how="inner", lsuffix=" 1", rsuffix=" 2").to_numpy(float)
+    both = pd.concat(sums, axis=1, join="inner").to_numpy(float)
     drawn = np.random.default_rng(seed).integers(len(both), size=(1000, len(both)))
     totals = np.concatenate([both.sum(0)[None], both[drawn].sum(1)])
     gaps = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
@@ -241,14 +202,22 @@ def difference(rows: pd.DataFrame, by: str, one, other, seed: int = 0) -> Interv
 
 
 def compared(rows: pd.DataFrame, by: str, one, other) -> str:
-    """`difference` as a sentence; that a case is not trained is one as well."""
+    """`difference` as a sentence; that a case is not trained is one as well.
+
+    Cases are told apart where the interval excludes zero and every seed of training agrees.
+    """
     missing = [str(case) for case in (one, other) if not len(rows) or case not in set(rows[by])]
     if missing:
         return f"{one} against {other}: **{NOT_TRAINED}** ({', '.join(missing)})."
     gap = difference(rows, by, one, other)
-    said = (f"{one} is {'above' if gap.value > 0 else 'below'} {other}" if gap.low * gap.high > 0 else
-            f"{one} and {other} cannot be told apart on these requests")
-    return f"{said}: {100 * gap.value:+.1f} points of cIoU [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]."
+    seeds = set.intersection(*(set(rows.loc[rows[by] == case, "seed"]) for case in (one, other)))
+    each = [difference(rows[rows["seed"] == seed], by, one, other).value for seed in sorted(seeds)]
+    sure = gap.low * gap.high > 0 and all(value * gap.value > 0 for value in each)
+    said = f"{one} is {'above' if gap.value > 0 else 'below'} {other}" if sure else (
+        f"{one} and {other} cannot be told apart here")
+    by_seed = ", ".join(f"{100 * value:+.1f}" for value in each)
+    return (f"{said}: {100 * gap.value:+.1f} points of cIoU [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; "
+            f"seed by seed {by_seed or 'none in common'}.")
 
 
 # --- files -----------------------------------------------------------------------------------------
