@@ -157,10 +157,8 @@ def as_options(recipe):
 
 
 @pytest.mark.slow
-def test_one_command_trains_measures_and_goes_on_after_a_kill(tmp_path, monkeypatch):
-    """Killed in the second run; then everything is there, and nothing is done twice."""
-    source = str(pytest.importorskip("tiny_model").folder())
-    made = []
+def test_training_goes_on_after_a_kill_and_ends_with_the_budget(tmp_path, monkeypatch):
+    source, made = str(pytest.importorskip("tiny_model").folder()), []
     fine_tune = runs.training.fine_tune
 
     def once(*args, **options):
@@ -170,28 +168,21 @@ def test_one_command_trains_measures_and_goes_on_after_a_kill(tmp_path, monkeypa
         return fine_tune(*args, **options)
 
     monkeypatch.setattr(runs.training, "fine_tune", once)
-    command = ["run", "--out", str(tmp_path / "out"), "--tables", str(tmp_path / "tables"), "--configs",
-               "rrle-16", "irle-16", "rrle-16-target", "--seeds", "0", "--refiner", "none", "-n", "2",
-               "--timed", "1", "--ship", str(tmp_path / "shipped"), "--style", "plain", "--source", source,
+    command = ["train", "--out", str(tmp_path / "out"), "--configs", "rrle-16", "rrle-16-target", "--seeds",
+               "0", "--ship", str(tmp_path / "shipped"), "--style", "plain", "--source", source,
                *as_options(TINY)]
     with pytest.raises(KeyboardInterrupt):
         main(command)
     main(command)
-    assert made == ["rrle-16-s0", "irle-16-s0", "irle-16-s0", "rrle-16-target-s0"]
-    tables = tb.read_tables(tmp_path / "tables")
-    assert {name for name, table in tables.items() if table.empty} == set()
-    assert set(tables["rows"]["config"]) == {"rrle-16", "irle-16"} and set(tables["rows"]["set"]) == {
-        "test", "novel"}
-    curves = tables["curves"]
-    for _, curve in curves.groupby("config"):
+    assert made == ["rrle-16-s0", "rrle-16-target-s0", "rrle-16-target-s0"], "nothing is done twice"
+    recipe = design.read_recipe(tmp_path / "out")
+    assert recipe == Recipe(style="plain", **TINY)
+    found = design.trained(tmp_path / "out", configurations(recipe))
+    for _, curve in runs.logged(found, "scores.csv").groupby("config"):
         assert len(curve) == 3 and curve["step"].iloc[0] == 0 == curve["tokens"].iloc[0]
         assert TINY["tokens"] <= curve["tokens"].iloc[-1] < TINY["tokens"] + 400
-        assert (curve["masks"] == curve["samples"]).all()
-    recipe = design.read_recipe(tmp_path / "tables")
-    assert recipe == Recipe(style="plain", **TINY)
-    table = tb.lever_table(tables["levers"], recipe).set_index("lever")["status"]
-    assert set(table[table == NOT_TRAINED].index) == {"box sentence", "mix with questions"}
-    assert sorted(p.name for p in (tmp_path / "shipped").iterdir()) == ["irle-16-s0", "rrle-16-s0"]
+        assert (curve["masks"] == curve["samples"]).all() and curve["ciou"].between(0, 1).all()
+    assert [place.name for place in (tmp_path / "shipped").iterdir()] == ["rrle-16-s0"]
 
 
 @pytest.fixture
@@ -381,6 +372,47 @@ def test_measuring_resumes_where_it_was_interrupted(answering, tmp_path):
     (answering.found[RRLE][0] / "adapter_model.safetensors").write_bytes(b"trained further")
     measure.measure(answering.found, sets, refiner, **options)
     assert answering.asked[2:] == ["rrle-16"] and refiner.images == 2, "what changed is done again"
+
+
+def test_all_tables_are_written_and_nothing_is_answered_twice(tmp_path, monkeypatch):
+    out, tables, asked = tmp_path / "out", tmp_path / "tables", []
+    design.keep_recipe(out, Recipe())
+    for config in (RRLE, RunConfig("rrle", label="target")):
+        adapter = out / config.name(0) / "adapter"
+        adapter.mkdir(parents=True)
+        for name in ("adapter_config.json", "finished", "adapter_model.safetensors"):
+            (adapter / name).write_text(config.name())
+        write(curve(config.name(), 0, [0, 0.5]), adapter.parent / "scores.csv")
+        write([{"step": 1, "loss": 1.0}], adapter.parent / "log.csv")
+
+    def answered(model, samples, config, draws=1, **options):
+        asked.append((config.name(), draws, options.get("mode", "")))
+        return [(SimpleNamespace(n_tokens=9, seconds=0.5), SimpleNamespace(
+            grid=np.ones((2, 2), int), masks=np.ones((1, *one.size), bool))) for one in samples]
+
+    def evaluate(model, questions, *_, **__):
+        if stop and "target" in str(model):
+            raise KeyboardInterrupt
+        return [{"id": one.id, "score": 1.0} for one in questions], {}
+
+    monkeypatch.setattr(measure, "load_backbone", lambda adapter, **opening: adapter)
+    monkeypatch.setattr(measure, "answered", answered)
+    monkeypatch.setattr(measure, "evaluate", evaluate)
+    command = ["measure", "--out", str(out), "--tables", str(tables), "--refiner", "none", "-n", "2",
+               "--timed", "1"]
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    before, stop = len(asked), False
+    main(command)
+    assert asked[before:] == [("rrle-16-target", 1, "")], "the rest was kept"
+    made = tb.read_tables(tables)
+    assert {name for name, table in made.items() if table.empty} == set()
+    assert len(made["rows"]) == 4 and set(made["rows"]["set"]) == {"test", "novel"}
+    assert made["levers"]["lever"].value_counts().to_dict() == {
+        "as in the recipe": 4, EXPECTED: 2, "the label is 'target'": 4, BASE: 2}
+    assert set(made["curves"]["config"]) == {"rrle-16", "rrle-16-target"}
+    assert design.read_recipe(tables) == Recipe() and not (tables / "unfinished").exists()
 
 
 def test_some_answers_are_given_again_and_compared(answering):
