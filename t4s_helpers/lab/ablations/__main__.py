@@ -10,13 +10,11 @@ trained, in every table and figure.
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ...files import atomic_write
-from . import design
+from . import design, runs
 from .design import AblationError, Recipe
 
 
@@ -27,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command != "measure":
             _train(args)
         if args.command != "train" and not args.dry_run:
-            measure(args.out, args.tables, args.root, args.source, args.refiner, args.n, args.timed)
+            runs.write_tables(args.out, args.tables, args.root, args.source, args.refiner, args.n, args.timed)
     except AblationError as error:
         raise SystemExit(str(error)) from None
 
@@ -58,8 +56,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .runs import plan, train
-
     names = [one.name for one in fields(Recipe) if getattr(args, one.name) is not None]
     recipe = design.recipe_for(**{name: getattr(args, name) for name in names})
     known = {config.name(): config for config in design.configurations(recipe)}
@@ -68,47 +64,9 @@ def _train(args: argparse.Namespace) -> None:
     what = (args.out, recipe, args.seeds, [known[name] for name in args.configs or known], args.root,
             args.source)
     if args.dry_run:
-        print(recipe, plan(*what).to_string(index=False), sep="\n")
+        print(recipe, runs.plan(*what).to_string(index=False), sep="\n")
     else:
-        train(*what, args.ship)
-
-
-def measure(out: Path | str, tables: Path | str, root: Path | str | None = None,
-            source: Path | str | None = None, refiner: str = "mobile_sam", n: int = 96,
-            timed: int = 8) -> None:
-    """Write the tables of the adapters in a folder; a call after an interruption resumes.
-
-    Args:
-        out, root, source: what `t4s_helpers.lab.ablations.runs.train` was given.
-        tables: folder for ``rows``, ``times``, ``limits``, ``levers``, ``curves``, ``logs`` as CSV files, and
-            the recipe.
-        refiner: a name for `t4s_helpers.refine.load_refiner`.
-        n, timed: held-out requests a set, and those of them answered one by one for seconds.
-
-    An `AblationError`: no adapter is finished.
-    """
-    from ...data.registry import load
-    from ...refine import load_refiner
-    from . import measure as m
-    from .runs import logged
-
-    recipe, tables = design.read_recipe(out), Path(tables)
-    every = design.trained(out, design.configurations(recipe)) if recipe else {}
-    if not recipe or not any(every.values()):
-        raise AblationError(f"No adapter of the ablation lies in {out}: train them with "
-                            "'python -m t4s_helpers.lab.ablations train --out FOLDER'.")
-    sets = m.held_out(recipe.held_out or recipe.data, n, root)
-    questions = load("scenes", "test", task="vqa", n=n, start=4_000) if recipe.data == "scenes" else []
-    opening, keep = recipe.opening(source), tables / "unfinished"
-    rows, times = m.measure({config: every[config] for config in design.DESIGN}, sets, load_refiner(refiner),
-                            opening, timed, keep=keep)
-    levers = m.measure_levers(every, design.levers(recipe), next(iter(sets.values())), questions, opening,
-                              keep=keep)
-    made = {"rows": rows, "times": times, "limits": m.measure_limits(sets), "levers": levers,
-            "curves": logged(every, "scores.csv"), "logs": logged(every, "log.csv")}
-    atomic_write({tables / f"{name}.csv": table.to_csv(index=False).encode() for name, table in made.items()}
-                 | {tables / "recipe.json": (Path(out) / "recipe.json").read_bytes()})
-    shutil.rmtree(keep, ignore_errors=True)
+        runs.train(*what, args.ship)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ to zero there.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,17 @@ import pandas as pd
 
 from ...data.mixtures import SceneMixture, named_mixture
 from ...data.prompts import Turn
-from ...data.registry import ENTRIES
+from ...data.registry import ENTRIES, load
+from ...files import atomic_write
 from ...model import adapters, training
 from ...model.backbones import find, load_backbone, load_processor
 from ...model.chat import IGNORE_INDEX, ConversationEncoder
+from ...refine import load_refiner
+from . import measure as m
 from .design import (
-    DESIGN, SEEDS, AblationError, Recipe, RunConfig, Trained, configurations, finished, keep_recipe,
+    DESIGN, SEEDS, AblationError, Recipe, RunConfig, Trained, configurations, finished, keep_recipe, levers,
+    read_recipe, trained,
 )
-from .measure import coarse_scores, held_out
 
 
 def train(out: Path | str, recipe: Recipe | None = None, seeds: Sequence[int] = SEEDS,
@@ -67,10 +71,10 @@ def _train_one(folder: Path, config: RunConfig, seed: int, recipe: Recipe, root,
     used = answer_tokens(backbone.encoder, mixture, recipe.tokens, together)
     steps = len(used) // together
     print(f"{config.name(seed)}: {len(used)} conversations, {used[-1, 1]} tokens, {steps} steps", flush=True)
-    asked = next(iter(held_out(recipe.held_out or recipe.data, recipe.n_scored, root).values()))
+    asked = next(iter(m.held_out(recipe.held_out or recipe.data, recipe.n_scored, root).values()))
 
     def score(model):
-        return coarse_scores(replace(backbone, model=model), asked, config)
+        return m.coarse_scores(replace(backbone, model=model), asked, config)
 
     def beside(step):
         return dict(zip(("masks", "tokens"), used[step * together - 1].tolist() if step else (0, 0)))
@@ -195,6 +199,38 @@ def plan(out: Path | str, recipe: Recipe | None = None, seeds: Sequence[int] = S
                          "state": "finished" if finished(folder) else
                                   f"at step {reached}" if reached else "to be trained"})
     return pd.DataFrame(rows)
+
+
+def write_tables(out: Path | str, tables: Path | str, root: Path | str | None = None,
+                 source: Path | str | None = None, refiner: str = "mobile_sam", n: int = 96,
+                 timed: int = 8) -> None:
+    """Measure the adapters in a folder; a call after an interruption resumes.
+
+    Args:
+        out, root, source: what `train` was given.
+        tables: folder for ``rows``, ``times``, ``limits``, ``levers``, ``curves``, ``logs`` as CSV files, and
+            the recipe.
+        refiner: a name for `t4s_helpers.refine.load_refiner`.
+        n, timed: held-out requests a set, and those of them answered one by one for seconds.
+
+    An `AblationError`: no adapter is finished.
+    """
+    recipe, tables = read_recipe(out), Path(tables)
+    every = trained(out, configurations(recipe)) if recipe else {}
+    if not recipe or not any(every.values()):
+        raise AblationError(f"No adapter of the ablation lies in {out}: train them with "
+                            "'python -m t4s_helpers.lab.ablations train --out FOLDER'.")
+    sets = m.held_out(recipe.held_out or recipe.data, n, root)
+    questions = load("scenes", "test", task="vqa", n=n, start=4_000) if recipe.data == "scenes" else []
+    opening, keep = recipe.opening(source), tables / "unfinished"
+    rows, times = m.measure({config: every[config] for config in DESIGN}, sets, load_refiner(refiner),
+                            opening, timed, keep=keep)
+    made = {"rows": rows, "times": times, "limits": m.measure_limits(sets), "levers": m.measure_levers(
+        every, levers(recipe), next(iter(sets.values())), questions, opening, keep=keep),
+        "curves": logged(every, "scores.csv"), "logs": logged(every, "log.csv")}
+    atomic_write({tables / f"{name}.csv": table.to_csv(index=False).encode() for name, table in made.items()}
+                 | {tables / "recipe.json": (Path(out) / "recipe.json").read_bytes()})
+    shutil.rmtree(keep, ignore_errors=True)
 
 
 def logged(found: Trained, name: str) -> pd.DataFrame:
