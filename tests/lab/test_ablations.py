@@ -221,7 +221,7 @@ def test_a_real_class_goes_the_same_way(own_data, tmp_path, monkeypatch):
     assert set(made["curves"]["config"]) == {"rrle-16", "rrle-16-target"}
     assert made["curves"].groupby("config")["tokens"].max().ge(3000).all()
     assert made["rows"]["set"].unique().tolist() == [str(own_data / "held.csv")] and len(made["rows"]) == 2
-    assert set(made["levers"]["lever"]) == {"as in the recipe", EXPECTED, "the label is 'target'"}
+    assert set(made["levers"]["lever"]) == {"recipe", EXPECTED, "tag as label"}
 
 
 def test_seeds_change_the_matrices_alone():
@@ -410,7 +410,7 @@ def test_all_tables_are_written_and_nothing_is_answered_twice(tmp_path, monkeypa
     assert {name for name, table in made.items() if table.empty} == set()
     assert len(made["rows"]) == 4 and set(made["rows"]["set"]) == {"test", "novel"}
     assert made["levers"]["lever"].value_counts().to_dict() == {
-        "as in the recipe": 4, EXPECTED: 2, "the label is 'target'": 4, BASE: 2}
+        "recipe": 4, EXPECTED: 2, "tag as label": 4, BASE: 2}
     assert set(made["curves"]["config"]) == {"rrle-16", "rrle-16-target"}
     assert design.read_recipe(tables) == Recipe() and not (tables / "unfinished").exists()
 

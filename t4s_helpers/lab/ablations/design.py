@@ -123,8 +123,8 @@ def recipe_for(backbone: str = "embedded", **given: Any) -> Recipe:
 def levers(recipe: Recipe) -> dict[str, RunConfig]:
     """Rows of R-RLE at 16 x 16 -> what is trained for them; one thing differs from the first in each."""
     other = "plain" if recipe.style == "box" else "box"
-    rows = {"as in the recipe": DESIGN[0], f"{other} sentence": RunConfig("rrle", style=other),
-            f"the label is '{TAG}'": RunConfig("rrle", label=TAG)}
+    rows = {"recipe": DESIGN[0], f"{other} sentence": RunConfig("rrle", style=other),
+            "tag as label": RunConfig("rrle", label=TAG)}
     return rows | ({"mix with questions": RunConfig("rrle", mix="all")} if recipe.data == "scenes" else {})
 
 

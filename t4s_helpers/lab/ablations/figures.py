@@ -163,7 +163,7 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataF
                       {name: list(zip(rows["low"], rows["high"])) for name, rows in series.items()
                        if "low" in rows})
     else:  # a scale would pretend that there is something to read off
-        ax.set(xticks=range(len(groups)), xticklabels=groups, yticks=[])
+        ax.set(xticks=range(len(groups)), xticklabels=[name.replace(" ", "\n") for name in groups], yticks=[])
     drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
     for bars, rows in zip(drawn, series.values(), strict=True):
         x = np.array([bar.get_center()[0] for bar in bars])
