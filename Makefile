@@ -10,6 +10,8 @@ SHELL := /bin/sh
 
 VENV := .venv
 LOCK := requirements/lock.txt
+# The tools of `make book` and `make test-browser`, which nothing else needs: installed when asked for.
+TOOLS := book browser
 RUN := $(VENV)/bin/python
 PROFILE := cpu
 ARGS :=
@@ -19,6 +21,7 @@ PYTHON :=
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.13 python3 python)
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
+stamp = $(VENV)/$(1)-$(shell cat requirements/$(1).txt | cksum | tr -cs '0-9\n' '-')
 STAMP := $(VENV)/complete-$(shell { cat $(LOCK); pwd; } | cksum | tr -cs '0-9\n' '-')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -33,10 +36,10 @@ export MALLOC_TOP_PAD_ := 67108864
 # Tests run in this many processes of one thread each.
 WORKERS := 2
 
-.PHONY: help workbook test test-slow check lab data evaluate benchmark readme lock clean
+.PHONY: help workbook test test-slow test-browser check lab book data evaluate benchmark readme lock clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 workbook: $(STAMP) ## run every notebook; ARGS="--only 04 --set STEPS=50", PROFILE=gpu
 	@$(RUN) -m t4s_helpers weights mobile_sam
@@ -48,12 +51,22 @@ test: $(STAMP) ## run the tests, without the slow ones; ARGS="-k codec"
 test-slow: $(STAMP) ## run the slow tests: kills, several processes, every model family end to end
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
+test-browser: $(call stamp,browser) ## drive the notebooks' widgets in JupyterLab and headless Chromium
+	@$(RUN) tests/browser/chromium.py
+	@OMP_NUM_THREADS=2 $(RUN) -m pytest -q -m browser $(ARGS) tests/browser
+
 check: $(STAMP) ## lint the code and its layout, and check the types of the public doors
-	@$(RUN) -m ruff check t4s_helpers tests notebooks
+	@$(RUN) -m ruff check t4s_helpers tests notebooks book
 	@$(RUN) -m mypy
 
 lab: $(STAMP) ## open JupyterLab
 	@$(RUN) -m jupyterlab $(ARGS)
+
+book: $(call stamp,book) ## a static site of the executed series: build/book/index.html
+	@mkdir -p build/book-source
+	@$(RUN) -m sphinx -c book -b html -j auto -W --keep-going -q build/book-source build/book
+	@$(RUN) book/check.py build/book
+	@echo "Open build/book/index.html."
 
 data: $(STAMP) ## data sets that can be read; ARGS="refcoco --root /data" checks one's files
 	@$(RUN) -m t4s_helpers data $(ARGS)
@@ -91,11 +104,25 @@ $(STAMP): $(LOCK)
 	$$install --quiet --no-deps --no-build-isolation -e .; \
 	touch $@
 
-lock: ## write requirements/lock.txt from pyproject.toml; ARGS=--upgrade for the newest versions
+# An extra's tools, beside the locked packages, of which none is changed.
+$(foreach tool,$(TOOLS),$(call stamp,$(tool))): $(VENV)/%: $(STAMP)
+	@name=$(firstword $(subst -, ,$(@F))); echo "Installing the packages of requirements/$$name.txt."; \
+	if $(RUN) -c 'import pip' 2>/dev/null; then install="$(RUN) -m pip install"; \
+	else install="$(firstword $(CANDIDATES)) -m pip --python $(RUN) install"; fi; \
+	$$install --quiet --progress-bar off -r requirements/$$name.txt -c $(LOCK)
+	@touch $@
+
+lock: ## write requirements/*.txt from pyproject.toml; ARGS=--upgrade for the newest versions
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	$(firstword $(CANDIDATES)) -m venv "$$place"; "$$place/bin/python" -m pip install --quiet uv; \
-	"$$place/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK) $(ARGS); \
+	compile() { "$$place/bin/uv" pip compile --universal --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make lock" --quiet "$$@"; }; \
+	compile pyproject.toml --extra workbook --extra test --output-file $(LOCK) $(ARGS); \
+	for tool in $(TOOLS); do \
+	  cp requirements/$$tool.txt "$$place/tool.txt" 2>/dev/null || true; \
+	  compile pyproject.toml --extra $$tool --constraint $(LOCK) --output-file "$$place/tool.txt" $(ARGS); \
+	  grep -vxFf $(LOCK) "$$place/tool.txt" > requirements/$$tool.txt; \
+	done; \
 	for version in 3.11 3.12 3.13; do \
 	  "$$place/bin/uv" pip compile $(LOCK) --python-version $$version --no-header --quiet \
 	    --output-file "$$place/$$version.txt"; \

@@ -188,10 +188,10 @@ class Segmentation:
 
     @cached_property
     def confidence(self) -> Confidence | None:
-        """The probability of each cell; None where the answer was cut short or decoded plainly."""
+        """The probability of each cell; None where it was cut short, decoded plainly, or in boxes."""
         from .decoding.confidence import answer_confidence
 
-        if self.malformed or self.answer.grammar is None:
+        if self.malformed or self.answer.grammar is None or not isinstance(self.grid, np.ndarray):
             return None
         return answer_confidence(self.answer, self.parsed)
 

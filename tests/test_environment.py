@@ -22,6 +22,8 @@ import t4s_helpers
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
+#: Extras that only a command of their own installs, from a file of their own beside the lock.
+TOOLS = ("book", "browser")
 
 #: Where the lock must hold: every Python that pyproject.toml accepts, on every system.
 PLACES = [
@@ -33,8 +35,8 @@ PLACES = [
 ]
 
 
-def lock_lines():
-    lines = [line.strip() for line in LOCK.read_text().splitlines()]
+def lock_lines(path=LOCK):
+    lines = [line.strip() for line in path.read_text().splitlines()]
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -56,7 +58,8 @@ def project():
 
 
 def direct():
-    parts = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    extras = project()["optional-dependencies"]
+    parts = [project()["dependencies"], *(extras[name] for name in extras if name not in TOOLS)]
     return [Requirement(text) for part in parts for text in part]
 
 
@@ -64,7 +67,7 @@ def direct():
 
 
 def test_exact_versions_stand_in_the_lock_alone():
-    """Neither pyproject.toml, the Makefile nor another file of requirements repeats a pin."""
+    """Neither pyproject.toml nor the Makefile repeats a pin, and the tools' files agree with the lock."""
     assert len(lock_lines()) > 100
     for requirement in lock_lines():
         operators = [s.operator for s in requirement.specifier]
@@ -72,9 +75,23 @@ def test_exact_versions_stand_in_the_lock_alone():
         assert not requirement.url and "+" not in version(requirement), requirement
     assert all(s.operator == ">=" for requirement in direct() for s in requirement.specifier)
     others = {*(ROOT / "requirements").iterdir(), *(ROOT / name for name in (
-        "Makefile", "environment.yml", ".ci/run"))} - {LOCK}
+        "Makefile", "environment.yml", ".ci/run"))} - {LOCK, *map(tool_file, TOOLS)}
     for path in others:
         assert not re.search(r"[A-Za-z0-9]==\d", path.read_text()), path
+
+
+def tool_file(name):
+    return LOCK.with_name(f"{name}.txt")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_tools_of_one_command_are_pinned_and_change_no_locked_package(tool):
+    pinned = {canonicalize_name(r.name) for r in lock_lines(tool_file(tool))}
+    wanted = {canonicalize_name(Requirement(text).name) for text in project()["optional-dependencies"][tool]}
+    assert wanted <= pinned, "run make lock"
+    locked = {canonicalize_name(r.name): {version(r)} for r in lock_lines()}
+    for requirement in lock_lines(tool_file(tool)):
+        assert version(requirement) in locked.get(canonicalize_name(requirement.name), {version(requirement)})
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: "-".join([*p.values()][1:5:3]))
@@ -148,6 +165,7 @@ FAKE = """#!/bin/sh
 # Stands for a Python and for the environment's python: notes pip's work, installs nothing.
 case "$1 $2" in
   "-c import sys"*) exit 0 ;;
+  "-c import pip"*) exit 0 ;;
   "-c import ensurepip"*) exit ${FAKE_NO_ENSUREPIP:-0} ;;
   "-m venv") for place; do :; done; mkdir -p "$place/bin"; cp "$0" "$place/bin/python"; exit 0 ;;
   "-m pip") echo "pip $*" >> "$FAKE_LOG"; exit ${FAKE_PIP_STATUS:-0} ;;
@@ -162,9 +180,8 @@ def make(tmp_path):
     if not shutil.which("make"):
         pytest.skip("make is not installed")
     frame = tmp_path / "project"
-    (frame / "requirements").mkdir(parents=True)
+    shutil.copytree(ROOT / "requirements", frame / "requirements")
     shutil.copy(ROOT / "Makefile", frame)
-    shutil.copy(LOCK, frame / "requirements")
     fake = tmp_path / "python3.12"
     fake.write_text(FAKE)
     fake.chmod(0o755)
@@ -200,10 +217,21 @@ def test_make_installs_once_and_again_after_an_interruption(make):
     assert make("test", "ARGS=-k codec", "WORKERS=4")[1] == [
         "ran -m pytest -q -n 4 --dist worksteal -k codec"]
     assert make("test-slow")[1] == ["ran -m pytest -q -n 2 --dist worksteal -m slow"]
-    assert make("check")[1] == ["ran -m ruff check t4s_helpers tests notebooks", "ran -m mypy"]
+    assert make("check")[1] == ["ran -m ruff check t4s_helpers tests notebooks book", "ran -m mypy"]
     assert make("workbook", "ARGS=--only 04", "PROFILE=gpu")[1] == [
         "ran -m t4s_helpers weights mobile_sam",
         "ran -m t4s_helpers notebooks --appendix --profile gpu --only 04"]
+
+
+def test_the_tools_of_a_command_are_installed_by_it_once(make):
+    make("test")
+    status, done, output = make("book")
+    assert status == 0 and "requirements/book.txt" in output, output
+    assert len(installs(done)) == 1 and done[0].endswith("-r requirements/book.txt -c requirements/lock.txt")
+    assert done[1].startswith("ran -m sphinx -c book -b html ") and " -W " in done[1]
+    assert done[2:] == ["ran book/check.py build/book"] == make("book")[1][1:]
+    assert make("test-browser", "ARGS=-x")[1][1:] == [
+        "ran tests/browser/chromium.py", "ran -m pytest -q -m browser -x tests/browser"]
 
 
 def test_another_lock_or_another_place_makes_the_environment_anew(make):
@@ -251,5 +279,6 @@ def test_the_ci_script_calls_its_commands_in_order():
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/usr/bin/env bash") and "set -euo pipefail" in text
-    assert re.findall(r"^time make (.*)$", text, re.M) == ["check", "test", "test-slow", "workbook"]
+    assert re.findall(r"^time make (.*)$", text, re.M) == [
+        "check", "test", "test-slow", "workbook", "book", "test-browser"]
     subprocess.run(["bash", "-n", str(script)], check=True)

@@ -7,6 +7,8 @@ Three encodings (Text4Seg, section 3.2 and figure 3). For the grid ``[[0, 0], [0
 - ``irle``: runs ``label *count`` over the flattened grid: ``others *3|dog *1``
 - ``rrle``: runs within each row, one line per row: ``others *2`` newline ``others *1|dog *1``
 
+A fourth, ``boxwise``, is not the paper's: see `BoxWise`.
+
 Each has two spellings: canonical, with the separators ``|`` and newline, and spaced, as the paper's
 released checkpoints write it: a space after each separator and a newline at the end.
 
@@ -22,13 +24,17 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .grid import MAX_SIDE, GridSize, check_grid, parse_grid_size
+from .grid import (
+    BOX_BINS, MAX_SIDE, BoxGrid, GridSize, Masks, boxes_to_masks, check_grid, grid_to_masks, masks_to_boxes,
+    masks_to_grid, no_boxes, parse_grid_size,
+)
 
 OTHERS = "others"
+INSIDE = "in"  # a label's cells within its box, whatever the label: one token in most vocabularies
 SEG_OPEN = "<seg>"
 SEG_CLOSE = "</seg>"
 
@@ -138,6 +144,9 @@ def _fault(name: str, twin: str | None) -> str:
 ENCODINGS: dict[str, type[Encoding]] = {}
 """Name -> class. A subclass of `Encoding` with a name of its own registers itself."""
 
+PAPER_ENCODINGS = ("full", "irle", "rrle")
+"""Those of the paper, which write one grid over the whole image."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -186,6 +195,25 @@ class Encoding:
     def separators(self) -> tuple[str, str]:
         """What stands between the runs of a line, and between lines."""
         return _separators(self.spaced)
+
+    def from_masks(self, masks: Masks, rule: str = "area",
+                   objects: tuple[Masks, Sequence[int]] | None = None) -> Any:
+        """What `pieces` writes of masks, one a label: here a label grid, int32 ``(rows, cols)``.
+
+        Args:
+            masks, rule: see `t4s_helpers.codec.grid.masks_to_grid`.
+            objects: masks of single objects and the label of each, from 0; each object stays visible.
+        """
+        shown, owners = objects or (masks, None)
+        return masks_to_grid(shown, self.grid_size, rule, owners)
+
+    def to_masks(self, grid: Any, n_labels: int, shape: tuple[int, int]) -> np.ndarray:
+        """What was read, as masks: bool ``(n_labels, H, W)`` for the image size ``shape``."""
+        return grid_to_masks(grid, n_labels, shape)
+
+    def blank(self, n_labels: int) -> Any:
+        """A grid that shows nothing."""
+        return np.zeros(self.grid_size, np.int32)
 
     def arrange(self, grid: np.ndarray) -> np.ndarray:
         """The grid's cells in the order in which they are written, as an array of shape `lines`."""
@@ -303,11 +331,102 @@ class RowRLE(Encoding):
     breaks_rows = True
 
 
+class BoxWise(Encoding):
+    r"""Each label's box, then a grid inside it: the idea of Text4Seg++'s box-wise descriptors.
+
+    A label is said once. Its box follows in 32nds of the image (as in answers that state a box), and then
+    R-RLE over the box alone, where "in" stands for the label. Labels come in their order; those that are
+    not there are left out, and where none is the text is "others". Grids are
+    `t4s_helpers.codec.grid.BoxGrid`, so boxes and masks may overlap.
+
+    >>> masks = np.zeros((1, 64, 64), bool); masks[0, 8:16, 8:12] = masks[0, 12:16, 8:16] = True
+    >>> boxwise = get_encoding("boxwise", 2)
+    >>> boxwise.encode(boxwise.from_masks(masks), ["dog"])
+    'dog At 4 4 7 7\nin *1|others *1\nin *2'
+    """
+
+    name = "boxwise"
+    breaks_rows = True
+
+    @property
+    def inside(self) -> Encoding:
+        """The encoding within a box, of the one label `INSIDE`."""
+        return RowRLE(self.grid_size, self.spaced)
+
+    def from_masks(self, masks: Masks, rule: str = "area",
+                   objects: tuple[Masks, Sequence[int]] | None = None) -> BoxGrid:
+        """Boxes and cells of masks (`t4s_helpers.codec.grid.masks_to_boxes`), single objects or not."""
+        return masks_to_boxes(masks, self.grid_size, rule)
+
+    def to_masks(self, grid: BoxGrid, n_labels: int, shape: tuple[int, int]) -> np.ndarray:
+        return boxes_to_masks(grid, shape)
+
+    def blank(self, n_labels: int) -> BoxGrid:
+        return no_boxes(n_labels, self.grid_size)
+
+    def pieces(self, grid: Any, labels: Sequence[str]) -> list[str]:
+        r"""The text in pieces: labels, " At", numbers (``" 7"``), and those of `RowRLE`.
+
+        Raises:
+            DescriptorError: an unusable label.
+            ValueError: no `BoxGrid`, or one of other labels or of another size.
+        """
+        written = vocabulary(labels).written
+        if not isinstance(grid, BoxGrid) or grid.cells.shape != (len(written) - 1, *self.grid_size):
+            raise ValueError(f"the encoding 'boxwise' writes a BoxGrid of {len(written) - 1} labels with "
+                             f"{self.rows}x{self.cols} cells each, as its from_masks makes it; numbered "
+                             "objects (the task 'instances') need an encoding of one grid, such as 'rrle'")
+        line_break, parts = self.separators[1], []
+        for word, box, cells in zip(written[1:], grid.boxes.tolist(), grid.cells):
+            if min(box) >= 0:
+                rows = self.inside.pieces(cells.astype(np.int32), [INSIDE])
+                parts += [line_break, word, " At", *(f" {n}" for n in box), line_break,
+                          *(rows[:-1] if self.spaced else rows)]
+        parts = parts[1:] or [OTHERS]
+        return [*parts, "\n"] if self.spaced else parts
+
+    def decode(self, text: str, labels: Sequence[str]) -> Any:
+        """The `BoxGrid` that was encoded; else a `DescriptorError` that names the label."""
+        index, spaced = vocabulary(labels).index, text.endswith("\n")
+        line_break, last = _separators(spaced)[1], 0
+        lines, grid = (text[:-1] if spaced else text).split(line_break), self.blank(len(index) - 1)
+        if lines == [OTHERS]:
+            return grid
+        for at in range(0, len(lines), self.rows + 1):
+            word, box = read_head(lines[at])
+            k = index.get(word, 0)
+            if k <= last:
+                raise DescriptorError(f"line {at + 1} ({lines[at][:80]!r}) must be a label and its box, "
+                                      "'label At x0 y0 x1 y1', labels in their order")
+            rows = line_break.join(lines[at + 1:at + 1 + self.rows]) + "\n" * spaced
+            try:
+                grid.cells[k - 1] = self.inside.decode(rows, [INSIDE])
+            except DescriptorError as error:
+                raise DescriptorError(f"in the box of {word!r}: {error}") from None
+            grid.boxes[k - 1], last = box, k
+        return grid
+
+
+def read_head(line: str) -> tuple[str, tuple[int, ...]]:
+    """Label, as written, and box of the line before a box's cells; no label if it is none.
+
+    >>> read_head("red dog At 4 4 7 31"), read_head("red dog At 8 4 7 31")
+    (('red dog', (4, 4, 7, 31)), ('', ()))
+    """
+    found = _HEAD.fullmatch(line)
+    box = tuple(map(int, found.groups()[1:])) if found else ()
+    right = box and box[0] <= box[2] < BOX_BINS and box[1] <= box[3] < BOX_BINS
+    return (found[1], box) if found and right else ("", ())
+
+
+_HEAD = re.compile(r"(.*\S) At" + " (0|[1-9][0-9]?)" * 4)
+
+
 def get_encoding(name: str = "rrle", grid_size: GridSize = 16, spaced: bool = False) -> Encoding:
     """An encoding by name.
 
     Args:
-        name: a key of `ENCODINGS`: ``"full"``, ``"irle"`` or ``"rrle"``.
+        name: a key of `ENCODINGS`: ``"full"``, ``"irle"``, ``"rrle"`` or ``"boxwise"``.
         grid_size, spaced: see `Encoding`.
 
     Raises:

@@ -11,15 +11,40 @@ Semantic descriptors: Text4Seg (ICLR 2025), section 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 MAX_SIDE = 64
 RULES = ("area", "nearest")
+BOX_BINS = 32
+"""Boxes in text are given in 32nds of the image's width and height, first and last included."""
 
 GridSize = int | tuple[int, int]
 Masks = np.ndarray | Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxGrid:
+    """For each label a box, and a grid of its own inside it; boxes and masks may overlap.
+
+    Attributes:
+        boxes: int32 ``(L, 4)``, ``x0 y0 x1 y1`` in bins of `BOX_BINS`, both ends included; -1 throughout
+            for a label that is not there.
+        cells: bool ``(L, rows, cols)``, the label's cells; row 0 at the top of its box.
+    """
+
+    boxes: np.ndarray
+    cells: np.ndarray
+
+    def any(self) -> bool:
+        """Whether any label holds a cell."""
+        return bool(self.cells.any())
+
+    def tolist(self) -> dict[str, list]:
+        """Plain values, fit for JSON."""
+        return {"boxes": self.boxes.tolist(), "cells": self.cells.astype(int).tolist()}
 
 
 def parse_grid_size(grid_size: GridSize) -> tuple[int, int]:
@@ -91,8 +116,7 @@ def masks_to_grid(masks: Masks, grid_size: GridSize = 16, rule: str = "area",
             that do not fit the masks.
     """
     rows, cols = parse_grid_size(grid_size)
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
+    _check_rule(rule)
     stack = _as_stack(masks)
     label_of = _check_owners(owners, len(stack))
     if not stack:
@@ -128,6 +152,79 @@ def grid_to_masks(grid: np.ndarray, n_labels: int, shape: tuple[int, int]) -> np
     for k in np.unique(grid[grid > 0]):
         masks[k - 1] = picture == k
     return masks
+
+
+def no_boxes(n_labels: int, grid_size: GridSize) -> BoxGrid:
+    """A `BoxGrid` in which no label is there."""
+    return BoxGrid(np.full((n_labels, 4), -1, np.int32),
+                   np.zeros((n_labels, *parse_grid_size(grid_size)), bool))
+
+
+def masks_to_boxes(masks: Masks, grid_size: GridSize = 16, rule: str = "area") -> BoxGrid:
+    """Each mask as its box and a grid inside it (the idea of Text4Seg++'s box-wise descriptors).
+
+    Args:
+        masks, grid_size: see `masks_to_grid`; the grid is that of one box.
+        rule: ``"area"``: a cell belongs to the mask that covers at least half of it; a mask that covers
+            half of none has the one that it covers most. ``"nearest"``: the pixel under its centre decides.
+
+    >>> grid = masks_to_boxes([np.tri(64, dtype=bool)], 2)
+    >>> grid.boxes.tolist(), grid.cells.astype(int).tolist()
+    ([[0, 0, 31, 31]], [[[1, 0], [1, 1]]])
+    """
+    rows, cols = parse_grid_size(grid_size)
+    _check_rule(rule)
+    stack = _as_stack(masks)
+    grid = no_boxes(len(stack), (rows, cols))
+    for k, mask in enumerate(stack):
+        box = mask_to_bins(mask)
+        if box is None:
+            continue
+        (height, width), (x0, y0, x1, y1) = mask.shape, box
+        down, across = (rows, height, y0, y1 + 1, BOX_BINS), (cols, width, x0, x1 + 1, BOX_BINS)
+        if rule == "nearest":
+            grid.cells[k] = mask[np.ix_(_centres(*down), _centres(*across))]
+        else:
+            covered = _overlap(*down).astype(np.float64) @ mask @ _overlap(*across).T
+            grid.cells[k] = 2 * covered >= height * (y1 + 1 - y0) * width * (x1 + 1 - x0)
+            if not grid.cells[k].any():
+                grid.cells[k].flat[covered.argmax()] = True
+        if grid.cells[k].any():
+            grid.boxes[k] = box
+    return grid
+
+
+def boxes_to_masks(grid: BoxGrid, shape: tuple[int, int]) -> np.ndarray:
+    """One mask per label, bool ``(L, H, W)``: a pixel takes the cell of the box that holds its centre."""
+    masks = np.zeros((len(grid.boxes), *shape), bool)
+    for k in np.flatnonzero(grid.cells.any((1, 2))):
+        (x0, y0, x1, y1), cells = grid.boxes[k].tolist(), grid.cells[k]
+        (y, row), (x, col) = (_in_box(pixels, side, start, end + 1) for pixels, side, start, end in zip(
+            shape, cells.shape, (y0, x0), (y1, x1)))
+        masks[k][np.ix_(y, x)] = cells[np.ix_(row, col)]
+    return masks
+
+
+def _in_box(pixels: int, cells: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels whose centre lies in a box from one bin to before another, and the cell of each."""
+    middle = (2 * np.arange(pixels) + 1) * BOX_BINS - 2 * pixels * start
+    cell = middle * cells // (2 * pixels * (stop - start))
+    inside = np.flatnonzero((cell >= 0) & (cell < cells))
+    return inside, cell[inside]
+
+
+def mask_to_bins(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The box of a mask, bool ``(H, W)``, in bins of `BOX_BINS`: ``(x0, y0, x1, y1)``, both ends included.
+
+    >>> mask_to_bins(np.eye(64, dtype=bool) & (np.arange(64) < 8))
+    (0, 0, 3, 3)
+    """
+    box = mask_to_box(mask)
+    if box is None:
+        return None
+    (height, width), (x0, y0, x1, y1) = mask.shape, box
+    return (x0 * BOX_BINS // width, y0 * BOX_BINS // height,
+            (x1 - 1) * BOX_BINS // width, (y1 - 1) * BOX_BINS // height)
 
 
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -238,6 +335,11 @@ def _as_stack(masks: Masks) -> list[np.ndarray]:
     return [mask if mask.dtype == bool else mask != 0 for mask in stack]
 
 
+def _check_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(RULES)}")
+
+
 def _check_owners(owners: Sequence[int] | None, n_masks: int) -> np.ndarray:
     """Label index of each mask, int64 ``(n_masks,)``."""
     if owners is None:
@@ -249,21 +351,25 @@ def _check_owners(owners: Sequence[int] | None, n_masks: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _centres(cells: int, pixels: int) -> np.ndarray:
-    """``floor((i + 1/2) * pixels / cells)`` for each cell ``i``, in whole numbers."""
-    return (2 * np.arange(cells) + 1) * pixels // (2 * cells)
+def _centres(cells: int, pixels: int, start: int = 0, stop: int = 1, of: int = 1) -> np.ndarray:
+    """The pixel at the middle of each cell, in whole numbers.
+
+    The cells share the part of the pixels from ``start / of`` to ``stop / of``, by default all.
+    """
+    middles = (2 * np.arange(cells) + 1) * (stop - start) + 2 * cells * start
+    return middles * pixels // (2 * cells * of)
 
 
 @lru_cache(maxsize=64)
-def _overlap(cells: int, pixels: int) -> np.ndarray:
-    """Length that cell ``i`` shares with pixel ``y``, float32 ``(cells, pixels)``.
+def _overlap(cells: int, pixels: int, start: int = 0, stop: int = 1, of: int = 1) -> np.ndarray:
+    """Length that cell ``i`` shares with pixel ``y``, float32 ``(cells, pixels)``; cells as in `_centres`.
 
-    In units of ``1 / cells`` of a pixel: there every edge is a whole number (a cell is ``pixels``
-    long, a pixel ``cells``), so that sums are exact and half is half.
+    In units of ``1 / (cells * of)`` of a pixel: there every edge is a whole number (a cell is
+    ``pixels * (stop - start)`` long, a pixel ``cells * of``), so that sums are exact and half is half.
     """
-    cell = np.arange(cells)[:, None] * pixels
-    pixel = np.arange(pixels)[None, :] * cells
-    shared = np.minimum(cell + pixels, pixel + cells) - np.maximum(cell, pixel)
+    cell = (np.arange(cells)[:, None] * (stop - start) + cells * start) * pixels
+    pixel = np.arange(pixels)[None, :] * cells * of
+    shared = np.minimum(cell + pixels * (stop - start), pixel + cells * of) - np.maximum(cell, pixel)
     weights = np.maximum(shared, 0).astype(np.float32)
     weights.setflags(write=False)
     return weights

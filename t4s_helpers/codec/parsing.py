@@ -9,12 +9,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .encodings import (
-    OTHERS, SEG_CLOSE, SEG_OPEN, DescriptorError, Encoding, Vocabulary, fold, unescape_label, vocabulary,
+    INSIDE, OTHERS, SEG_CLOSE, SEG_OPEN, BoxWise, DescriptorError, Encoding, Vocabulary, fold, read_head,
+    unescape_label, vocabulary,
 )
+from .grid import BoxGrid
 
 _SHOWN = 80  # characters of an unknown label that the report keeps
 
@@ -138,7 +141,7 @@ def _near_labels(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = False
-          ) -> tuple[np.ndarray, ParseReport]:
+          ) -> tuple[Any, ParseReport]:
     r"""Read a model's answer: a whole response with its tags, or bare descriptors.
 
     Reads the canonical and the spaced spelling. Whatever the text, there is a grid: a short row is
@@ -156,7 +159,8 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
             exactly one.
 
     Returns:
-        The grid, int32 ``(rows, cols)``, and a `ParseReport`.
+        The grid, int32 ``(rows, cols)``, or a `t4s_helpers.codec.grid.BoxGrid` of the encoding
+        ``boxwise``, and a `ParseReport`.
 
     Raises:
         ValueError: unusable labels; never because of ``text``.
@@ -169,10 +173,10 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
     """
     words = vocabulary(labels)
     report = ParseReport(lenient=lenient)
-    body, torn = _cut_out(text, report)
+    _, body, torn = _cut_out(text, report)
     try:
         grid = encoding.decode(body, labels)
-        report.rows_found = _n_rows(encoding)
+        report.rows_found = _n_rows(encoding, grid)
     except DescriptorError:
         grid = _repair(body, words, encoding, report)
     report.ok = not torn and not any(report._faults())
@@ -180,8 +184,82 @@ def parse(text: str, labels: Sequence[str], encoding: Encoding, lenient: bool = 
     return grid, report
 
 
-def _cut_out(text: str, report: ParseReport) -> tuple[str, bool]:
-    """The descriptors in an answer, and whether their end is torn off.
+class Run(NamedTuple):
+    """A part of an answer's text: one run, or what stands between runs."""
+
+    text: str
+    label: int  # grid value; -1: no run
+    cells: tuple[int, ...] = ()  # row-major numbers of the grid's cells that it writes
+    fault: str = ""  # what `parse` repairs here
+
+
+def read_runs(text: str, labels: Sequence[str], encoding: Encoding) -> list[Run]:
+    r"""The text in parts, each with the cells that `parse` gives it; together they are the text.
+
+    Args and errors as in `parse`.
+
+    >>> from t4s_helpers.codec.encodings import get_encoding
+    >>> runs = read_runs("<seg>dog *1|cat *1\ndog *2</seg>", ["dog"], get_encoding("rrle", 2))
+    >>> for run in runs[1:4]:
+    ...     print(run)
+    Run(text='dog *1', label=1, cells=(0,), fault='')
+    Run(text='|', label=-1, cells=(), fault='')
+    Run(text='cat *1', label=0, cells=(1,), fault="'cat' was not asked for")
+    """
+    report, words = ParseReport(), vocabulary(labels)
+    start, body, torn = _cut_out(text, report)
+    start += len(body) - len(body.lstrip())
+    lines = body.strip().split("\n") if body.strip() else []
+    if not report.found_seg:
+        kept = _skip_prose(lines, words, report)
+        start += sum(len(line) + 1 for line in lines[:len(lines) - len(kept)])
+        lines = kept
+    prose = f"text without {SEG_OPEN}" if report.before and not report.found_seg else ""
+    (n_lines, width), parts = encoding.lines, [Run(text[:start], -1, (), prose)]
+    order = encoding.arrange(np.arange(encoding.rows * encoding.cols).reshape(encoding.grid_size))
+    blank = encoding.breaks_rows and len(lines) > n_lines  # then blank lines are no rows
+    row = at = 0
+    for k, line in enumerate(lines):
+        if k and encoding.breaks_rows:
+            row, at = row + bool(lines[k - 1].strip() or not blank), 0
+        parts += [Run("\n", -1)] if k else []
+        runs = line.split("|") if line.strip() or not blank else []
+        for n, run in enumerate(runs, 1):
+            parts += [Run("|", -1)] if n > 1 else []
+            value, count, fault = _judged(run, words, width, encoding)
+            places = order[row, at:at + count] if row < n_lines else ()
+            at += count
+            last = n == len(runs) and (encoding.breaks_rows or k == len(lines) - 1)
+            over = min(count, at - width)
+            fault = fault or (
+                "this row is too many" if row >= n_lines else f"{_count(over, 'cell')} too many" if over > 0
+                else f"{_count(width - at, 'cell')} of this row missing" if last and at < width else "")
+            parts.append(Run(run, value, tuple(int(cell) for cell in places), fault))
+        parts += [] if runs else [Run(line, -1)]
+    missing = (n_lines if encoding.breaks_rows else encoding.rows) if not lines else n_lines - row - 1
+    told = [f"{_count(missing, 'row')} missing"] * (missing > 0) + [f"no {SEG_CLOSE}"] * torn
+    tail = text[sum(len(part.text) for part in parts):]
+    if told and not tail:  # nothing stands behind to show it at
+        parts[-1] = parts[-1]._replace(fault="; ".join(filter(None, (parts[-1].fault, *told))))
+    shown: list[Run] = []
+    for part in (*parts, Run(tail, -1, (), "; ".join(told))):
+        if part.text:
+            shown.append(part)
+        elif part.fault and shown:  # an empty run is seen by the bar before it
+            shown[-1] = shown[-1]._replace(fault=shown[-1].fault or part.fault)
+    return shown
+
+
+def _judged(run: str, words: Vocabulary, width: int, encoding: Encoding) -> tuple[int, int, str]:
+    """Grid value and cells of a run as `parse` reads it, and its fault."""
+    report = ParseReport()
+    value, count = _read_run(run.strip(), words, width, encoding, report)
+    strange = next((f"{name!r} was not asked for" for name in report.unknown), "")
+    return value, count, strange or ("no valid count" if report.bad_runs else "")
+
+
+def _cut_out(text: str, report: ParseReport) -> tuple[int, str, bool]:
+    """Where the descriptors in an answer begin, the descriptors, and whether their end is torn off.
 
     Notes in the report which tags there are and what is around them.
     """
@@ -196,9 +274,9 @@ def _cut_out(text: str, report: ParseReport) -> tuple[str, bool]:
         start = last + len(SEG_OPEN)
     if report.closed:
         report.after = text[end + len(SEG_CLOSE):].strip()
-        return text[start:end], False
+        return start, text[start:end], False
     body = _without_torn_tag(text[start:])
-    return body, report.found_seg or len(body) < len(text) - start
+    return start, body, report.found_seg or len(body) < len(text) - start
 
 
 def _without_torn_tag(body: str) -> str:
@@ -209,14 +287,18 @@ def _without_torn_tag(body: str) -> str:
     return body
 
 
-def _n_rows(encoding: Encoding) -> int:
+def _n_rows(encoding: Encoding, grid: Any) -> int:
     """Rows that a report counts: the text's lines, or the grid's rows where the text has none."""
+    if isinstance(grid, BoxGrid):
+        return encoding.rows * int((grid.boxes[:, 0] >= 0).sum())
     return encoding.lines[0] if encoding.breaks_rows else encoding.rows
 
 
-def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> np.ndarray:
+def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseReport) -> Any:
     """Read what can be read."""
     lines = body.strip().split("\n") if body.strip() else []
+    if isinstance(encoding, BoxWise):
+        return _repair_boxes(lines, words, encoding, report)
     if not report.found_seg:
         lines = _skip_prose(lines, words, report)
     cells = np.zeros(encoding.lines, np.int32)
@@ -227,8 +309,32 @@ def _repair(body: str, words: Vocabulary, encoding: Encoding, report: ParseRepor
         missing, cols = cells.size - asked, encoding.cols
         report.rows_padded, report.cells_padded = divmod(max(missing, 0), cols)
         report.rows_dropped, report.cells_dropped = divmod(max(-missing, 0), cols)
-    report.rows_found = _n_rows(encoding) - report.rows_padded + report.rows_dropped
-    return encoding.restore(cells)
+    grid = encoding.restore(cells)
+    report.rows_found = _n_rows(encoding, grid) - report.rows_padded + report.rows_dropped
+    return grid
+
+
+def _repair_boxes(lines: list[str], words: Vocabulary, encoding: BoxWise, report: ParseReport) -> BoxGrid:
+    """Each box with the lines up to the next one; a label that comes twice has its last box."""
+    grid, inside = encoding.blank(len(words.names)), vocabulary([INSIDE])
+    heads = [k for k, line in enumerate(lines) if read_head(line.strip())[0]]
+    before = [line for line in lines[:heads[0] if heads else None] if line.strip() != OTHERS]
+    if report.found_seg:
+        report.rows_dropped += len(before)
+    else:
+        report.before = "\n".join(before).strip()
+    if not heads and (before or not lines):
+        report.rows_padded = encoding.rows
+    for start, stop in zip(heads, [*heads[1:], len(lines)]):
+        word, box = read_head(lines[start].strip())
+        cells, value = np.zeros(encoding.lines, np.int32), _meant(word, words, report)
+        _repair_rows(cells, lines[start + 1:stop], inside, encoding, report)
+        if value and grid.boxes[value - 1, 0] >= 0:
+            report.rows_dropped += encoding.rows
+        if value:
+            grid.boxes[value - 1], grid.cells[value - 1] = box, cells > 0
+    report.rows_found = len(lines) - len(heads) - len(before) if heads else 0
+    return grid
 
 
 def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encoding: Encoding,
@@ -237,13 +343,13 @@ def _repair_rows(cells: np.ndarray, lines: list[str], words: Vocabulary, encodin
     rows, width = cells.shape
     if len(lines) > rows:  # blank lines stand for empty rows only where there is room for them
         kept = [line for line in lines if line.strip()]
-        report.rows_dropped = len(lines) - len(kept)
+        report.rows_dropped += len(lines) - len(kept)
         lines = kept
     for row, line in zip(cells, lines):
         asked = _fill(row, line, words, encoding, report)
         report.cells_padded += max(width - asked, 0)
         report.cells_dropped += max(asked - width, 0)
-    report.rows_padded = max(rows - len(lines), 0)
+    report.rows_padded += max(rows - len(lines), 0)
     report.rows_dropped += max(len(lines) - rows, 0)
 
 
@@ -284,13 +390,21 @@ def _read_run(run: str, words: Vocabulary, width: int, encoding: Encoding,
     counted = count is not None and 1 <= count <= width
     report.bad_runs += not (counted if encoding.counts_runs else word == run)
     if value is None:
-        name, meant = unescape_label(word)[:_SHOWN], _near_value(word, words)
-        if meant is not None:
-            report.near[name] = (OTHERS, *words.names)[meant]
-        if meant is None or not report.lenient:
-            report.unknown[name] = report.unknown.get(name, 0) + 1
-        value = meant if report.lenient else None
+        value = _meant(word, words, report)
     return value or 0, 1 if count is None else min(count, width)
+
+
+def _meant(word: str, words: Vocabulary, report: ParseReport) -> int | None:
+    """Grid value of a label; one that was not asked for goes to the report."""
+    value = _look_up(word, words)
+    if value is not None:
+        return value
+    name, meant = unescape_label(word)[:_SHOWN], _near_value(word, words)
+    if meant is not None:
+        report.near[name] = (OTHERS, *words.names)[meant]
+    if meant is None or not report.lenient:
+        report.unknown[name] = report.unknown.get(name, 0) + 1
+    return meant if report.lenient else None
 
 
 def _split_run(run: str) -> tuple[str, int | None]:

@@ -15,13 +15,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..codec.encodings import SEG_CLOSE, SEG_OPEN, Encoding, escape_label
-from ..codec.grid import mask_to_box, masks_to_grid
+from ..codec.grid import BOX_BINS as BOX_BINS  # read from here by what reads sentences
+from ..codec.grid import mask_to_bins
 from .dataset import choose
 from .instances import classes_of, numbered, numbered_grid
 from .sample import CLASS_TASKS, REFERENCE
-
-BOX_BINS = 32
-"""Boxes in words are given in 32nds of the image's width and height, first and last included."""
 
 REQUESTS = {
     "res": (
@@ -147,13 +145,8 @@ def box_in_words(mask) -> str:
     >>> box_in_words(mask), box_in_words(mask & False)
     ('At 2 5 3 9', 'Nowhere')
     """
-    box = mask_to_box(mask)
-    if box is None:
-        return "Nowhere"
-    h, w = mask.shape
-    x0, y0, x1, y1 = box
-    last_x, last_y = (x1 - 1) * BOX_BINS // w, (y1 - 1) * BOX_BINS // h
-    return f"At {x0 * BOX_BINS // w} {y0 * BOX_BINS // h} {last_x} {last_y}"
+    box = mask_to_bins(mask)
+    return "Nowhere" if box is None else "At {} {} {} {}".format(*box)
 
 
 def read_box(sentence: str) -> tuple[int, int, int, int] | None:
@@ -171,8 +164,7 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
 
 def reference_in_words(mask, encoding: Encoding) -> str:
     """A mask, bool ``(H, W)``, as a question names it: its descriptor, with `REFERENCE` for its label."""
-    grid = masks_to_grid(mask[None], encoding.grid_size)
-    return f"{SEG_OPEN}{encoding.encode(grid, [REFERENCE])}{SEG_CLOSE}"
+    return f"{SEG_OPEN}{encoding.encode(encoding.from_masks(mask[None]), [REFERENCE])}{SEG_CLOSE}"
 
 
 def absent_in_words(label: str) -> str:
@@ -193,7 +185,7 @@ def answer(grid, labels, encoding: Encoding, style: str = "plain", mask=None, ab
     """The answer to a segmentation request, as pieces.
 
     Args:
-        grid: int ``(rows, cols)`` label grid.
+        grid: what the encoding writes, see its ``from_masks``: a label grid, int ``(rows, cols)``.
         labels: its label texts; ``grid == k`` means ``labels[k-1]``.
         encoding: of the descriptor.
         style: one of `SENTENCES`; ``box`` needs ``mask``.
@@ -272,6 +264,6 @@ def ask_and_answer(sample, encoding: Encoding, style: str = "plain", rng=None,
     single = sample.task == "instances"
     names = classes_of(turn.labels) if single else turn.labels
     masks = sample.masks[[sample.labels.index(name) for name in names]]
-    grid = numbered_grid(sample, names, encoding) if single else masks_to_grid(masks, encoding.grid_size)
+    grid = numbered_grid(sample, names, encoding) if single else encoding.from_masks(masks)
     absent = [name for name, mask in zip(names, masks) if sample.task == "multi" and not mask.any()]
     return replace(turn, answer=answer(grid, turn.labels, encoding, style, masks.any(0), absent))

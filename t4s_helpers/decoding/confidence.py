@@ -11,7 +11,7 @@ is known only in part. `cell_confidence` gives both: ``known``, the share of the
 has stated, and ``probs``, the marginals with the rest filled in by a Markov chain over the edges of runs,
 in which a run may start anywhere. Where the model was not asked, the distribution of the run that was
 written at that place of the row stands in, restricted to what is possible there (the object's right edge
-is assumed to lie where it would have been had the left edge been elsewhere). Hence for every cell and label
+is assumed to lie where it would have been had the left edge been elsewhere). Hence for every cell and label::
 
     |probs - exact| <= 1 - known,
 
@@ -25,7 +25,7 @@ count as known only as far as they agree.
 **Expected IoU.** Greedy decoding writes the likeliest next token, and a model that is unsure of every cell
 writes "others" row after row; but what is scored is IoU. For independent cells with probabilities ``p`` and
 a predicted set ``S`` that is not empty, the size of the union does not depend on which cells of ``S`` are
-true, so
+true, so::
 
     E[IoU(S, X)] = sum of p over S  *  E[1 / (|S| + |X outside S|)].
 
@@ -48,7 +48,7 @@ from scipy.special import softmax
 from ..codec.encodings import Encoding, wrap
 from .constrained import Choice
 from .generate import Answer, DecodingError, ParsedAnswer, parse_answer
-from .grammar import Grammar, Position
+from .grammar import BoxGrammar, Grammar, Position
 from .speculative import FIRST_WIDTH
 
 LEAST = 1e-5
@@ -82,11 +82,13 @@ def answer_confidence(answer: Answer, parsed: ParsedAnswer) -> Confidence:
             ``fast``.
 
     Raises:
-        DecodingError: a plain answer, or one that was cut short.
+        DecodingError: a plain answer, one that was cut short, or one in boxes.
     """
     if answer.grammar is None:
         raise DecodingError("Only answers held to a grammar have a confidence: decode with "
                             "mode='constrained' or mode='fast'.")
+    if isinstance(answer.grammar, BoxGrammar):
+        raise DecodingError("Grids within boxes have no map over the image: use another encoding.")
     if not parsed.report.ok:
         raise DecodingError("The answer was cut short, so its confidence is unknown: raise "
                             "max_new_tokens.")

@@ -17,7 +17,7 @@ import torch
 from transformers import LogitsProcessor
 
 from ..codec.encodings import SEG_OPEN
-from .grammar import START, Grammar, State
+from .grammar import Grammar, State
 
 SENTENCE_LIMIT, TAIL_LIMIT = 48, 16
 """Tokens of free text before ``<seg>`` and after ``</seg>``. A model that has not stopped by then is made
@@ -168,7 +168,7 @@ class ConstrainedSequence:
             if self.grammar.done(self.state):
                 self._closed_at = len(self.ids)
         elif self.in_sentence and self.tokenizer.decode(self.ids[-len(self.tag) - 2:]).endswith(SEG_OPEN):
-            self.state = START
+            self.state = self.grammar.start
 
     def catch_up(self, tokens: Iterable[int]) -> None:
         """Write tokens that ``generate`` has taken, each of them in a pass of its own."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..codec.encodings import Encoding
-from ..codec.grid import grid_to_masks
+from ..codec.encodings import BoxWise, Encoding
 from ..codec.parsing import ParseReport, parse
 from ..data.prompts import Turn, ask
+from ..model.chat import PER_TOKEN
 from .constrained import ConstrainedSequence, DecodingError, DescriptorProcessor, FiniteLogits, Trace
 from .grammar import Grammar, GrammarError, grammar_of
 from .shared_pictures import shared_pictures
@@ -53,12 +55,13 @@ class ParsedAnswer:
     """An answer read back.
 
     Attributes:
-        grid: int32 ``(rows, cols)``, 0 others, ``k`` is ``labels[k-1]``.
+        grid: int32 ``(rows, cols)``, 0 others, ``k`` is ``labels[k-1]``; of the encoding ``boxwise`` a
+            `t4s_helpers.codec.grid.BoxGrid`.
         masks: bool ``(L, H, W)`` at the image's size.
         report: what had to be repaired.
     """
 
-    grid: np.ndarray
+    grid: Any
     masks: np.ndarray
     report: ParseReport
 
@@ -66,13 +69,14 @@ class ParsedAnswer:
 def token_budget(encoder, labels: Sequence[str], encoding: Encoding) -> int:
     """A limit on new tokens that no sensible answer reaches: every row cut into six runs."""
     longest = max((len(encoder.piece_ids(label)) for label in labels), default=1)
-    return 48 + encoding.rows * min(encoding.cols, 6) * (longest + 3)
+    grids = max(1, len(labels)) if isinstance(encoding, BoxWise) else 1
+    return 48 + grids * encoding.rows * min(encoding.cols, 6) * (longest + 3)
 
 
 def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
              encoding: Encoding, *, mode: str = "fast", batch: int = 16,
              max_new_tokens: int | None = None, temperature: float = 0.0, seed: int = 0,
-             draws: int = 1, trees: bool | None = None, progress: bool = True) -> list[Answer]:
+             draws: int = 1, trees: bool | None = None, progress: bool = True, streamer=None) -> list[Answer]:
     """Answer the last questions of conversations about images.
 
     Equal pictures of a batch are read once by the vision tower.
@@ -94,6 +98,9 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
         trees: whether mode ``fast`` reads many drafts at once, as a tree: fewer passes over more tokens;
             by default on a GPU, where tokens read in parallel cost next to nothing.
         progress: show a bar.
+        streamer: sees a single answer grow, in every mode: a transformers ``BaseStreamer``, whose ``put``
+            gets the prompt's ids first and then new ids, as many as a pass has confirmed. What it raises
+            ends the decoding and comes out here, which is how a request is cancelled.
 
     Raises:
         DecodingError: other numbers of images and conversations, an unknown mode, a request that the
@@ -102,6 +109,8 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
             find out before, call `t4s_helpers.decoding.grammar.grammar_of`, which builds each grammar once.
     """
     _check_request(images, conversations, mode, draws)
+    if streamer is not None and len(conversations) * draws != 1:
+        raise DecodingError(f"A streamer follows one answer, but {len(conversations) * draws} are asked for.")
     encoder, scheduler, answers = backbone.encoder, DraftScheduler(), []
     labels = [turns[-1].labels for turns in conversations]
     longest = max(labels, key=lambda names: sum(map(len, names)), default=())
@@ -121,7 +130,7 @@ def generate(backbone, images: Sequence[np.ndarray], conversations: Sequence[Seq
                                 np.random.default_rng([seed, k, draw + more]) if temperature else None)
             for k, draw in chunk for more in range(draws // reads)]
         prompt = inputs["input_ids"].shape[1]
-        options = _decoder(mode, sequences, scheduler, temperature, prompt, limit, trees)
+        options = _decoder(mode, sequences, scheduler, temperature, prompt, limit, trees, streamer)
         answers += _generated(backbone, inputs, sequences, limit, options)
     return answers
 
@@ -148,14 +157,15 @@ def _grammar(encoder, number: int, turn: Turn, encoding: Encoding) -> Grammar | 
 
 
 def _decoder(mode: str, sequences, scheduler: DraftScheduler, temperature: float, prompt: int, limit: int,
-             trees: bool | None) -> dict:
-    """What transformers' ``generate`` is told about how to choose tokens."""
+             trees: bool | None, streamer) -> dict:
+    """What transformers' ``generate`` is told about how to choose tokens, and who sees them."""
+    told = {"streamer": streamer, "do_sample": False}
     if mode == "fast":
-        return {"custom_generate": DraftingDecoder(sequences, scheduler, limit, trees), "do_sample": False}
+        return {**told, "custom_generate": DraftingDecoder(sequences, scheduler, limit, trees, streamer)}
     if mode == "constrained":  # the sequences draw
-        return {"logits_processor": [DescriptorProcessor(sequences, prompt)], "do_sample": False}
-    sampling = {"temperature": temperature, "top_k": 0} if temperature else {}
-    return {"logits_processor": [FiniteLogits(prompt)], "do_sample": bool(temperature), **sampling}
+        return {**told, "logits_processor": [DescriptorProcessor(sequences, prompt)]}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+    return {**told, "logits_processor": [FiniteLogits(prompt)], **sampling}
 
 
 def _generated(backbone, inputs, sequences, limit: int, options: dict) -> list[Answer]:
@@ -188,10 +198,9 @@ def _room(backbone, inputs, labels, encoding: Encoding) -> int:
     if context is None:
         return 1 << 30
     encoder, lengths = backbone.encoder, inputs["attention_mask"].sum(-1).tolist()
-    empty = np.zeros((encoding.rows, encoding.cols), int)
     for length, names in zip(lengths, labels):
         needed = sum(len(encoder.piece_ids(piece))
-                     for piece in encoding.pieces(empty, names)) + 2 if names else 1
+                     for piece in encoding.pieces(encoding.blank(len(names)), names)) + 2 if names else 1
         if length + needed > context:
             raise DecodingError(
                 f"The question takes {length} tokens with its picture and {len(names)} labels, and the "
@@ -213,6 +222,32 @@ def prompt_inputs(backbone, images: Sequence[np.ndarray], conversations: Sequenc
     return out.to(backbone.model.device, backbone.model.dtype)
 
 
+def read_answers(backbone, images: Sequence[np.ndarray], conversations: Sequence[Sequence[Turn]],
+                 answers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """What the model thinks along given answers, token by token, in one pass over all of them.
+
+    Args:
+        backbone, images, conversations: as for `generate`.
+        answers: token ids, one answer to each conversation.
+
+    Returns:
+        logits, float ``(tokens, vocabulary)`` for each answer: row ``k`` is what the model would have chosen
+        token ``k`` by. They carry gradients where the caller allows them.
+    """
+    inputs, pad = prompt_inputs(backbone, images, conversations), backbone.processor.tokenizer.pad_token_id
+    rows = [torch.tensor(ids) for ids in answers]
+    more = pad_sequence(rows, batch_first=True, padding_value=pad)
+    read = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    nothing = {name: torch.zeros_like(more) for name in PER_TOKEN}
+    for name, part in {"input_ids": more, "attention_mask": read, **nothing}.items():
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], part.to(inputs[name])], -1)
+    with shared_pictures(backbone.model):
+        logits = backbone.model(**inputs, use_cache=False, return_dict=True,
+                                logits_to_keep=more.shape[1] + 1).logits
+    return [one[:len(row)] for one, row in zip(logits, rows)]
+
+
 def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], encoding: Encoding,
                  lenient: bool = False) -> ParsedAnswer:
     """Parse an answer and lay its grid over the image.
@@ -225,10 +260,10 @@ def parse_answer(text: str, labels: Sequence[str], image_size: tuple[int, int], 
         lenient: see `t4s_helpers.codec.parsing.parse`.
     """
     grid, report = parse(text, labels, encoding, lenient)
-    return ParsedAnswer(grid, grid_to_masks(grid, len(labels), image_size), report)
+    return ParsedAnswer(grid, encoding.to_masks(grid, len(labels), image_size), report)
 
 
-def answer_samples(backbone, samples, encoding: Encoding, **options
+def answer_samples(backbone, samples, encoding: Encoding, by: Callable = generate, **options
                    ) -> list[tuple[Answer, ParsedAnswer | None]]:
     """Answer samples and parse the answers.
 
@@ -236,15 +271,16 @@ def answer_samples(backbone, samples, encoding: Encoding, **options
         backbone, encoding: as for `generate`.
         samples: `t4s_helpers.data.sample.Sample` objects, each a conversation of one turn, worded by
             `t4s_helpers.data.prompts.ask` with its fixed wording.
-        options: for `generate`.
+        by: `generate`, or what answers as it does (`t4s_helpers.decoding.one_pass.one_pass`).
+        options: for it.
 
     Returns:
         a pair for each answer, ``draws`` of them for each sample next to each other. Answers in words are
         not parsed: None.
     """
     turns = [ask(sample, encoding=encoding) for sample in samples]
-    answers = generate(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns],
-                       encoding, **options)
+    answers = by(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns], encoding,
+                 **options)
     each = options.get("draws", 1)
     return [(answer, parse_answer(answer.text, turns[k // each].labels, samples[k // each].size, encoding)
              if turns[k // each].labels else None) for k, answer in enumerate(answers)]

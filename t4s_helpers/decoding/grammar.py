@@ -13,14 +13,15 @@ and the model need not be asked. `Grammar.ebnf` writes the same language down fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..codec.encodings import SEG_CLOSE, Encoding, vocabulary
+from ..codec.encodings import INSIDE, OTHERS, SEG_CLOSE, BoxWise, Encoding, vocabulary
+from ..codec.grid import BOX_BINS
 
 LARK_LIMIT = 400_000
 """Most alternatives in `Grammar.ebnf`. A 16x16 grid with one label has 544 where rows are lines of their
@@ -57,6 +58,23 @@ class State(NamedTuple):
 
 START = State(Position(0, 0, -1))
 
+
+class BoxPlace(NamedTuple):
+    """The place before a part of a box-wise descriptor; it stands for `Position` there.
+
+    Attributes:
+        label: the one that is being written, or the last one; 0 before the first, -1 at the end.
+        numbers: of its box, in the making; None before a label and within a box.
+        inside: the place within its box.
+    """
+
+    label: int = 0
+    numbers: tuple[int, ...] | None = None
+    inside: Position | None = None
+
+
+END = BoxPlace(-1)
+
 Completion = tuple[int, int] | None
 """The run ``(label, length)`` that a token completes, or None in the middle of one."""
 
@@ -81,6 +99,8 @@ class Grammar:
         GrammarError: no label, or two labels whose tokens (with what may follow) collide.
         DescriptorError: a label that cannot be used.
     """
+
+    start = START
 
     def __init__(self, piece_ids: Callable[[str], list[int]], labels: Sequence[str], encoding: Encoding):
         self.labels, self.encoding = tuple(labels), encoding
@@ -235,6 +255,105 @@ class Grammar:
         return "\n".join(_lark_runs(self) if self.counts_runs else _lark_cells(self)) + "\n"
 
 
+class BoxGrammar(Grammar):
+    """The grammar of the encoding ``boxwise``: labels in their order, each with a box and cells in it.
+
+    Its places are `BoxPlace`. It completes no runs of a grid over the image, so that there are neither
+    drafts (``width`` is 0) nor confidence.
+    """
+
+    start = State(BoxPlace())  # type: ignore[arg-type]
+
+    def __init__(self, piece_ids: Callable[[str], list[int]], labels: Sequence[str], encoding: BoxWise):
+        self.labels, self.encoding = tuple(labels), encoding
+        self.words = vocabulary(labels).written
+        if len(self.words) < 2:
+            raise GrammarError("A request needs at least one label, but none is given.")
+        self.n_lines = self.width = 0
+        self.inner = Grammar(piece_ids, [INSIDE], encoding.inside)
+        self.line, self.close = self.inner.line, self.inner.close
+        self.heads = [(*piece_ids(word), *piece_ids(" At")) for word in self.words]
+        self.numbers = [tuple(piece_ids(f" {n}")) for n in range(BOX_BINS)]
+        self.nothing = (*piece_ids(OTHERS), *self.close)
+        self._states: dict[State, dict[int, State]] = {}
+        for k, ids in enumerate(self.heads):
+            if ids in self.heads[:k]:
+                raise GrammarError(f"Label {self.words[k]!r} cannot be told from "
+                                   f"{self.words[self.heads.index(ids)]!r}: the tokenizer writes both with "
+                                   "the same tokens. Rename one of them.")
+
+    def index(self, at) -> int:
+        return 0
+
+    def done(self, state: State) -> bool:
+        return state.at == END
+
+    def choices(self, state: State) -> np.ndarray:
+        return np.array(sorted(self._after(state)), np.int64)
+
+    def step(self, state: State, token: int) -> tuple[State, Completion]:
+        after = self._after(state)
+        if token not in after:
+            raise GrammarError(f"Token {token} is not allowed at {state.at} of this descriptor.")
+        return after[token], None
+
+    def ebnf(self) -> str:
+        raise GrammarError("The encoding 'boxwise' has no grammar for servers: decode it here.")
+
+    def _after(self, state: State) -> dict[int, State]:
+        """Each token that may come next, and the state behind it."""
+        if state not in self._states:
+            tokens = set(self._next_tokens(*state))
+            self._states[state] = {token: self._settled(State(state.at, (*state.said, token)))
+                                   for token in tokens}
+        return self._states[state]
+
+    def _next_tokens(self, at, said: tuple[int, ...]) -> Iterator[int]:
+        for ids, after in self._ways(at):
+            if len(ids) > len(said) and ids[:len(said)] == said:
+                yield ids[len(said)]
+            elif ids == said[:len(ids)]:
+                yield from self._next_tokens(after, said[len(ids):])
+
+    def _settled(self, state: State) -> State:
+        """The state with the place moved on, once no other way fits what was said."""
+        at, said = state
+        fits = self._fitting(at, said)
+        if len(fits) > 1 or len(fits[0][0]) > len(said):
+            return state
+        [(ids, after)] = fits
+        return self._settled(State(after, said[len(ids):])) if said[len(ids):] else State(after)
+
+    def _fitting(self, at: BoxPlace, said: tuple[int, ...]) -> list[tuple[tuple[int, ...], BoxPlace]]:
+        """The ways from a place that begin with what was said, or that it goes on from."""
+        return [(ids, after) for ids, after in self._ways(at) if ids[:len(said)] == said
+                or (ids == said[:len(ids)] and self._fitting(after, said[len(ids):]))]
+
+    def _ways(self, at: BoxPlace) -> list[tuple[tuple[int, ...], BoxPlace]]:
+        """What may be written at a place as a whole, and the place behind it."""
+        label, numbers, inside = at
+        n, inner = len(self.words), self.inner
+        if inside is not None:
+            runs = [(k, length) for k in range(2) if inner.may_follow(inside, k)
+                    for length in range(1, inner.longest(inside) + 1)]
+            ways = []
+            for run in runs:
+                ids, after = inner.tokens(inside, *run), inner.move(inside, *run)
+                last = after.line == inner.n_lines  # there the inner grammar closes the descriptor
+                ways.append((ids, END if last else BoxPlace(label, None, after)))
+                if last and label < n - 1:
+                    ways.append(((*ids[:-len(self.close)], *self.line), BoxPlace(label)))
+            return ways
+        if numbers is None:
+            ways = [(self.heads[k], BoxPlace(k, ())) for k in range(label + 1, n)] if label >= 0 else []
+            return ways + [(self.nothing, END)] * (label == 0)
+        least = numbers[-2] if len(numbers) > 1 else 0  # a box ends no sooner than it starts
+        if len(numbers) < 3:
+            return [(self.numbers[k], BoxPlace(label, (*numbers, k))) for k in range(least, BOX_BINS)]
+        return [((*self.numbers[k], *self.line), BoxPlace(label, None, Position(0, 0, -1)))
+                for k in range(least, BOX_BINS)]
+
+
 def grammar_of(encoder, labels: Sequence[str], encoding: Encoding) -> Grammar:
     """The grammar of a request, built once for each tokenizer, label list and encoding.
 
@@ -248,7 +367,8 @@ def grammar_of(encoder, labels: Sequence[str], encoding: Encoding) -> Grammar:
     kept = _GRAMMARS.setdefault(encoder.tokenizer, {})
     key = tuple(labels), encoding
     if key not in kept:
-        kept[key] = Grammar(encoder.piece_ids, labels, encoding)
+        kind: Any = BoxGrammar if isinstance(encoding, BoxWise) else Grammar
+        kept[key] = kind(encoder.piece_ids, labels, encoding)
         if len(kept) > KEPT_GRAMMARS:
             del kept[next(iter(kept))]
     return kept[key]

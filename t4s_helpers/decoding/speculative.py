@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.prompts import BOX_BINS, read_box
 from .constrained import ConstrainedSequence
-from .grammar import START, Grammar, Position, State
+from .grammar import Grammar, Position, State
 
 CPU_OVERHEAD, GPU_OVERHEAD = 80.0, 2000.0
 """Fixed cost of a pass, in tokens: measured for the embedded model on two cores, and for a 7B model, whose
@@ -247,7 +247,9 @@ class Draft:
         self.appears = int(shown[-1]) if len(shown) else 1  # the object seen last may come again
 
     def guesses(self, state: State) -> list[Guess]:
-        """How a descriptor may go on from a place in it, the likeliest way first."""
+        """How a descriptor may go on from a place in it, the likeliest way first; box by box, no guess."""
+        if not self.grammar.width:
+            return []
         run = None if self.grammar.done(state) else self._current_run(state)
         if run is None:
             return self.then()
@@ -433,7 +435,7 @@ class Drafter:
     def _behind_sentence(self, more: Sequence[int]) -> list[Guess]:
         sentence, tag = [*self.sequence.ids, *more], self.sequence.tag
         whole = sentence[-len(tag):] == tag
-        return self._draft(None, self._bottom(sentence)).guesses(START) if whole else []
+        return self._draft(None, self._bottom(sentence)).guesses(self.sequence.grammar.start) if whole else []
 
     def _draft(self, cells: np.ndarray | None, bottom: int | None) -> Draft:
         end = [Guess((self.sequence.end,), 0.9)]
@@ -453,16 +455,18 @@ class DraftingDecoder:
         scheduler: shared by the batches of a run.
         limit: most tokens of an answer, its end included.
         trees: read trees of drafts, as if tokens in parallel cost nothing; by default on a GPU only.
+        streamer: of a single answer; ``generate`` hands its own to no custom loop.
     """
 
     def __init__(self, sequences: Sequence[ConstrainedSequence], scheduler: DraftScheduler, limit: int,
-                 trees: bool | None = None):
-        self.scheduler, self.trees = scheduler, trees
+                 trees: bool | None = None, streamer=None):
+        self.scheduler, self.trees, self.streamer = scheduler, trees, streamer
         self.drafters = [Drafter(sequence, self.scheduler, limit) for sequence in sequences]
 
     def __call__(self, model, input_ids: torch.Tensor, **options) -> torch.Tensor:
         """Called by ``generate``; returns prompts and answers, int64 ``(B, T)``, padded at the end."""
         kwargs = {name: v for name, v in options.items() if name not in _NOT_FOR_FORWARD}
+        streamed = 0
         going, on_cpu = self.drafters, input_ids.device.type == "cpu"
         self.scheduler.suit(len(going), on_cpu, not on_cpu if self.trees is None else self.trees)
         prompts = torch.arange(len(input_ids)).repeat_interleave(len(going) // len(input_ids)).tolist()
@@ -481,6 +485,10 @@ class DraftingDecoder:
         logits = [logits[prompt] for prompt in prompts]
         while True:
             cache.keep([one.accept(tree, scores) for one, tree, scores in zip(going, fed, logits)])
+            if self.streamer is not None:
+                new = self.drafters[0].sequence.ids[streamed:]
+                streamed += len(new)
+                self.streamer.put(torch.tensor(new))
             rows = [row for row, one in enumerate(going) if not one.over]
             if not rows:
                 break
@@ -490,6 +498,8 @@ class DraftingDecoder:
             logits = _indexable(cache.forward(model, fed))
             for one in going:
                 one.sequence.trace.passes += 1
+        if self.streamer is not None:
+            self.streamer.end()
         sequences = [one.sequence for one in self.drafters]
         answers = pad_sequence([torch.tensor(one.ids) for one in sequences], batch_first=True,
                                padding_value=sequences[0].tokenizer.pad_token_id)

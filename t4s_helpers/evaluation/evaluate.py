@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..codec.encodings import Encoding
+from ..codec.encodings import BoxWise, Encoding
 from ..data.prompts import Turn
 from ..data.sample import BEYOND_TASKS, CLASS_TASKS, SampleError
 from ..decoding.confidence import best_expected_iou
@@ -86,9 +86,10 @@ def evaluate(backbone, samples: Sequence, encoding: Encoding, refiner: Refiner |
     """
     items, data = Items(samples), getattr(samples, "name", data)
     vqa = vqa or "yes-no" * data.startswith("pope")
-    if protocol.reading == "official" and (items.tasks & {*CLASS_TASKS, *BEYOND_TASKS} or expected_iou):
-        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: classes, "
-                        f"{', '.join(BEYOND_TASKS)} and expected_iou go with 'strict'.")
+    plain = not (items.tasks & {*CLASS_TASKS, *BEYOND_TASKS} or expected_iou or isinstance(encoding, BoxWise))
+    if protocol.reading == "official" and not plain:
+        raise TaskError(f"The protocol '{protocol.name}' reads one answer about one expression: boxwise, "
+                        f"classes, {', '.join(BEYOND_TASKS)} and expected_iou go with 'strict'.")
     if expected_iou and "instances" in items.tasks:
         raise TaskError("Drawn answers may give one number to different objects, so that there is no "
                         "expected IoU of single objects: leave expected_iou out.")

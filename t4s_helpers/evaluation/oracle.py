@@ -32,9 +32,9 @@ def oracle_scores(samples: Sequence, grid_size: GridSize = 16, rule: str = "area
 
 def through_text(sample, encoding: Encoding, rule: str = "area") -> np.ndarray:
     """What a perfect model would pass on, bool ``(L, H, W)``: masks -> grid -> text -> parser -> masks."""
-    text = wrap(encoding.encode(sample.grid(encoding.grid_size, rule), sample.labels), "Here is the mask:")
-    grid, _ = parse(text, sample.labels, encoding)
-    return grid_to_masks(grid, len(sample.labels), sample.size)
+    drawn = encoding.from_masks(sample.masks, rule, sample.instances())
+    grid, _ = parse(wrap(encoding.encode(drawn, sample.labels), "Here is the mask:"), sample.labels, encoding)
+    return encoding.to_masks(grid, len(sample.labels), sample.size)
 
 
 def distinct_targets(samples: Sequence) -> list:

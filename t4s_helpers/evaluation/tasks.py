@@ -32,7 +32,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ..codec.encodings import Encoding, get_encoding
-from ..codec.grid import grid_to_masks, mask_to_box, masks_to_grid, overlap
+from ..codec.grid import grid_to_masks, mask_to_box, overlap
 from ..data.instances import classes_of, numbered, numbered_grid
 from ..data.prompts import SEMANTIC_MODES, SENTENCES, Turn, ask, ask_and_answer, read_absent
 from ..data.sample import CLASS_TASKS
@@ -378,7 +378,7 @@ def _class_map(sample, parsed, refiner: Refiner, seed: int) -> np.ndarray:
 
     Where refined masks overlap, the better score counts, see `t4s_helpers.refine.merge_masks`.
     """
-    shown = [int(k) for k in np.unique(parsed.grid) if k]
+    shown = (np.flatnonzero(parsed.masks.any((1, 2))) + 1).tolist()
     if not shown:
         return np.zeros(sample.size, np.int32)
     masks = parsed.masks[[k - 1 for k in shown]]
@@ -388,8 +388,8 @@ def _class_map(sample, parsed, refiner: Refiner, seed: int) -> np.ndarray:
 
 def _through_grid(masks: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Masks as a perfect model would give them back without a refiner, bool ``(L, H, W)``."""
-    grid = masks_to_grid(masks, protocol.encoding.grid_size)
-    return grid_to_masks(grid, len(masks), masks.shape[1:])
+    grid = protocol.encoding.from_masks(masks)
+    return protocol.encoding.to_masks(grid, len(masks), masks.shape[1:])
 
 
 def _ignored(sample) -> np.ndarray:

@@ -250,20 +250,21 @@ def group_exchanges(items: list[dict], processor, n: int = 3) -> list[dict[str, 
         n: groups, of about as many tokens each.
 
     Returns:
-        for each group ``row``, int64 ``(N,)``: which item an exchange belongs to, and its ``input_ids``
-        and ``labels``, int64 ``(N, T)``.
+        for each group ``row`` and ``number``, int64 ``(N,)``: the item that an exchange belongs to, and its
+        number there; and its ``input_ids`` and ``labels``, int64 ``(N, T)``.
     """
     import torch
 
-    parts = [(ids, labels, row) for row, item in enumerate(items) for ids, labels in item["exchanges"]]
-    parts.sort(key=lambda part: len(part[0]))
-    upto = np.cumsum([len(ids) for ids, _, _ in parts])
+    parts = [(row, number, ids, labels) for row, item in enumerate(items)
+             for number, (ids, labels) in enumerate(item["exchanges"])]
+    parts.sort(key=lambda part: len(part[2]))
+    upto = np.cumsum([len(part[2]) for part in parts])
     group = np.ceil(n * upto / upto[-1])
     groups = []
     for k in np.unique(group):
-        chosen = [part for part, own in zip(parts, group) if own == k]
-        batch = pad_batch([{"input_ids": ids, "labels": labels} for ids, labels, _ in chosen], processor)
-        groups.append({"row": torch.tensor([row for _, _, row in chosen]),
+        rows, numbers, *exchanges = zip(*(part for part, own in zip(parts, group) if own == k))
+        batch = pad_batch([{"input_ids": ids, "labels": known} for ids, known in zip(*exchanges)], processor)
+        groups.append({"row": torch.tensor(rows), "number": torch.tensor(numbers),
                        "input_ids": batch["input_ids"], "labels": batch["labels"]})
     return groups
 

@@ -1,519 +1,252 @@
-"""The playground: ask for something in a picture and see every stage of the answer.
+"""The playground: ask for something in a picture and watch every stage of the answer.
 
-``playground(backbone)`` shows it in any notebook. What happens is done by plain functions on plain
-values, which notebooks and tests call as well::
+``playground(backbone)`` shows it in any notebook. What happens is done by the plain functions of
+`t4s_helpers.workbook.asking`; :class:`Playground` connects them with ipywidgets and with the canvas of
+`t4s_helpers.workbook.canvas`. A request runs in a thread, for a kernel that is busy hears no *Cancel*, and
+one request runs at a time; meanwhile a second thread embeds the picture for the refiner. What has been
+computed is remembered, so another view, or a request made before, costs nothing.
 
-    picture = scene_picture("test", 3)
-    outcome = refine(ask_model(backbone, picture, "the red star"), load_refiner())
-    draw_outcome(outcome)
-
-:class:`Playground` only connects them with ipywidgets. It remembers what it has computed, so that
-another view, or a request made before, costs a drawing and nothing else; and whatever a reader
-types ends in an answer or in one sentence.
+Elements of the page, for tests and styles: ``t4s-playground`` around everything, in it ``t4s-source``,
+``t4s-split``, ``t4s-index``, ``t4s-photo``, ``t4s-path``, ``t4s-expression`` (Enter asks), ``t4s-suggestion``
+(several), ``t4s-writer``, ``t4s-ask``, ``t4s-describe``, ``t4s-rest``, ``t4s-cancel``, ``t4s-offer`` (text
+from the true outline), ``t4s-talk`` (earlier answers go along), ``t4s-compare``, ``t4s-history``,
+``t4s-state`` (with ``t4s-ready``, ``t4s-busy``, ``t4s-answered`` or ``t4s-failed``), and for each of one or
+two settings an ``t4s-answer`` (``t4s-a``, ``t4s-b``) with ``t4s-encoding``, ``t4s-grid``, ``t4s-adapter``,
+``t4s-refiner``, ``t4s-view``, ``t4s-opacity``, ``t4s-true-outline``, the canvas (classes in its module),
+``t4s-notes``, ``t4s-save-png``, ``t4s-save-coco`` and ``t4s-save-text``.
 """
 
 from __future__ import annotations
 
+import base64
+import contextvars
 import functools
 import html
-import io
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
 
 import ipywidgets
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from ..codec.encodings import Encoding, check_labels, fold, get_encoding
-from ..codec.grid import mask_iou, masks_to_grid
-from ..data import prompts
-from ..data.expressions import GRES_KINDS, make_expression
-from ..data.meaning import MeaningError, meaning
-from ..data.photos import photo_samples
-from ..data.sample import SampleError, read_image
-from ..data.scenes import SPLITS, Scene, make_scene
-from ..decoding.generate import Answer, ParsedAnswer, generate, parse_answer
-from ..refine import NoRefiner, load_refiner
-from .plotting import (
-    STYLE, descriptor_html, draw_grid, outline, printable, show_descriptor, show_image, show_mask,
+from ..codec.encodings import PAPER_ENCODINGS, OTHERS, Encoding, get_encoding
+from ..codec.parsing import Run, read_runs
+from ..data.prompts import Turn
+from ..data.scenes import SPLITS
+from ..files import json_bytes
+from ..model.backbones import load_backbone
+from ..refine import load_refiner
+from .asking import (
+    KINDS, WRITERS, Cancelled, Follower, Outcome, Picture, PlaygroundError, alt_text, as_png, ask_model,
+    describe, draw_outcome, file_picture, photo_pictures, refine, rewritten, scene_picture, sentence,
+    suggestions, to_coco, unseen, uploaded_picture, word, write_truth,
 )
+from .canvas import Canvas, dashed, png, tinted
+from .plotting import show_image
 
-LONGEST_SIDE = 1024  # pixels of an own picture, which is made smaller; a SAM model sees no more anyway
-LONGEST_EXPRESSION = 200  # characters; a longer text is no referring expression
-PANELS = {  # view -> what stands side by side
-    "everything": ("grid", "text", "coarse", "refined"),
-    "text and grid": ("picture", "grid", "text"),
-    "masks": ("picture", "coarse", "refined"),
-}
-# Who writes the text: the model, or the codec from the true mask, where that is known.
-WRITERS = ("the model", "true mask")
 SOURCES = ("scene", "photo", "own file")
-# State of the widgets -> colour of the status line.
-STATES = {"ready": "#555555", "busy": "#0072b2", "answered": "#00734f", "failed": "#b00020"}
-_KEPT = 32  # requests whose outcomes are kept
-
-
-class PlaygroundError(ValueError):
-    """A request that cannot be met; the message says what to change."""
-
-
-# --- pictures -----------------------------------------------------------------------------------
-
-
-class Truth(NamedTuple):
-    """What is known about the answer to an expression."""
-
-    objects: np.ndarray | None  # bool (N, H, W), one mask per object that is meant; None: not known
-    why: str = ""  # it is not known, a sentence
-
-    known = property(lambda self: self.objects is not None, doc="There is a true mask, be it empty.")
-    mask = property(lambda self: self.objects.any(axis=0) if self.known else None,
-                    doc="bool ``(H, W)``: everything that is meant.")
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """Something to ask about."""
-
-    name: str
-    pixels: np.ndarray  # uint8 RGB (H, W, 3)
-    scene: Scene | None = None  # where it is a rendered one; its grammar then knows the true masks
-    answers: dict[str, np.ndarray] = field(default_factory=dict)
-    """Expression -> bool ``(N, H, W)``, of pictures with outlines."""
-    note: str = ""  # what to know about the picture, a sentence
-
-    def truth(self, expression: str) -> Truth:
-        """The true masks of an expression, or why they are not known."""
-        if self.scene is not None:
-            try:
-                targets = meaning(self.scene, expression).targets
-            except MeaningError as error:
-                return Truth(None, str(error))
-            masks = [self.scene.objects[k].mask for k in targets]
-            return Truth(np.array(masks, bool).reshape(-1, *self.pixels.shape[:2]))
-        for text, masks in self.answers.items():
-            if fold(text).casefold() == fold(expression).casefold():
-                return Truth(masks)
-        return Truth(None, "This expression is none of those that outlines were drawn for."
-                     if self.answers else "Nobody has drawn outlines on this picture.")
-
-
-@functools.lru_cache(maxsize=32)
-def scene_picture(split: str, index: int) -> Picture:
-    """Scene ``index`` of ``split``; arguments and errors as in `make_scene`."""
-    scene = make_scene(split, index)
-    return Picture(f"scene {split} {index}", scene.image, scene)
-
-
-@functools.lru_cache(maxsize=1)
-def photo_pictures() -> Mapping[str, Picture]:
-    """The photos that are bundled with scikit-image and have outlines, by name.
-
-    Raises:
-        SampleError: the photos cannot be read.
-    """
-    pictures: dict[str, Picture] = {}
-    for sample in photo_samples():
-        name = sample.meta["photo"]
-        if name not in pictures:
-            pictures[name] = Picture(f"photo {name}", sample.pixels())
-        pictures[name].answers[sample.labels[0]] = sample.instances()[0]
-    return pictures
-
-
-def file_picture(path: str | Path) -> Picture:
-    """A picture of the reader's own, at most `LONGEST_SIDE` pixels long.
-
-    Raises:
-        PlaygroundError: no path is given.
-        SampleError: missing, truncated, not an image; the message names the file.
-    """
-    if not str(path).strip():
-        raise PlaygroundError("Give the path of an image file, or upload one.")
-    path = Path(str(path).strip()).expanduser()
-    image = Image.fromarray(read_image(path))
-    width, height = image.size
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    note = "The picture was made smaller, from {} x {} to {} x {} pixels.".format(width, height, *image.size)
-    return Picture(path.name, np.asarray(image), note=note if image.size != (width, height) else "")
-
-
-def uploaded_picture(name: str, content: bytes) -> Picture:
-    """A picture from the bytes of an uploaded file; errors as in `file_picture`, naming it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / (Path(name.replace("\\", "/")).name or "upload")
-        path.write_bytes(bytes(content))
-        try:
-            return file_picture(path)
-        except SampleError as error:
-            raise SampleError(str(error).replace(str(path), path.name)) from error
-
-
-def suggestions(picture: Picture, seed: int = 0) -> tuple[str, ...]:
-    """Expressions whose answer is known, for a reader to start from; none for an own picture.
-
-    For a scene one of each kind that it lends itself to, the single target first, no target last.
-    """
-    if picture.scene is None:
-        return tuple(picture.answers)
-    rng = np.random.default_rng([seed, 9])
-    drawn = (make_expression(rng, picture.scene, (kind,)).text for kind in GRES_KINDS)
-    return tuple(dict.fromkeys(drawn))
-
-
-# --- asking -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """One request with everything that came of it."""
-
-    picture: Picture
-    turn: prompts.Turn  # worded for the model; its one label is the expression, trimmed
-    writer: str  # one of WRITERS
-    model: str  # name of the backbone, empty where it wrote nothing
-    answer: Answer  # 0 tokens where nobody counted
-    parsed: ParsedAnswer  # its grid, coarse masks, and what the parser had to repair
-    truth: Truth
-    refiner: str = "none"  # before or without one
-    refined: np.ndarray | None = None  # bool (H, W), None without a refiner
-    fallback: bool = False  # the refiner's mask left the coarse one behind, which was kept
-    refine_seconds: float = 0.0
-
-    expression = property(lambda self: self.turn.labels[0])
-    grid = property(lambda self: self.parsed.grid, doc="int32 ``(rows, cols)``, 1 the expression.")
-    coarse = property(lambda self: self.parsed.masks[0], doc="bool ``(H, W)``, the grid's cells.")
-    report = property(lambda self: self.parsed.report)
-    mask = property(lambda self: self.coarse if self.refined is None else self.refined,
-                    doc="The final mask: the refined one where there is one.")
-
-    def iou(self, mask: np.ndarray) -> float | None:
-        """IoU of a mask with the truth, ``None`` where that is not known.
-
-        As in `t4s_helpers.evaluation.metrics.SegmentationMetric`, an answer that could not be read
-        is no rejection: without a target it earns nothing.
-        """
-        if not self.truth.known:
-            return None
-        if self.report.malformed and not self.truth.mask.any():
-            return 0.0
-        return mask_iou(mask, self.truth.mask)
-
-
-def check_expression(expression: str, tokenizer: Any = None) -> str:
-    """The expression on one line and trimmed, if it can be asked about.
-
-    What the text format gives a meaning (``|``, ``*3``, ``<seg>``) may stand in it: the codec
-    escapes that. The ``tokenizer`` is that of the model that will read it.
-
-    Raises:
-        PlaygroundError: empty, too long, or with a control token of the model.
-        DescriptorError: the reserved word "others", or text that is not Unicode.
-
-    >>> check_expression("  the red  star ")
-    'the red star'
-    """
-    text = " ".join(expression.split())
-    if not text:
-        raise PlaygroundError("The expression is empty: say what to look for.")
-    if len(text) > LONGEST_EXPRESSION:
-        raise PlaygroundError(f"The expression has {len(text)} characters: say it in at most "
-                              f"{LONGEST_EXPRESSION}.")
-    check_labels([text])
-    for token in getattr(tokenizer, "all_special_tokens", ()):
-        if token and token in text:
-            raise PlaygroundError(f"The expression holds {token!r}, which steers the model: "
-                                  "leave it out.")
-    return text
-
-
-def ask_model(
-    backbone: Any, picture: Picture | np.ndarray, expression: str,
-    encoding: Encoding | None = None, history: Sequence[prompts.Turn] = (), **options: Any,
-) -> Outcome:
-    """Ask a backbone for what an expression names.
-
-    Args:
-        backbone: a `t4s_helpers.model.backbones.Backbone`.
-        picture: a `Picture`, or uint8 pixels ``(H, W, 3)``.
-        expression: what to look for.
-        encoding: of the text, as the adapter was trained; R-RLE of 16 x 16 cells by default.
-        history: answered turns about the same picture that come before the question.
-        options: for `t4s_helpers.decoding.generate.generate`.
-
-    Raises:
-        PlaygroundError, DescriptorError: see `check_expression`.
-    """
-    picture = picture if isinstance(picture, Picture) else Picture("picture", picture)
-    expression = check_expression(expression, backbone.encoder.tokenizer)
-    encoding = encoding or get_encoding()
-    turn = prompts.Turn(prompts.question("res", [expression]), labels=(expression,))
-    answer = generate(backbone, [picture.pixels], [[*history, turn]], encoding, **options)[0]
-    parsed = parse_answer(answer.text, turn.labels, picture.pixels.shape[:2], encoding)
-    return Outcome(picture, turn, WRITERS[0], backbone.spec.name, answer, parsed,
-                   picture.truth(expression))
-
-
-def write_truth(
-    picture: Picture, expression: str, encoding: Encoding | None = None, style: str = "box",
-    encoder: Any = None,
-) -> Outcome:
-    """The answer that a perfect model would write, read back as any other answer.
-
-    Every object of the true mask keeps at least one cell (`masks_to_grid` with its rule ``area``).
-
-    Args:
-        picture, expression, encoding: as in `ask_model`.
-        style: of the answer's sentence, one of `t4s_helpers.data.prompts.SENTENCES`.
-        encoder: the backbone's, to count tokens with; ``None`` counts none.
-
-    Raises:
-        PlaygroundError: the true mask is not known; the message says why. See also
-            `check_expression`.
-    """
-    expression = check_expression(expression, encoder and encoder.tokenizer)
-    truth = picture.truth(expression)
-    if not truth.known:
-        raise PlaygroundError(f"The true mask of {expression!r} is not known. {truth.why}")
-    start = time.perf_counter()
-    encoding = encoding or get_encoding()
-    # Without an object there is nothing to keep visible: one empty mask is the whole request.
-    objects = truth.objects if len(truth.objects) else truth.mask[None]
-    grid = masks_to_grid(objects, encoding.grid_size, "area", np.zeros(len(objects), int))
-    pieces = prompts.answer(grid, [expression], encoding, style, truth.mask)
-    seconds = time.perf_counter() - start
-    tokens = 1 + sum(len(encoder.piece_ids(piece)) for piece in pieces) if encoder else 0
-    turn = prompts.Turn(prompts.question("res", [expression]), pieces, (expression,))
-    answer = Answer(turn.text, tokens, True, seconds)
-    parsed = parse_answer(turn.text, turn.labels, truth.mask.shape, encoding)
-    return Outcome(picture, turn, WRITERS[1], "", answer, parsed, truth)
-
-
-def refine(outcome: Outcome, refiner: Any, seed: int = 0) -> Outcome:
-    """The outcome with its coarse mask refined by one of `load_refiner`; ``none`` takes that away.
-
-    ``seed`` is of the points that a refiner draws.
-    """
-    if isinstance(refiner, NoRefiner) or not outcome.coarse.any():  # no reason to look at the picture
-        refined = None if isinstance(refiner, NoRefiner) else outcome.coarse
-        return replace(outcome, refiner=refiner.name, refined=refined, fallback=False, refine_seconds=0.0)
-    start = time.perf_counter()
-    done = refiner.set_image(outcome.picture.pixels).refine(outcome.coarse[None], seed=seed)
-    return replace(outcome, refiner=refiner.name, refined=done.masks[0], fallback=bool(done.fallback[0]),
-                   refine_seconds=time.perf_counter() - start)
-
-
-# --- saying and showing -------------------------------------------------------------------------
-
-
-def describe(outcome: Outcome) -> list[str]:
-    """What came of a request, in sentences: cost, format, agreement with the truth, warnings."""
-    told = [_cost(outcome), outcome.report.summary(), _agreement(outcome)]
-    if outcome.report.malformed and not outcome.coarse.any():
-        told.append("The mask is empty, but the text is malformed: that does not count as saying "
-                    "that nothing is there.")
-    if outcome.fallback:
-        told.append(f"The mask of {outcome.refiner} left the coarse one behind, so the coarse one "
-                    "was kept.")
-    if outcome.model == "embedded" and outcome.picture.scene is None:
-        told.append("The embedded model was trained on drawn scenes alone: on any other picture "
-                    "its answer is a guess, however tidy its text looks.")
-    return [*told, outcome.picture.note] if outcome.picture.note else told
-
-
-def _cost(outcome: Outcome) -> str:
-    tokens = f"{outcome.answer.n_tokens} tokens"
-    if outcome.writer == WRITERS[0]:
-        said = f"The {outcome.model} model wrote {tokens} in {outcome.answer.seconds:.1f} s"
-        said += "" if outcome.answer.finished else " and was stopped at the limit"
-    else:
-        counted = f", {tokens}" if outcome.answer.n_tokens else ""
-        said = f"This text was written from the true mask{counted}; no model was asked"
-    if outcome.refined is not None and outcome.coarse.any():
-        said += f"; {outcome.refiner} took {outcome.refine_seconds:.1f} s"
-    return f"{said}."
-
-
-def _agreement(outcome: Outcome) -> str:
-    if not outcome.truth.known:
-        return f"Whether the mask is right cannot be scored. {outcome.truth.why}"
-    if outcome.truth.mask.any():
-        scores = f"{outcome.iou(outcome.coarse):.2f} for the coarse mask"
-        if outcome.refined is not None:
-            scores += f" and {outcome.iou(outcome.refined):.2f} for the refined one"
-        missed = outcome.iou(outcome.mask) < 0.5
-        return f"IoU with the true mask: {scores}" + ("; the target is missed." if missed else ".")
-    said = "Nothing in the picture fits the expression"
-    if outcome.coarse.any():
-        return f"{said}, yet the answer marks something."
-    return f"{said}." if outcome.report.malformed else f"{said}, and the answer says so: right."
-
-
-def draw_outcome(
-    outcome: Outcome, view: str = "everything", true_outline: bool = True,
-    figure: Figure | None = None, notes: bool = False,
-) -> Figure:
-    """Picture, text, grid and masks of a request side by side under its question.
-
-    Args:
-        outcome: what to show.
-        view: a key of `PANELS`. The refined mask is left out where there is none.
-        true_outline: dash the outline of the true mask, where it is known, over the masks.
-        figure: an empty one to draw into; ``None`` makes one with pyplot.
-        notes: write the sentences of `describe` under the panels.
-
-    Raises:
-        PlaygroundError: an unknown view.
-    """
-    from matplotlib import pyplot
-
-    if view not in PANELS:
-        raise PlaygroundError(f"There is no view {view!r}: choose {', '.join(PANELS)}.")
-    panels = [p for p in PANELS[view] if p != "refined" or outcome.refined is not None]
-    with matplotlib.rc_context(STYLE):
-        figure = figure or pyplot.figure()
-        told = [printable(line) for line in describe(outcome)] if notes else []
-        height, width = outcome.picture.pixels.shape[:2]
-        figure.set_size_inches(3.2 * len(panels), 1.6 + 3.0 * min(max(height / width, 0.75), 1.5)
-                               + 0.2 * len(told))
-        figure.set_layout_engine("constrained")
-        look = {"x": 0.01, "ha": "left", "wrap": True, "parse_math": False}
-        figure.suptitle(printable(f"{outcome.picture.name}: {outcome.turn.question}"), fontsize=11, **look)
-        if told:
-            figure.supxlabel("\n".join(told), fontsize=9, **look)
-        for ax, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-            _draw_panel(ax, panel, outcome, true_outline)
-    return figure
-
-
-def _draw_panel(ax: Any, panel: str, outcome: Outcome, true_outline: bool) -> None:
-    pixels, labels = outcome.picture.pixels, outcome.turn.labels
-    if panel == "picture":
-        show_image(ax, pixels, "the picture")
-    elif panel == "grid":
-        draw_grid(ax, pixels, outcome.grid, labels, "the grid, {} x {}".format(*outcome.grid.shape))
-    elif panel == "text":
-        name = "the text" if outcome.writer == WRITERS[0] else "the true text"
-        count = f", {outcome.answer.n_tokens} tokens" if outcome.answer.n_tokens else ""
-        show_descriptor(ax, outcome.answer.text, labels, name + count)
-    else:
-        mask = outcome.refined if panel == "refined" else outcome.coarse
-        name = outcome.refiner if panel == "refined" else "coarse mask"
-        show_mask(ax, pixels, mask, title=name + _verdict(outcome, mask))
-        if true_outline and outcome.truth.known:
-            outline(ax, outcome.truth.mask, "#ffffff", width=1.0, dashed=True)
-
-
-def _verdict(outcome: Outcome, mask: np.ndarray) -> str:
-    """The end of a mask's title."""
-    if mask.any() and outcome.truth.known and not outcome.truth.mask.any():
-        return ", nothing to find"
-    if not mask.any():
-        return ", empty" + (" (malformed)" if outcome.report.malformed else "")
-    score = outcome.iou(mask)
-    return "" if score is None else f", IoU {score:.2f}"
-
-
-def as_png(figure: Figure, dpi: int = 90) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    return _png(figure.savefig, dpi=dpi, bbox_inches="tight")
-
-
-def _png(save: Callable[..., Any], **options: Any) -> bytes:
-    content = io.BytesIO()
-    save(content, format="png", **options)
-    return content.getvalue()
-
-
-def sentence(error: BaseException) -> str:
-    """An error in one line that a reader can act on; never a traceback."""
-    text = " ".join(str(error).split())
-    if len(text) > 400:
-        text = f"{text[:399]}…"
-    elif text:
-        text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
-    ours = type(error).__module__.startswith("t4s_helpers.")
-    if text and (ours or isinstance(error, OSError)):
-        return text
-    return (f"Something unexpected went wrong ({type(error).__name__}"
-            f"{text and ': '}{text.rstrip('.')}); playground.failure holds the whole story.")
-
-
-# --- the widgets --------------------------------------------------------------------------------
+STATES = ("ready", "busy", "answered", "failed")
+VIEWS = ("as it comes", "grid", "coarse mask", "refined mask", "confidence", "picture")
+GRIDS = (8, 16, 24, 32, 64)  # sides that are offered besides the adapter's own
+SAVES = {"png": "figure.png", "coco": "coco.json", "text": "answer.txt"}
+_KEPT = 32  # requests that are remembered
+_CHIPS = 8  # suggestions shown
 
 
 def playground(backbone: Any, **options: Any) -> Playground:
-    """Show the playground under a notebook's cell; options as in :class:`Playground`.
-
-    In an executed copy, without a kernel behind it, the widgets are a line of text.
-    """
+    """Show the playground under a notebook's cell; options as in :class:`Playground`."""
     from IPython.display import display
 
     shown = Playground(backbone, **options)
-    display(shown.panel)
+    display(shown)
     return shown
 
 
+class Answering:
+    """One answer on the page: its settings, its canvas, and what they show.
+
+    Attributes:
+        controls: name -> widget.
+        canvas: see `t4s_helpers.workbook.canvas.Canvas`.
+        outcome: what is shown, ``None`` before the first answer about a picture.
+        base: key of the text that is shown, and its outcome before refinement.
+    """
+
+    def __init__(self, encoding: Encoding, refiners: Sequence[str], adapters: Sequence[str], name: str):
+        w, small = ipywidgets, {"layout": ipywidgets.Layout(width="17em")}
+        sizes = sorted({encoding.grid_size, *((n, n) for n in GRIDS)})
+        self.encoding, self.outcome, self.base, self._pictured = encoding, None, (None, None), None
+        self.controls: dict[str, Any] = {
+            "encoding": w.Dropdown(options=list(PAPER_ENCODINGS), value=encoding.name, description="encoding",
+                                   **small),
+            "grid": w.Dropdown(options=[("{} x {}".format(*size), size) for size in sizes],
+                               value=encoding.grid_size, description="grid", **small),
+            "adapter": w.Dropdown(options=[("as loaded", ""), *((a, a) for a in adapters)],
+                                  description="adapter", **small),
+            "refiner": w.Dropdown(options=list(dict.fromkeys(refiners)), description="refiner", **small),
+            "view": w.Dropdown(options=VIEWS, description="view", **small),
+            "opacity": w.FloatSlider(0.5, min=0, max=1, step=0.05, description="opacity", **small),
+            "true_outline": w.Checkbox(True, description="true outline", indent=False),
+        }
+        c, self.canvas, self.notes = self.controls, Canvas(), _classed(w.HTML(), "notes")
+        w.jslink((c["opacity"], "value"), (self.canvas, "opacity"))
+        self.saves = {kind: _classed(w.Button(description=f"save {kind}"), f"save-{kind}") for kind in SAVES}
+        for key, control in c.items():
+            _classed(control, key)
+        for key in ("view", "true_outline"):
+            c[key].observe(lambda change: self.outcome and self.show(self.outcome), "value")
+        for kind, button in self.saves.items():
+            button.on_click(functools.partial(self._save, kind))
+        self.settings = w.HBox([c["encoding"], c["grid"], c["adapter"], c["refiner"]])
+        self.panel = w.VBox([self.settings, w.HBox([c["view"], c["opacity"], c["true_outline"]]), self.canvas,
+                             self.notes, w.HBox(list(self.saves.values()))])
+        self.settings.layout.flex_flow = "row wrap"
+        for one in ("answer", name):
+            _classed(self.panel, one)
+
+    def chosen(self) -> Encoding:
+        """The encoding that is chosen."""
+        c = self.controls
+        return get_encoding(c["encoding"].value, c["grid"].value, self.encoding.spaced)
+
+    def clear(self, picture: Picture | None) -> None:
+        """Show a picture without an answer."""
+        self.outcome, self.base = None, (None, None)
+        self.notes.value = ""
+        with self.canvas.hold_sync():
+            self._place(picture)
+            self._write(Turn(""), [], np.zeros((0, 0)))
+            self.canvas.confidence = []
+            self.canvas.mask = self.canvas.outline = b""
+            self.canvas.editable, self.canvas.message = False, ""
+            self.canvas.alt = f"{picture.name}, nothing asked yet" if picture else "no picture"
+
+    def stream(self, picture: Picture, turn: Turn, text: str, encoding: Encoding) -> int:
+        """Show a text as far as it is written; returns how many rows are whole."""
+        runs = [run._replace(fault="") for run in _runs(turn, text, encoding)]
+        grid = np.full(encoding.rows * encoding.cols, -1)
+        for run in runs[:-1] if runs and runs[-1].label >= 0 else runs:  # the last count may still grow
+            grid[list(run.cells)] = run.label
+        grid = grid.reshape(encoding.grid_size)
+        with self.canvas.hold_sync():
+            self._place(picture)
+            self._write(turn, runs, grid)
+            self.canvas.editable, self.canvas.mask, self.canvas.outline = False, b"", b""
+            self.canvas.shown = ["grid"]
+        return int((grid >= 0).all(axis=1).sum())
+
+    def show(self, outcome: Outcome) -> None:
+        """Show an outcome in the view that is chosen."""
+        self.outcome, view, turn = outcome, self.controls["view"].value, outcome.turn
+        shown = {"grid": "grid", "confidence": "confidence", "picture": "none"}.get(view, "mask")
+        sure = outcome.confidence
+        with self.canvas.hold_sync():
+            self._place(outcome.picture)
+            self._write(turn, _runs(turn, outcome.answer.text, outcome.encoding), outcome.grid)
+            self.canvas.confidence = [] if sure is None else np.round(sure, 4).tolist()
+            self.canvas.mask = tinted(outcome.coarse if view == "coarse mask" else outcome.mask)
+            self.canvas.outline = dashed(outcome.true_mask) if outcome.known else b""
+            dashes = self.controls["true_outline"].value and view != "picture"
+            self.canvas.shown = [shown, "outline"] if dashes else [shown]
+            self.canvas.editable, self.canvas.alt = bool(turn.labels), alt_text(outcome)
+            self.canvas.text = outcome.answer.text
+            none = view == "confidence" and sure is None
+            self.canvas.message = "Nobody stated how sure this text is." if none else turn.question
+        told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(outcome))
+        self.notes.value = f"<ul>{told}</ul>"
+
+    def _place(self, picture: Picture | None) -> None:
+        if picture is not self._pictured:
+            self.canvas.picture, self._pictured = png(picture.pixels) if picture else b"", picture
+
+    def _write(self, turn: Turn, runs: list[Run], grid: np.ndarray) -> None:
+        self.canvas.labels = [OTHERS, *turn.labels]
+        self.canvas.grid = grid.tolist() if turn.labels else []
+        self.canvas.runs = [run._asdict() for run in runs]
+
+    def _save(self, kind: str, _: Any) -> None:
+        if self.outcome is not None:
+            self.canvas.save(SAVES[kind], self.export(kind))
+
+    def export(self, kind: str) -> bytes:
+        """What is shown as a file: ``png``, ``coco`` (JSON) or ``text``."""
+        if self.outcome is None or kind not in SAVES:
+            raise PlaygroundError(f"There is no answer yet, or no format {kind!r}: {', '.join(SAVES)}.")
+        if kind == "text":
+            return self.outcome.answer.text.encode()
+        if kind == "coco":
+            return json_bytes(to_coco(self.outcome))
+        return as_png(draw_outcome(self.outcome, figure=Figure(), notes=True))
+
+
 class Playground:
-    """Widgets around `ask_model`, `write_truth`, `refine` and `draw_outcome`.
+    """Widgets around `word`, `ask_model`, `write_truth`, `refine` and `rewritten`.
 
     A program uses the same widgets as a reader: it sets their values and clicks, or calls
-    :meth:`request`.
+    :meth:`request`. Where there is no kernel behind it, it is a picture of what it showed.
 
     Args:
         backbone: a `t4s_helpers.model.backbones.Backbone`.
         refiners: names to choose from, the first one is chosen.
         encoding, style: of the text, as the adapter was trained.
+        adapters: further ones to compare, by name or folder; each loads the backbone again.
         seed: of suggestions and of the refiner's points.
         split: of the first scene.
-        load: makes a refiner of its name, when it is first needed.
+        load, load_model: make a refiner of its name, a backbone of its name and ``adapter``.
 
     Attributes:
         panel: the widget to display.
-        controls: name -> widget, of what can be chosen.
+        controls: name -> widget, of what can be chosen; ``_b`` ends the names of the second setting.
+        sides: the two settings with their answers; the second is shown by ``compare``.
         picture: what is chosen, ``None`` where the choice cannot be shown.
-        outcome: what is shown, ``None`` before the first answer about a picture.
         message: what the status line says, as plain text.
         state: one of `STATES`; after ``failed`` the next request starts afresh.
         failure: the error behind the last sentence, for who wants its traceback.
         written: number of texts that were written so far; a view or a refiner adds none.
+        times: stage -> seconds from the press, of the last request.
+        history: outcomes, the latest last.
+        turns: what the conversation about this picture holds.
     """
 
     def __init__(
         self, backbone: Any, refiners: Sequence[str] = ("mobile_sam", "none"),
-        encoding: Encoding | None = None, style: str = "box", seed: int = 0, split: str = "test",
-        load: Callable[[str], Any] = load_refiner,
+        encoding: Encoding | None = None, style: str = "box", adapters: Sequence[str] = (), seed: int = 0,
+        split: str = "test", load: Callable[[str], Any] = load_refiner,
+        load_model: Callable[..., Any] = load_backbone,
     ) -> None:
-        self.backbone, self.load, self.seed = backbone, load, seed
-        self.encoding, self.style = encoding or get_encoding(), style
+        self.backbone, self.load, self.seed, self.style = backbone, load, seed, style
+        self.encoding = encoding or get_encoding()
+        self._model = functools.lru_cache(2)(lambda name: load_model(backbone.spec.name, adapter=name))
         self.picture: Picture | None = None
-        self.outcome: Outcome | None = None
         self.failure: BaseException | None = None
         self.state, self.message, self.written = "ready", "", 0
-        self._asking = False
-        # A picture is loaded once while it is chosen, so requests are remembered by the object.
-        self._written = functools.lru_cache(_KEPT)(self._write)
-        self._refined = functools.lru_cache(2 * _KEPT)(self._refine)
-        self._make_widgets(refiners, split)
-        for react, names in ((self._choose_picture, ("source", "split", "index", "photo", "path")),
-                             (self._show_again, ("refiner", "view", "true_outline"))):
-            for name in names:
-                self.controls[name].observe(react, "value")
-        self.upload.observe(self._choose_upload, "value")
-        self.button.on_click(self._ask)
+        self.times: dict[str, float] = {}
+        self.history: list[Outcome] = []
+        self.turns: list[Turn] = []
+        self._kept: dict[Any, Outcome] = {}
+        self._own: tuple[str, bytes, tuple[int, ...]] = ("", b"", ())
+        self._guard, self._cancel, self._pool = threading.RLock(), threading.Event(), ThreadPoolExecutor(1)
+        self._idle = threading.Event()
+        self._idle.set()
+        self._next: Callable[[], str] | None = None
+        self._running = self._setting = self._on_page = False
+        self._timer = threading.Timer(0, lambda: None)
+        self._pressed = 0.0
+        self._make_widgets(refiners, adapters, split)
         self._choose_picture()
 
-    def request(self, **choices: Any) -> Outcome | None:
-        """Set widgets by name and ask, as a reader would: ``request(index=3, expression="…")``.
+    outcome = property(lambda self: self.sides[0].outcome, doc="What the first setting shows, or ``None``.")
 
-        Names: source, split, index, photo, path, expression, writer, refiner, view, true_outline.
+    def request(self, kind: str = KINDS[0], **choices: Any) -> Outcome | None:
+        """Set widgets by name, ask, and wait, as a reader would: ``request(index=3, expression="…")``.
+
+        Args:
+            kind: one of `t4s_helpers.workbook.asking.KINDS`.
+            choices: names are those of ``controls``.
 
         Returns:
             the outcome, or ``None`` where the status line says what went wrong.
@@ -521,14 +254,37 @@ class Playground:
         Raises:
             PlaygroundError: a name that no widget has, or a value that it does not offer.
         """
-        self._asking = True  # a refiner chosen on the way is for the coming answer alone
+        self._setting = True  # a refiner chosen on the way is for the coming answer alone
         try:
             for name, value in choices.items():
                 self._set(name, value)
         finally:
-            self._asking = False
-        self.button.click()
+            self._setting = False
+        self.ask(kind)
+        try:
+            self.wait()
+        except KeyboardInterrupt:
+            self.cancel()
+            self.wait()
+            raise
         return self.outcome if self.state == "answered" else None
+
+    def ask(self, kind: str = KINDS[0]) -> None:
+        """Start a request with what the widgets say; returns at once."""
+        self._start(functools.partial(self._request, kind))
+
+    def cancel(self, _: Any = None) -> None:
+        """End the running request as soon as its next tokens come."""
+        with self._guard:
+            self._cancel.set()
+            if self._running:
+                self._tell("busy", "Cancelling …")
+
+    def wait(self) -> Playground:
+        """Wait until nothing runs any more."""
+        while not self._idle.wait(0.05):  # a thread's own join() may not be interrupted
+            pass
+        return self
 
     def _set(self, name: str, value: Any) -> None:
         if name not in self.controls:
@@ -542,143 +298,331 @@ class Playground:
         if control.value != value:  # a number outside the range was moved into it
             raise refused
 
-    def _make_widgets(self, refiners: Sequence[str], split: str) -> None:
-        w, box, row = ipywidgets, ipywidgets.VBox, ipywidgets.HBox
+    def _make_widgets(self, refiners: Sequence[str], adapters: Sequence[str], split: str) -> None:
+        w, row = ipywidgets, ipywidgets.HBox
         wide = {"layout": w.Layout(width="32em")}
         typed, toggled = wide | {"continuous_update": False}, wide | {"style": {"button_width": "7em"}}
-        self.controls: dict[str, Any] = {
+        self.sides = [Answering(self.encoding, refiners, adapters, name) for name in "ab"]
+        own: dict[str, Any] = {
             "source": w.ToggleButtons(options=SOURCES, description="picture", **toggled),
             "split": w.Dropdown(options=list(SPLITS), value=split, description="split"),
             "index": w.BoundedIntText(value=0, min=0, max=10**6, description="scene"),
             "photo": w.Dropdown(options=list(photo_pictures()), description="photo"),
             "path": w.Text(description="file", placeholder="/path/to/picture.jpg", **typed),
-            "expression": w.Combobox(description="expression", placeholder="the red star", **typed),
+            "expression": w.Text(description="expression", placeholder="the red star; the cloud", **wide),
             "writer": w.ToggleButtons(options=WRITERS, description="text by", **toggled),
-            "refiner": w.Dropdown(options=list(dict.fromkeys(refiners)), description="refiner"),
-            "view": w.Dropdown(options=list(PANELS), description="view"),
-            "true_outline": w.Checkbox(value=True, description="dash the true outline"),
+            "talk": w.Checkbox(False, description="earlier answers go along", indent=False),
+            "compare": w.Checkbox(False, description="compare two settings", indent=False),
+            "history": w.Dropdown(options=[("earlier requests", -1)], description="history", **wide),
         }
-        self.upload = w.FileUpload(accept="image/*", multiple=False, description="upload")
-        self.button = w.Button(description="Ask", button_style="primary")
-        self.status, self.notes, self.text = w.HTML(), w.HTML(), w.HTML()
-        self.preview = w.Image(format="png", layout=w.Layout(width="240px"))
-        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
-        c = self.controls
+        buttons = {name: w.Button(description=text) for name, text in {
+            "ask": "Ask", "describe": "Describe", "rest": "Segment the rest", "cancel": "Cancel",
+            "offer": "Write the text from the true outline"}.items()}
+        for name, widget in (own | buttons).items():
+            _classed(widget, name)
+        self.button, self.offer, self.stop = buttons["ask"], buttons["offer"], buttons["cancel"]
+        self.button.button_style, self.offer.layout.width, self._buttons = "primary", "20em", buttons
+        self.chips = [_classed(w.Button(layout=w.Layout(width="auto")), "suggestion") for _ in range(_CHIPS)]
+        self.status = _classed(w.HTML(), "status")
+        a, b = (side.controls for side in self.sides)
+        self.controls = own | a | {f"{name}_b": control for name, control in b.items()}
         self._sources = {  # source -> its widgets, and how its picture is loaded
-            "scene": (row([c["split"], c["index"]]),
-                      lambda: scene_picture(c["split"].value, c["index"].value)),
-            "photo": (row([c["photo"]]), lambda: photo_pictures()[c["photo"].value]),
-            "own file": (row([c["path"], self.upload]), self._own_picture),
+            "scene": (row([own["split"], own["index"]]),
+                      lambda: scene_picture(own["split"].value, own["index"].value)),
+            "photo": (row([own["photo"]]), lambda: photo_pictures()[own["photo"].value]),
+            "own file": (row([own["path"]]), self._own_picture),
         }
-        asking = box([c["source"], *(place for place, _ in self._sources.values()), c["expression"],
-                      c["writer"], c["refiner"], self.button])
-        raw = w.Accordion(children=[self.text], titles=("the text as it was written",))
-        self.panel = box([row([asking, self.preview]), self.status,
-                          row([c["view"], c["true_outline"]]), self.image, self.notes, raw])
+        answers = row([side.panel for side in self.sides])
+        chips = row(self.chips)
+        answers.layout.flex_flow = chips.layout.flex_flow = "row wrap"
+        self.panel = _classed(w.VBox([
+            own["source"], *(place for place, _ in self._sources.values()), own["expression"], chips,
+            own["writer"], row([buttons[name] for name in ("ask", "describe", "rest", "cancel")]),
+            row([own["talk"], own["compare"]]), self.status, self.offer, answers, own["history"],
+        ]), "playground")
+        self._connect(buttons)
+
+    def _connect(self, buttons: dict[str, Any]) -> None:
+        c = self.controls
+        for name in ("source", "split", "index", "photo", "path"):
+            c[name].observe(self._choose_picture, "value")
+        for kind, name in zip(KINDS, ("ask", "describe", "rest")):
+            buttons[name].on_click(lambda _, kind=kind: self.ask(kind))
+        c["expression"].on_msg(lambda _, said, __: said.get("event") == "submit" and self.ask())
+        self.stop.on_click(self.cancel)
+        self.offer.on_click(self._take_offer)
+        for chip in self.chips:
+            chip.on_click(lambda chip: self._set("expression", chip.tooltip))
+        c["talk"].observe(lambda change: None if change["new"] else self.turns.clear(), "value")
+        c["compare"].observe(self._compare, "value")
+        c["history"].observe(self._show_earlier, "value")
+        for side in self.sides:
+            side.controls["refiner"].observe(functools.partial(self._refine_again, side), "value")
+            side.canvas.observe(functools.partial(self._edit, side), "text")
+        self.sides[0].canvas.on_picture(self._take_picture)
+        self._compare()
 
     # -- reacting: to a change of widgets, or to a click
 
     def _choose_picture(self, change: Any = None) -> None:
         """Load and show the chosen picture; an answer about another one is taken away."""
-        source = self.controls["source"].value
+        source, self.picture = self.controls["source"].value, None
+        self.turns.clear()
         for name, (place, _) in self._sources.items():
             place.layout.display = "flex" if name == source else "none"
-        self.picture = self.outcome = None
-        self._put(self.preview, b"")
-        self._put(self.image, b"")
-        self.notes.value = self.text.value = ""
-        self.controls["expression"].options = ()
-        if source == SOURCES[2] and not self.controls["path"].value.strip():
-            self._tell("ready", "Give the path of an image file, or upload one.")
-            return
-        with self._working("reading the picture"):
-            self.picture = self._load_picture()
-            self._put(self.preview, _png(Image.fromarray(self.picture.pixels).save))
-            self.controls["expression"].options = suggestions(self.picture, self.seed)
-            self._tell("ready", f"Ask for something in {self.picture.name}.")
-
-    def _choose_upload(self, change: Any) -> None:
-        if isinstance(self.upload.value, Mapping):
-            self._tell("failed", "Uploads need ipywidgets 8, and this is an older one: give the path of the "
-                       "file, or update ipywidgets and restart the kernel.")
-        for file in self._uploads():
-            self.controls["path"].value = _path_of(file)
-            self.controls["source"].value = SOURCES[2]
-            self._choose_picture()  # another file of the same name changes no widget
-
-    def _show_again(self, change: Any) -> None:
-        if self.outcome is not None and not self._asking:
-            with self._working("showing the answer"):
-                self._answer(self.outcome.picture, self.outcome.expression, self.outcome.writer)
-
-    def _ask(self, button: Any) -> None:
-        with self._working("writing the answer"):
-            if self.picture is None:
-                self.picture = self._load_picture()  # tells again what is wrong with the choice
-            self._answer(self.picture, self.controls["expression"].value,
-                         self.controls["writer"].value)
-
-    @contextmanager
-    def _working(self, doing: str) -> Iterator[None]:
-        """Show that work goes on; whatever happens, end in a state that takes the next request."""
-        self._tell("busy", f"Working: {doing} …")
         try:
-            yield
+            if source == SOURCES[2] and not self.controls["path"].value.strip():
+                said = "Give the path of an image file, or drop, paste or choose one below."
+            else:
+                self.picture = self._sources[source][1]()
+                said = unseen(self.backbone.spec.name, self.picture)
+                said = f"{said and said + ' '}Ask for something in {self.picture.name}."
+            self._tell("ready", said)
         except Exception as error:
-            self.failure = error
-            left = " Below is still the answer before." if self.outcome is not None else ""
-            self._tell("failed", sentence(error) + left)
-        finally:
-            if self.state == "busy":  # also when the reader interrupts the kernel
-                self._tell("failed", "Stopped before the end: ask again.")
+            self._fail(error, "")
+        for side in self.sides:
+            side.clear(self.picture)
+        known = suggestions(self.picture, self.seed) if self.picture else ()
+        for chip, text in zip(self.chips, (*known, *[""] * _CHIPS)):
+            chip.description = chip.tooltip = text
+            chip.layout.display = "block" if text else "none"
+        warned = self.picture is not None and unseen(self.backbone.spec.name, self.picture)
+        self.offer.layout.display = "block" if warned and known else "none"
+        self._embed_soon()
+
+    def _embed_soon(self) -> None:
+        """While a reader thinks about what to ask, the refiner looks at the picture."""
+        self._timer.cancel()
+        if self._on_page and self.picture is not None:
+            self._timer = threading.Timer(0.5, self._embed, (self.picture, self.controls["refiner"].value))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _take_picture(self, name: str, content: bytes, size: tuple[int, ...]) -> None:
+        """A picture was dropped, pasted or chosen."""
+        if not self._running:
+            path, self._own = f"{name} (uploaded)", (f"{name} (uploaded)", content, size)
+            with self.panel.hold_trait_notifications():
+                changed = (self.controls["source"].value, self.controls["path"].value) == (SOURCES[2], path)
+                self.controls["path"].value, self.controls["source"].value = path, SOURCES[2]
+            if changed:  # another file of the same name changes no widget
+                self._choose_picture()
+
+    def _own_picture(self) -> Picture:
+        path, content, size = self._own
+        if content and self.controls["path"].value == path:
+            return uploaded_picture(path.removesuffix(" (uploaded)"), content, size)
+        return file_picture(self.controls["path"].value)
+
+    def _take_offer(self, _: Any) -> None:
+        text = self.controls["expression"].value
+        if self.picture and not self.picture.truth(text).known:
+            self.controls["expression"].value = suggestions(self.picture, self.seed)[0]
+        self.controls["writer"].value = WRITERS[1]
+        self.ask()
+
+    def _compare(self, change: Any = None) -> None:
+        on = self.controls["compare"].value
+        self.sides[1].panel.layout.display = "flex" if on else "none"
+        self.sides[0].settings.layout.display = "flex"
+
+    def _show_earlier(self, change: Any) -> None:
+        at = change["new"]
+        if 0 <= at < len(self.history) and not self._running:
+            outcome = self.history[at]
+            self.picture, side = outcome.picture, self.sides[0]
+            side.base = (None, replace(outcome, refined=None, refiner="none"))
+            side.show(outcome)
+            self._tell("answered", f"Shown again: {outcome.turn.question}")
+
+    def _refine_again(self, side: Answering, change: Any) -> None:
+        if side.base[1] is not None and not self._setting:
+            self._start(lambda: self._finish(side, *side.base), again=True)
+
+    def _edit(self, side: Answering, change: Any) -> None:
+        """The text was edited in the browser: the grid follows at once, then the refined mask."""
+        if side.outcome is None or not side.canvas.editable or change["new"] == side.outcome.answer.text:
+            return
+        outcome = rewritten(side.outcome, change["new"])
+        with self._guard:
+            side.show(outcome)
+        self._start(lambda: self._finish(side, None, outcome), again=True)
+
+    # -- running: one job at a time, in a thread
+
+    def _start(self, job: Callable[[], str], again: bool = False) -> None:
+        """Run a job, whose result is what the status line says in the end.
+
+        Where one runs, another press does nothing; with ``again`` the latest job waits for its turn.
+        """
+        with self._guard:
+            if self._running:
+                self._next = job if again else self._next
+                return
+            self._running = True
+            self._idle.clear()
+            self._timer.cancel()
+            self._cancel.clear()
+            self._tell("busy", "Working …")
+            # With the context of the press, so that the kernel knows where messages belong.
+            run = contextvars.copy_context().run
+            threading.Thread(target=run, args=(self._work, job), daemon=True).start()
+
+    def _work(self, job: Callable[[], str] | None) -> None:
+        while job is not None:
+            told: tuple[Any, ...] = ("failed", "Stopped before the end: ask again.")
+            try:
+                told = ("answered", job())
+            except Cancelled:
+                told = ("ready", "Cancelled.")
+            except Exception as error:
+                told = ("failed", error)
+            finally:
+                with self._guard:
+                    job, self._next = self._next, None
+                    self._running = job is not None
+                    self._settle(*told)
+                    if job is None:
+                        self._idle.set()
+
+    def _settle(self, state: str, said: Any) -> None:
+        """Say how a job ended; after a failure show the answer before it again."""
+        if state != "answered":
+            for side in self.sides:
+                side.show(side.outcome) if side.outcome else side.clear(self.picture)
+        left = " Below is still the last answer." if self.outcome and state != "answered" else ""
+        if isinstance(said, Exception):
+            self._fail(said, left)
+        else:
+            self._tell(state, said + left)
+
+    def _fail(self, error: Exception, left: str) -> None:
+        self.failure = error
+        self._tell("failed", sentence(error) + left)
 
     def _tell(self, state: str, message: str) -> None:
         self.state, self.message = state, message
-        self.status.value = f'<span style="color:{STATES[state]}">{html.escape(message)}</span>'
-        self.button.disabled = state == "busy"
-        self.button.icon = "spinner" if state == "busy" else ""
+        self.status.value = f'<span class="t4s-state t4s-{state}" role="status">{html.escape(message)}</span>'
+        busy = state == "busy"
+        for name, button in self._buttons.items():
+            button.disabled = busy != (name == "cancel")
+        self.button.icon = "spinner" if busy else ""
+        for name in ("source", "split", "index", "photo", "path", "history"):
+            self.controls[name].disabled = busy
+        self.sides[0].canvas.accepts = not busy
 
-    @staticmethod
-    def _put(place: Any, png: bytes) -> None:
-        """Show a picture; a browser draws an empty one as a broken one, so that is hidden."""
-        place.value, place.layout.display = png, "block" if png else "none"
+    # -- doing, in that thread
 
-    # -- doing
+    def _request(self, kind: str) -> str:
+        self._pressed, self.times = time.perf_counter(), {}
+        picture = self.picture or self._sources[self.controls["source"].value][1]()
+        goes_along = self.controls["talk"].value or kind == KINDS[2]
+        history = tuple(self.turns) if goes_along else ()
+        tokenizer = self.backbone.encoder.tokenizer
+        turn = word(kind, self.controls["expression"].value, picture, history, tokenizer)
+        for side in self.sides[:1 + self.controls["compare"].value]:
+            key = (picture, turn, self.controls["writer"].value, history, side.chosen(),
+                   side.controls["adapter"].value)
+            text = self._kept.get(key) or self._keep(key, self._write(side, *key))
+            self._finish(side, key, text)
+        self._remember(self.outcome)
+        return f"{turn.question} {self._told_times()}"
 
-    def _load_picture(self) -> Picture:
-        return self._sources[self.controls["source"].value][1]()
-
-    def _uploads(self) -> Sequence[Mapping[str, Any]]:
-        """The uploaded files; none where ipywidgets 7 has them in a dict."""
-        return () if isinstance(self.upload.value, Mapping) else self.upload.value
-
-    def _own_picture(self) -> Picture:
-        path = self.controls["path"].value
-        for file in self._uploads():
-            if path == _path_of(file):
-                return uploaded_picture(file["name"], file["content"])
-        return file_picture(path)
-
-    def _answer(self, picture: Picture, expression: str, writer: str) -> None:
-        expression = check_expression(expression, self.backbone.encoder.tokenizer)
-        self.outcome = self._refined(picture, expression, writer, self.controls["refiner"].value)
-        view, dashed = self.controls["view"].value, self.controls["true_outline"].value
-        self._put(self.image, as_png(draw_outcome(self.outcome, view, dashed, Figure())))
-        told = "".join(f"<li>{html.escape(line)}</li>" for line in describe(self.outcome))
-        self.notes.value = f"<ul>{told}</ul>"
-        self.text.value = descriptor_html(self.outcome.answer.text, self.outcome.turn.labels).data
-        self._tell("answered", f"{self.outcome.turn.question} Answered, see below.")
-
-    def _write(self, picture: Picture, expression: str, writer: str) -> Outcome:
+    def _write(self, side: Answering, picture: Picture, turn: Turn, writer: str, history: tuple[Turn, ...],
+               encoding: Encoding, adapter: str) -> Outcome:
         self.written += 1
-        if writer == WRITERS[0]:
-            return ask_model(self.backbone, picture, expression, self.encoding, progress=False)
-        return write_truth(picture, expression, self.encoding, self.style, self.backbone.encoder)
+        if writer == WRITERS[1]:
+            return write_truth(picture, turn, encoding, self.style, self.backbone.encoder)
+        backbone = self._model(adapter) if adapter else self.backbone
+        refiner, embedding = side.controls["refiner"].value, []
 
-    def _refine(self, picture: Picture, expression: str, writer: str, name: str) -> Outcome:
-        return refine(self._written(picture, expression, writer), self.load(name), self.seed)
+        def grows(text: str) -> None:
+            self._go_on()
+            with self._guard:
+                rows = side.stream(picture, turn, text, encoding)
+            if rows:
+                self._mark("first row")
+            if rows and not embedding:  # not before, for the first row is waited for
+                embedding.append(self._embed(picture, refiner))
+
+        follower = Follower(backbone.encoder.tokenizer, grows)
+        return ask_model(backbone, picture, turn, encoding, history, progress=False, streamer=follower)
+
+    def _finish(self, side: Answering, key: Any, text: Outcome) -> str:
+        """Refine the masks of a text and show them; the result is for the status line."""
+        self._mark("text")
+        name, side.base = side.controls["refiner"].value, (key, text)
+        outcome = self._kept.get((key, name))  # of an edited text, which has no key, none is kept
+        if outcome is None:
+            with self._guard:
+                side.show(text)
+            self._mark("coarse mask")
+            outcome = self._waited(self._pool.submit(lambda: refine(text, self.load(name), self.seed)))
+            if key:
+                self._keep((key, name), outcome)
+        with self._guard:
+            side.show(outcome)
+        self._mark("refined mask")
+        return text.turn.question
+
+    def _embed(self, picture: Picture, refiner: str) -> Future:
+        # What fails here fails again, and is told, when the masks are refined.
+        return self._pool.submit(lambda: self.load(refiner).set_image(picture.pixels))
+
+    def _waited(self, future: Future) -> Any:
+        while not future.done():
+            wait([future], 0.1)
+            self._go_on()
+        return future.result()
+
+    def _go_on(self) -> None:
+        if self._cancel.is_set():
+            raise Cancelled
+
+    def _keep(self, key: Any, outcome: Outcome) -> Outcome:
+        self._kept[key] = outcome
+        while len(self._kept) > 2 * _KEPT:
+            del self._kept[next(iter(self._kept))]
+        return outcome
+
+    def _remember(self, outcome: Outcome) -> None:
+        """Into the history, and where it can be read into the conversation."""
+        with self._guard:
+            self.history = [*self.history, outcome][-_KEPT:]
+            names = [f"{k}. {one.picture.name}: {one.turn.question}"[:80]
+                     for k, one in enumerate(self.history, 1)]
+            options = [("earlier requests", -1), *((name, k) for k, name in enumerate(names))]
+            self.controls["history"].options = options
+            if not outcome.report.malformed:
+                self.turns[:] = [*self.turns, replace(outcome.turn, answer=(outcome.answer.text,))][-8:]
+
+    def _mark(self, stage: str) -> None:
+        self.times.setdefault(stage, time.perf_counter() - self._pressed)
+
+    def _told_times(self) -> str:
+        return "Answered: " + ", ".join(f"{stage} after {s:.2f} s" for stage, s in self.times.items()) + "."
+
+    # -- without a kernel
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        """The widgets, and a picture of what they show for where there is no kernel."""
+        side, self._on_page = self.sides[0], True
+        self._embed_soon()
+        if self.outcome is not None:
+            picture = side.export("png")
+        else:
+            figure = Figure((3, 3), layout="constrained")
+            if self.picture is not None:
+                show_image(figure.subplots(), self.picture.pixels, self.picture.name)
+            picture = as_png(figure)
+        bundle = self.panel._repr_mimebundle_()
+        return {**bundle, "image/png": base64.b64encode(picture).decode(), "text/plain": side.canvas.alt}, {
+            "image/png": {"alt": side.canvas.alt}}
 
 
-def _path_of(file: Mapping[str, Any]) -> str:
-    """What stands as the path of an uploaded file."""
-    return f"{file['name']} (uploaded)"
+def _runs(turn: Turn, text: str, encoding: Encoding) -> list[Run]:
+    return read_runs(text, turn.labels, encoding) if turn.labels else [Run(text, -1)]
+
+
+def _classed(widget: Any, name: str) -> Any:
+    return widget.add_class(f"t4s-{name.replace('_', '-')}")

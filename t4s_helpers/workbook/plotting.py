@@ -509,7 +509,9 @@ def descriptor_html(text: str | Sequence[str], labels: Sequence[str], title: str
     """
     from IPython.display import HTML
 
-    rows = ["".join(f'<span style="color:{ink};background:{fill or "none"}">{html.escape(words)}</span>'
+    faint = "inherit;opacity:0.75"  # legible on a light and on a dark page
+    rows = ["".join(f'<span style="color:{faint if ink == FAINT else ink};background:{fill or "none"}">'
+                    f"{html.escape(words)}</span>"
                     for words, ink, fill in row)
             for row in _descriptor_rows("".join(text), labels)]
     heading = f"<b>{html.escape(title)}</b>" if title else ""

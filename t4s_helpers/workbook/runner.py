@@ -32,6 +32,7 @@ from .plan import Notebook, Plan, RunError, make_plan
 COPY_LIMIT = 1_000_000
 """Bytes that an executed copy should not exceed: copies are committed."""
 STAGING, FAILED = ".staging", ".failed"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -392,14 +393,38 @@ def tidy_copy(path: Path, stage: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = hide_folders(cell.outputs, shown)
+    for_reading(node)
     if len(nbformat.writes(node).encode()) > COPY_LIMIT:
-        node.metadata.pop("widgets", None)
         _shrink_pictures(node)
     content = nbformat.writes(node).encode()
     atomic_write({path: content})
     if len(content) > COPY_LIMIT:
         print(f"  note: {path.name} is {len(content) / 1e6:.1f} MB executed; show fewer or smaller"
               " pictures to stay under 1 MB.", file=sys.stderr)
+
+
+def for_reading(node: Any) -> Any:
+    """Change an executed notebook so that it reads well where no kernel runs, and return it.
+
+    A widget gives way to what else its output holds (an explorer's is a picture); what holds nothing else,
+    a progress bar say, goes. Every picture gets an alternative text, where `IPython.display.Image` keeps
+    one: the heading that it stands under, and the first sentence of what the text after it tells to notice.
+    """
+    node.metadata.pop("widgets", None)
+    heading, texts = "", [cell.source if cell.cell_type == "markdown" else "" for cell in node.cells]
+    for index, cell in enumerate(node.cells):
+        heading = (re.findall(r"^#+ +(.+)$", texts[index], re.M) or [heading])[-1]
+        kept = [output for output in cell.get("outputs", [])
+                if not (output.get("data", {}).pop(WIDGET, None) and set(output.data) <= {"text/plain"})]
+        for output in kept:
+            if "image/png" in output.get("data", {}):
+                told = re.match(r"\*\*What to notice\.\*\*\s+(.+?[.:?])(?:\s|$)",
+                                next(filter(None, texts[index:]), ""), re.S)
+                words = " ".join(f"Figure: {heading} {told[1] if told else ''}".split())
+                output.metadata.setdefault("image/png", {}).setdefault("alt", re.sub("[*`$]", "", words))
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    return node
 
 
 def hide_folders(value: Any, shown: Mapping[str, str]) -> Any:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shared_data import shared_data
 
 from t4s_helpers.codec.encodings import (
-    ENCODINGS, OTHERS, DescriptorError, Encoding, check_labels, escape_label, get_encoding, unescape_label,
-    wrap,
+    ENCODINGS, OTHERS, PAPER_ENCODINGS, DescriptorError, Encoding, check_labels, escape_label, get_encoding,
+    unescape_label, wrap,
 )
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.codec.parsing import parse
@@ -241,7 +241,7 @@ def test_token_counts_on_refcoco():
     refcoco = load_refer(shared_data("refcoco_mini"))
     assert len(refcoco) == 96
     means = {}
-    for name in ENCODINGS:
+    for name in PAPER_ENCODINGS:
         texts = [encode(masks_to_grid(sample.masks, 16, "nearest"), sample.labels, name)
                  for sample in refcoco]
         means[name] = np.mean([len(tokenizer.encode(t, add_special_tokens=False)) for t in texts])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t4s_helpers.codec.encodings import check_labels, get_encoding, wrap
-from t4s_helpers.codec.parsing import ParseReport, parse
+from t4s_helpers.codec.parsing import ParseReport, parse, read_runs
 
 names = st.sampled_from(["full", "irle", "rrle"])
 
@@ -110,6 +110,26 @@ def test_damage_in_one_row_stays_in_it(case, spaced, data):
     assert np.array_equal(back[others], grid[others])
     assert report.rows_padded == report.rows_dropped == 0
     assert report.rows_found == len(grid)
+
+
+PIECES = ["<seg>", "</seg>", "others", " *3", " *2", " *1", "|", "\n", "dog", "cat", "DOG", " ", "*0", "*99",
+          "\n ", "| ", "\n\n", "Here:"]
+
+
+def test_the_parts_of_any_text_are_the_text_and_its_grid_and_show_what_is_amiss():
+    rng = random.Random(1)
+    for _ in range(2000):
+        encoding = get_encoding(rng.choice(["rrle", "irle", "full"]), rng.choice([2, 3, (2, 3)]))
+        text = rng.choice(["", "<seg>"]) + "".join(rng.choices(PIECES, k=rng.randrange(30)))
+        grid, report = parse(text, ["dog"], encoding)
+        runs = read_runs(text, ["dog"], encoding)
+        assert "".join(run.text for run in runs) == text
+        cells = np.zeros(grid.size, int)
+        for run in runs:
+            cells[list(run.cells)] = run.label
+            assert run.label >= 0 or not run.cells
+        assert np.array_equal(cells.reshape(grid.shape), grid)
+        assert any(run.fault for run in runs) == (not report.ok) or not text
 
 
 def test_spellings():

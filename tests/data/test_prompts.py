@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t4s_helpers.codec.encodings import ENCODINGS, get_encoding
+from t4s_helpers.codec.encodings import PAPER_ENCODINGS, get_encoding
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.codec.parsing import parse
 from t4s_helpers.data import prompts
@@ -20,7 +20,7 @@ def test_evaluation_wording_never_depends_on_chance():
 
 
 @pytest.mark.parametrize("style", prompts.SENTENCES)
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", PAPER_ENCODINGS)
 def test_answers_are_read_back_as_the_grid_they_came_from(style, name):
     encoding = get_encoding(name)
     for index in range(12):

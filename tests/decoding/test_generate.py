@@ -50,6 +50,44 @@ def test_earlier_turns_are_the_history(shipped):
     assert not np.allclose(alone, after)
 
 
+class Watcher:
+    """A streamer that keeps what it is given, and stops after so many calls."""
+
+    def __init__(self, stop=None):
+        self.seen, self.stop, self.ended = [], stop, False
+
+    def put(self, value):
+        self.seen.append(value.flatten().tolist())
+        if len(self.seen) == self.stop:
+            raise KeyboardInterrupt
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_streamer_sees_the_answer_grow_and_changes_nothing(shipped, mode):
+    turns, image = [ask(SAMPLES[0])], SAMPLES[0].pixels()
+
+    def ask_once(**more):
+        return generate(shipped, [image], [turns], SMALL, mode=mode, max_new_tokens=40, **more)[0]
+
+    quiet, watcher = ask_once(), Watcher()
+    answer = ask_once(streamer=watcher)
+    prompt, *grown = watcher.seen
+    assert answer.text == quiet.text and watcher.ended
+    assert prompt == prompt_inputs(shipped, [image], [turns])["input_ids"][0].tolist()
+    assert tuple(token for some in grown for token in some) == answer.ids and len(grown) > 2
+    with pytest.raises(KeyboardInterrupt):  # cancelled; the next answer is as before
+        ask_once(streamer=Watcher(stop=3))
+    assert ask_once().text == quiet.text
+
+
+def test_a_streamer_follows_a_single_answer():
+    with pytest.raises(DecodingError, match="one answer, but 2"):
+        generate(None, [0, 0], [[Turn("a")], [Turn("b")]], SMALL, streamer=Watcher())
+
+
 @pytest.mark.parametrize("mode", ["plain", "constrained", "fast"])
 def test_sampling_follows_its_seed(shipped, mode):
     options = {"mode": mode, "batch": 2, "temperature": 1.5, "max_new_tokens": 60}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from t4s_helpers.codec.encodings import get_encoding
+from t4s_helpers.data.registry import load
 from t4s_helpers.data.sample import Sample
 from t4s_helpers.evaluation import oracle
 from t4s_helpers.evaluation.oracle import distinct_targets, oracle_summary, oracle_table, through_text
+from t4s_helpers.model.chat import count_tokens, load_tokenizer
 from t4s_helpers.refine import PAPER_PROMPTS, Prompts, load_refiner
 
 H, W = 24, 32
@@ -117,3 +119,17 @@ def test_one_embedding_an_image_and_other_prompts_at_the_first_size():
 def test_a_target_named_twice_counts_once():
     kept = distinct_targets([*SAMPLES, sample("e", 0, BIG), sample("f", 1, BIG)])
     assert [one.id for one in kept] == ["a", "b", "c", "f"]
+
+
+def test_box_by_box_is_finer_than_32_with_no_more_tokens_than_24():
+    """True text of drawn scenes."""
+    samples = distinct_targets(load("scenes", "test", n=60, start=500, task="res"))
+    tokenizer, tokens, ciou = load_tokenizer(), {}, {}
+    for name, side in (("rrle", 24), ("rrle", 32), ("boxwise", 12)):
+        encoding = get_encoding(name, side)
+        tokens[name, side] = sum(count_tokens(tokenizer, encoding.encode(encoding.from_masks(one.masks),
+                                                                         one.labels)) for one in samples)
+        _, [case] = oracle_table(samples, (side,), ("area",), encoding=encoding, progress=False)
+        ciou[name, side] = case["ciou"]
+    assert tokens["boxwise", 12] <= tokens["rrle", 24], tokens
+    assert ciou["boxwise", 12] > ciou["rrle", 32], ciou

@@ -12,8 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from t4s_helpers.codec.grid import masks_to_grid
+from t4s_helpers.data.prompts import box_in_words, read_box
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
-from t4s_helpers.lab.tiny_model import base, dense, exercises, muon
+from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon
+from t4s_helpers.lab.tiny_model.architecture import build_processor
+from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
+from t4s_helpers.model.chat import ConversationEncoder
 
 
 def test_dense_targets_say_what_a_cell_shows():
@@ -57,19 +61,20 @@ def test_spans_are_read_off_the_row():
 def test_the_base_is_asked_many_things_none_twice_and_never_sees_a_descriptor():
     asked = set()
     for index in range(40):
-        turns = exercises.some_exercises([0, index], make_scene("train", index), 20)
+        turns = [one.turn for one in exercises.some_exercises([0, index], make_scene("train", index), 20)]
         assert len({turn.question for turn in turns}) == 20
         assert not any("others" in turn.text or " *" in turn.text for turn in turns)
         asked |= {turn.question.split()[0] for turn in turns}
     assert asked > {"Locate", "Give", "In", "Which", "Is", "How", "List", "Describe", "Repeat:"}
-    assert exercises.some_exercises([0, 3], make_scene("train", 3), 20) != turns
+    again = exercises.some_exercises([0, 3], make_scene("train", 3), 20)
+    assert [one.turn for one in again] != turns
 
 
 def test_points_are_named_by_what_covers_them():
     rng, said = np.random.default_rng(5), set()
     for index in range(60):
         scene = make_scene("val", index)
-        turn = exercises.point_turn(rng, scene)
+        turn = exercises.point_exercise(rng, scene).turn
         if not turn.question.startswith("What is at "):
             continue
         x, y = (int(word) for word in turn.question.rstrip("?").split()[-2:])
@@ -84,13 +89,81 @@ def test_points_are_named_by_what_covers_them():
 
 def test_lists_name_every_object_from_left_to_right():
     scene = make_scene("val", 3)
-    texts = {exercises.list_turn(np.random.default_rng(k), scene).text for k in range(20)}
+    texts = {exercises.list_exercise(np.random.default_rng(k), scene).turn.text for k in range(20)}
     ordered = sorted(scene.objects, key=lambda o: o.center[0])
     assert len(texts) == 2  # with boxes and without
     for text in texts:
         parts = text.split(", ")
         assert len(parts) == len(ordered)
         assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
+
+
+def test_cells_are_told_row_by_row_and_each_piece_knows_where_it_is_seen():
+    scene, rng = make_scene("val", 4), np.random.default_rng(1)
+    drawn = (exercises.spans_exercise(rng, scene) for _ in range(30))
+    turn, where = next(one for one in drawn if one.where[0].any())
+    box, *rows = turn.answer
+    assert read_box(box) == read_box(box_in_words(where[0])) and len(where) == len(turn.answer)
+    grid = np.zeros((16, 16), int)
+    for row, mask in zip(rows, where[1:]):
+        number, spans = row.split(maxsplit=1)
+        assert mask[8 * int(number):8 * int(number) + 8].sum() == mask.sum() > 0
+        for span in spans.split("; "):
+            _, first, width, _ = span.replace(",", "").split()
+            grid[int(number), int(first):int(first) + int(width)] = 1
+    assert np.array_equal(grid, masks_to_grid(where[0][None], 16))
+
+
+def test_questions_of_color_and_kind_know_the_object_they_ask_about():
+    for index in range(30):
+        scene = make_scene("val", index)
+        turn, (where,) = exercises.ask_exercise(np.random.default_rng(index), scene)
+        if turn.question.startswith("What"):
+            thing = next(o for o in scene.objects if (o.mask & where).any())
+            assert turn.text in (thing.color, thing.category) and np.array_equal(thing.mask, where)
+
+
+def test_visual_tokens_are_named_by_what_the_cells_under_them_show():
+    scene, tokenizer = make_scene("val", 3), train_tokenizer()
+    ids = grounding.names_of_tokens(ConversationEncoder(build_processor(tokenizer), 64), scene)
+    cells = dense.dense_targets(scene)[:3].reshape(3, 8, 2, 8, 2).transpose(1, 3, 0, 2, 4).reshape(64, 3, 4)
+    for named, shown in zip(ids, cells):
+        words = {("nothing", *some)[kind] for some, kinds in zip((CATEGORIES, COLORS, SIZES), shown)
+                 for kind in kinds}
+        assert {tokenizer.decode([int(i)]).strip() for i in named} == words
+
+
+def test_words_of_scenes_are_one_token_at_the_start_of_a_text_and_within():
+    tokenizer = train_tokenizer()
+    for word in (*CATEGORIES, *COLORS, *SIZES):
+        assert [len(tokenizer.tokenize(text)) for text in (word, f" {word}")] == [1, 1], word
+
+
+def test_looking_is_scored_at_the_place_one_token_before_the_answer(monkeypatch):
+    """Against the loss written out for one exchange read in one piece."""
+    backbone = tiny_model.backbone()
+    backbone.processor.tokenizer = train_tokenizer()
+    encode, model = ConversationEncoder(backbone.processor, grounding.N_VISUAL), backbone.model
+    model.model.language_model.set_attn_implementation("eager")
+    monkeypatch.setattr(base, "cached_encoder", lambda *_: encode)
+    items = [base.base_item(index, "") for index in (3, 4)]
+    losses = grounding.grounded_losses(model, **grounding.collate(items, backbone.processor))
+    assert set(losses) == set(grounding.WEIGHTS) and all(loss.requires_grad for loss in losses.values())
+
+    k = next(k for k, known in enumerate(items[1]["places"]) if known.any())
+    one = {**items[1], "exchanges": [items[1]["exchanges"][k]], "places": [items[1]["places"][k]]}
+    batch = grounding.collate([one], backbone.processor)
+    alone = grounding.grounded_losses(model, **batch)
+    (ids, labels), start = one["exchanges"][0], len(one["input_ids"])
+    ids = torch.tensor([[*one["input_ids"], *ids]]).long()
+    out = model(input_ids=ids, pixel_values=batch["pixel_values"], output_attentions=True,
+                labels=torch.tensor([[*[-100] * start, *labels]]).long())
+    first = ids[0].tolist().index(model.config.image_token_index)
+    paid = out.attentions[grounding.LOOKING][0, :, :, first:first + grounding.N_VISUAL]
+    shares = [paid[:, start + t - 1, known].sum(-1)
+              for t, known in enumerate(one["places"][0]) if known.any()]
+    assert float(alone["look"]) == pytest.approx(float(-(torch.stack(shares) + 1e-3).log().mean()), rel=1e-3)
+    assert float(alone["answer"]) == pytest.approx(float(out.loss), rel=1e-3)
 
 
 @pytest.mark.slow

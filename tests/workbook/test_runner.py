@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from t4s_helpers.evaluation import provenance
@@ -276,6 +276,17 @@ def test_recovery_after_being_killed_between_the_two_moves(tmp_path):
 # --- the executed copy
 
 
+def test_a_copy_has_a_widgets_picture_in_place_of_the_widget(tmp_path):
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+    outputs = [nbformat.v4.new_output("display_data", dict(view, **more))
+               for more in ({"image/png": "iVBORw0KGgo="}, {"text/plain": "a bar"})]
+    path = tmp_path / "01_x.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)]), path)
+    runner.tidy_copy(path, tmp_path)
+    picture, bar = (o.data for o in nbformat.read(path, as_version=4).cells[0].outputs)
+    assert set(picture) == {"image/png"} and set(bar) == {*view, "text/plain"}
+
+
 def test_a_large_copy_is_made_small_and_stays_a_picture(tmp_path, capsys):
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.normal(size=(700, 700, 3)), axis=1)
@@ -293,6 +304,27 @@ def test_a_large_copy_is_made_small_and_stays_a_picture(tmp_path, capsys):
     data = nbformat.read(path, as_version=4).cells[0].outputs[0].data["image/png"]
     small = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), float)
     assert np.abs(small - picture).mean() < 12
+
+
+def test_a_copy_reads_well_without_a_kernel():
+    """Progress bars go, an explorer's picture stays, and pictures say what they show."""
+    def shown(**data):
+        return new_output("display_data", data={
+            {"png": "image/png", "widget": runner.WIDGET}.get(name, "text/plain"): text
+            for name, text in data.items()})
+
+    notebook = new_notebook(metadata={"widgets": {}}, cells=[
+        new_markdown_cell("# A\n\n## How *large*?\n\ntext"),
+        new_code_cell("a", outputs=[shown(widget={}, text="0%"), shown(png="x", text="figure")]),
+        new_markdown_cell("**What to notice.** It is `large`.\nMore."),
+        new_code_cell("b", outputs=[shown(widget={}, png="y", text="VBox()")]),
+        new_markdown_cell("No more.")])
+    for _ in range(2):  # a copy that was read before stays as it is
+        runner.for_reading(notebook)
+        (first,), (second,) = notebook.cells[1].outputs, notebook.cells[3].outputs
+        assert first.metadata["image/png"].alt == "Figure: How large? It is large."
+        assert second.metadata["image/png"].alt == "Figure: How large?"
+        assert runner.WIDGET not in second.data and "widgets" not in notebook.metadata
 
 
 def test_folders_are_hidden_only_where_they_stand_alone():

@@ -16,7 +16,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from ...codec.encodings import ENCODINGS
+from ...codec.encodings import PAPER_ENCODINGS
 from ...workbook import plotting
 from . import tables as tb
 
@@ -133,7 +133,7 @@ def encodings(scores: pd.DataFrame, times: pd.DataFrame, name: str, grid: int = 
               "seconds an answer": {mode: _spread(mine, "seconds") for mode, mine in by_mode.items()}}
     fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
     for ax, (ylabel, series) in zip(axes, panels.items()):
-        _grouped_bars(ax, ENCODINGS, series, ylabel, set(ENCODINGS) - set(table["encoding"]))
+        _grouped_bars(ax, PAPER_ENCODINGS, series, ylabel, set(PAPER_ENCODINGS) - set(table["encoding"]))
     fig.suptitle(f"{name}, {grid} × {grid}", fontsize="medium")
     return fig
 

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
-from ...codec.encodings import ENCODINGS, get_encoding
+from ...codec.encodings import PAPER_ENCODINGS, get_encoding, wrap
 from ...codec.grid import grid_to_masks
 from ...data.prompts import ask
 from ...data.registry import ENTRIES, load
 from ...decoding.confidence import best_expected_iou
-from ...decoding.generate import Answer, ParsedAnswer, generate, parse_answer
+from ...decoding.generate import Answer, ParsedAnswer, answer_samples, generate, parse_answer
 from ...evaluation.evaluate import evaluate
 from ...evaluation.metrics import SegmentationMetric
 from ...evaluation.oracle import oracle_table, pixel_counts
@@ -222,6 +223,36 @@ def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFra
     return both.groupby("config", sort=False)["same"].agg(asked="size", same="sum").reset_index()
 
 
+def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedded",
+            grid_sizes: Sequence[int] = (16, 24, 32), seed: int = 0) -> list[dict]:
+    """Answers to keep, of the first seed of every configuration and of a perfect model, with their masks.
+
+    Returns:
+        a row for each answer and refiner: ``id``, ``writer`` ("model" or "true mask"), ``encoding``,
+        ``grid``, ``text``, ``refiner``, and ``mask``, the counts of COCO's compressed RLE where a refiner
+        made one; for `t4s_helpers.workbook.explorers.AblationExplorer`.
+    """
+    cases = [("true mask", get_encoding("rrle", side), None) for side in grid_sizes]
+    cases += [("model", get_encoding(config.encoding, config.grid_size), min(seeds.items())[1])
+              for config, seeds in found.items() if seeds]
+    rows = []
+    for writer, encoding, adapter in cases:
+        texts = ([wrap(encoding.encode(one.grid(encoding.grid_size), one.labels), "") for one in samples]
+                 if adapter is None else [said.text for said, _ in answer_samples(
+                     load_backbone(backbone, adapter=adapter), samples, encoding, progress=False)])
+        rows += [{"id": one.id, "writer": writer, "encoding": encoding.name, "grid": encoding.rows,
+                  "text": text, "refiner": "none", "mask": ""} for one, text in zip(samples, texts)]
+    refined = []
+    for sample in samples:  # a picture is embedded once
+        own = [row for row in rows if row["id"] == sample.id]
+        coarse = np.concatenate([parse_answer(row["text"], sample.labels, sample.size, get_encoding(
+            row["encoding"], row["grid"])).masks for row in own])
+        masks = _refined(sample, coarse, refiner, seed)[0] if coarse.any() else coarse
+        refined += [{**row, "refiner": refiner.name, "mask": rle.encode(np.asfortranarray(mask, np.uint8))[
+            "counts"].decode()} for row, mask in zip(own, masks)]
+    return rows + refined
+
+
 def measure_levers(found: Trained, levers: Mapping[str, RunConfig], targets: Sequence,
                    questions: Sequence = (), opening: Mapping[str, Any] | None = None, batch: int = 32,
                    keep: Path | None = None) -> pd.DataFrame:
@@ -258,14 +289,18 @@ def _lever_rows(opening, adapter, config: RunConfig, targets, questions, draws, 
 
 
 def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24, 32),
-               encodings: Sequence[str] = tuple(ENCODINGS), word: str | None = None) -> pd.DataFrame:
+               encodings: Sequence[str] = PAPER_ENCODINGS, word: str | None = None) -> pd.DataFrame:
     """Tokens of the true descriptors: one row a sample, encoding and grid.
 
     Args:
         tokenizer: from `t4s_helpers.model.chat.load_tokenizer`.
         word: label in the descriptor of a sample with one label; None: its own labels.
     """
-    return pd.DataFrame([
-        {"id": sample.id, "encoding": name, "grid": side, "tokens": count_tokens(
-            tokenizer, get_encoding(name, side).encode(grid, sample.labels if word is None else (word,)))}
-        for sample in samples for side in grid_sizes for grid in (sample.grid(side),) for name in encodings])
+    rows = []
+    for sample in samples:
+        labels = sample.labels if word is None else (word,)
+        for encoding in (get_encoding(name, side) for side in grid_sizes for name in encodings):
+            text = encoding.encode(encoding.from_masks(sample.masks, objects=sample.instances()), labels)
+            rows.append({"id": sample.id, "encoding": encoding.name, "grid": encoding.rows,
+                         "tokens": count_tokens(tokenizer, text)})
+    return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...codec.encodings import ENCODINGS
+from ...codec.encodings import PAPER_ENCODINGS
 from ...evaluation.metrics import Interval, bootstrap
 from .design import BASE, EXPECTED, NOT_TRAINED, Recipe, levers
 
@@ -112,7 +112,7 @@ def oracle_points(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.
         rows: of the oracle table; further prompts of a refiner count if they were tried at every grid.
         costs: one row a ``grid``, mean tokens in a column for each encoding.
     """
-    tokens = costs.melt("grid", list(ENCODINGS), "encoding", "tokens")
+    tokens = costs.melt("grid", list(PAPER_ENCODINGS), "encoding", "tokens")
     points = summarise(at_every_grid(rows), ("grid", "refiner"), seed).merge(tokens, on="grid")
     return points.assign(name=points["grid"].astype(str) + " " + points["encoding"])
 

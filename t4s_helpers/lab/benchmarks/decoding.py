@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ...codec.encodings import ENCODINGS, Encoding, get_encoding
+from ...codec.encodings import ENCODINGS, PAPER_ENCODINGS, Encoding, get_encoding
 from ...data.prompts import ask, ask_and_answer
 from ...data.refer import load_refer
 from ...data.registry import load
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", default="scenes", help="'scenes', 'photos' (the bundled ones) or "
                         "a folder with RefCOCO's files: whose true answers are written")
     parser.add_argument("--samples", type=int, default=8, help="requests a setting; twice as many in batches")
-    parser.add_argument("--encodings", nargs="+", default=[*ENCODINGS], choices=ENCODINGS)
+    parser.add_argument("--encodings", nargs="+", default=[*PAPER_ENCODINGS], choices=ENCODINGS)
     parser.add_argument("--grids", type=int, nargs="+", default=[16, 24, 32])
     parser.add_argument("--modes", nargs="+", default=[*CONFIGURATIONS], choices=CONFIGURATIONS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])

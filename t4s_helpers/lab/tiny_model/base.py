@@ -1,7 +1,8 @@
 """The base: connector and language model, trained from nothing on short answers about scenes.
 
-The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells in one row of
-the grid, what lies at a point, questions, lists. It never sees a descriptor: that is left to LoRA.
+The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells row by row,
+what lies at a point, questions, lists; and, by two losses that need no text (`grounding`), to name what
+it sees and to look at what it speaks of. It never sees a descriptor: that is left to LoRA.
 
 ``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
 to ``log.csv``, goes on from the last checkpoint after a kill, and writes the finished model to
@@ -17,12 +18,11 @@ from pathlib import Path
 import torch
 
 from ...data.scenes import make_scene
-from ...model.chat import pad_batch, side_by_side
-from ...model.training import (
-    ChunkedItems, CsvLog, ResumableTrainer, arguments, cached_encoder, last_checkpoint,
-)
+from ...model.chat import side_by_side
+from ...model.training import ChunkedItems, CsvLog, arguments, cached_encoder, last_checkpoint
 from .architecture import N_VISUAL, build_model, build_processor
 from .exercises import some_exercises
+from .grounding import GroundedTrainer, answers_places, collate, names_of_tokens
 from .muon import Muon
 from .tokenizer import train_tokenizer
 from .tower import load_tower
@@ -36,10 +36,12 @@ Short answers by the dozen make good use of one pass over the picture."""
 
 def base_item(index: int, folder: str, seed: int = 0) -> dict:
     """Item ``index``: exercises about training scene ``index``, most of them side by side."""
-    scene = make_scene("train", index)
-    turns = some_exercises([seed, index, 21], scene, ALONE + IN_A_ROW)
-    talks = [*([turn] for turn in turns[:ALONE]), turns[ALONE:]]
-    return side_by_side(cached_encoder(folder, N_VISUAL), talks, scene.image)
+    scene, encode = make_scene("train", index), cached_encoder(folder, N_VISUAL)
+    exercises = some_exercises([seed, index, 21], scene, ALONE + IN_A_ROW)
+    talks = [*([one] for one in exercises[:ALONE]), exercises[ALONE:]]
+    item = side_by_side(encode, [[one.turn for one in talk] for talk in talks], scene.image)
+    places = [answers_places(encode, talk, labels) for talk, (_, labels) in zip(talks, item["exchanges"])]
+    return {**item, "places": places, "names": names_of_tokens(encode, scene)}
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
@@ -60,11 +62,12 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
     set_seed(seed)
     model = build_model(processor.tokenizer, load_tower(tower))
     model.model.vision_tower.requires_grad_(False)
+    model.model.language_model.set_attn_implementation("eager")  # the others keep their weights to themselves
     steps = samples // BATCH
-    trainer = ResumableTrainer(
+    trainer = GroundedTrainer(
         model=model,
         train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples, 2048),
-        data_collator=partial(pad_batch, processor=processor),
+        data_collator=partial(collate, processor=processor),
         args=arguments(
             out, seed=seed, num_train_epochs=1, per_device_train_batch_size=BATCH, max_grad_norm=1.0,
             lr_scheduler_type="warmup_stable_decay", warmup_steps=min(100, steps // 10),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ...codec.grid import masks_to_grid
 from ...data.expressions import caption, make_expression, make_question, union_mask
+from ...data.meaning import meaning
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE
 from .words import COPY, any_phrase
@@ -13,31 +16,67 @@ from .words import COPY, any_phrase
 KINDS = (*["attribute"] * 3, *["position"] * 2, *["relation"] * 2, "all", "pair", "none", "none")
 """Kinds of expression, as often as they are drawn."""
 
+ROWS = 16
 
-def some_exercises(seed, scene, n: int) -> list[Turn]:
+
+class Exercise(NamedTuple):
+    """An exchange about a scene, and where each piece of its answer is to be seen.
+
+    Attributes:
+        where: a mask for each piece, bool ``(H, W)``; ``None`` or an empty one: in no one place.
+    """
+
+    turn: Turn
+    where: tuple[np.ndarray | None, ...] = (None,)
+
+
+def some_exercises(seed, scene, n: int) -> list[Exercise]:
     """``n`` exercises about a scene, none asked twice."""
-    rng, turns = np.random.default_rng(seed), {}
+    rng, found = np.random.default_rng(seed), {}
     names, shares = list(EXERCISES), [share for share, _ in EXERCISES.values()]
-    while len(turns) < n:
-        turn = EXERCISES[str(rng.choice(names, p=shares))][1](rng, scene)
-        turns[turn.question] = turn
-    return list(turns.values())
+    while len(found) < n:
+        one = EXERCISES[str(rng.choice(names, p=shares))][1](rng, scene)
+        found[one.turn.question] = one
+    return list(found.values())
 
 
-def box_turn(rng, scene) -> Turn:
+def _asked(rng, scene) -> tuple[str, np.ndarray]:
+    expression = make_expression(rng, scene, [str(rng.choice(KINDS))])
+    return expression.text, union_mask(scene, expression.targets)
+
+
+def box_exercise(rng, scene) -> Exercise:
     """Where something is, or that it is nowhere."""
-    expression = make_expression(rng, scene, [str(rng.choice(KINDS))])
-    where = box_in_words(union_mask(scene, expression.targets))
-    return Turn(question("box", [expression.text], rng), (where,))
+    text, mask = _asked(rng, scene)
+    return Exercise(Turn(question("box", [text], rng), (box_in_words(mask),)), (mask,))
 
 
-def row_turn(rng, scene) -> Turn:
+def row_exercise(rng, scene) -> Exercise:
     """Which cells of one row of the 16 x 16 grid show something: "at 3, 5 wide", or "none"."""
-    expression = make_expression(rng, scene, [str(rng.choice(KINDS))])
-    grid = masks_to_grid(union_mask(scene, expression.targets)[None], 16)
+    text, mask = _asked(rng, scene)
+    grid = masks_to_grid(mask[None], ROWS)
     shown = np.flatnonzero(grid.any(1))
-    row = int(rng.choice(shown)) if len(shown) and rng.random() < 0.8 else int(rng.integers(16))
-    return Turn(question("row", [expression.text], rng, row=row, rows=16), (spans_in_words(grid[row]),))
+    row = int(rng.choice(shown)) if len(shown) and rng.random() < 0.8 else int(rng.integers(ROWS))
+    asked = question("row", [text], rng, row=row, rows=ROWS)
+    return Exercise(Turn(asked, (spans_in_words(grid[row]),)), (in_row(mask, row),))
+
+
+def spans_exercise(rng, scene) -> Exercise:
+    """The box of something, then its cells row by row."""
+    text, mask = _asked(rng, scene)
+    grid = masks_to_grid(mask[None], ROWS)
+    shown = np.flatnonzero(grid.any(1))
+    pieces = (box_in_words(mask), *(f"\n{row} {spans_in_words(grid[row])}" for row in shown))
+    return Exercise(Turn(f"Which cells of {ROWS} rows show {text}?", pieces),
+                    (mask, *(in_row(mask, row) for row in shown)))
+
+
+def in_row(mask: np.ndarray, row: int) -> np.ndarray:
+    """The part of a mask that lies in one row of cells."""
+    side = len(mask) // ROWS
+    part = np.zeros_like(mask)
+    part[row * side:(row + 1) * side] = mask[row * side:(row + 1) * side]
+    return part
 
 
 def spans_in_words(row: np.ndarray) -> str:
@@ -51,7 +90,7 @@ def spans_in_words(row: np.ndarray) -> str:
     return "; ".join(spans) or "none"
 
 
-def point_turn(rng, scene) -> Turn:
+def point_exercise(rng, scene) -> Exercise:
     """What covers a point, given in the units of boxes: an object's three words, or "nothing"."""
     step = SCENE_SIZE // BOX_BINS
     covers = np.stack([o.mask.reshape(BOX_BINS, step, BOX_BINS, step).mean((1, 3))
@@ -59,35 +98,44 @@ def point_turn(rng, scene) -> Turn:
     shown = int(rng.integers(len(scene.objects))) if rng.random() < 0.85 else None
     sure = covers.max(0) == 0 if shown is None else covers[shown] == 1
     if not sure.any():
-        return box_turn(rng, scene)
+        return box_exercise(rng, scene)
     y, x = (int(v) for v in np.argwhere(sure)[int(rng.integers(sure.sum()))])
+    at = np.zeros((SCENE_SIZE, SCENE_SIZE), bool)
+    at[y * step:(y + 1) * step, x * step:(x + 1) * step] = True
     words = "nothing" if shown is None else " ".join(scene.objects[shown].words)
-    return Turn(f"What is at {x} {y}?", (words,))
+    return Exercise(Turn(f"What is at {x} {y}?", (words,)), (at,))
 
 
-def list_turn(rng, scene) -> Turn:
+def list_exercise(rng, scene) -> Exercise:
     """Everything from left to right, with boxes or without."""
     if rng.random() < 0.3:
-        return Turn("Describe the picture.", (caption(scene),))
+        return Exercise(Turn("Describe the picture.", (caption(scene),)))
     ordered = sorted(scene.objects, key=lambda thing: thing.center[0])
-    said = [f"{' '.join(thing.words)} {box_in_words(thing.mask)}" for thing in ordered]
-    return Turn("List everything with its box.", (", ".join(said),))
+    said = [f"{', ' * (k > 0)}{' '.join(thing.words)} {box_in_words(thing.mask)}"
+            for k, thing in enumerate(ordered)]
+    return Exercise(Turn("List everything with its box.", tuple(said)),
+                    tuple(thing.mask for thing in ordered))
 
 
-def ask_turn(rng, scene) -> Turn:
-    """A question with a one-word answer."""
-    _, ask, reply = make_question(rng, scene)
-    return Turn(ask, (reply,))
+def ask_exercise(rng, scene) -> Exercise:
+    """A question with a one-word answer; what colour or thing something is can be seen there."""
+    kind, asked, reply = make_question(rng, scene)
+    where = None
+    if kind in ("color", "category"):
+        targets = meaning(scene, asked[asked.index("the "):-1]).targets
+        where = union_mask(scene, targets)
+    return Exercise(Turn(asked, (reply,)), (where,))
 
 
-def copy_turn(rng, scene) -> Turn:
+def copy_exercise(rng, scene) -> Exercise:
     """Say a phrase again, whatever the picture shows: descriptors repeat labels never seen before."""
     phrase = any_phrase(rng)
     if rng.random() < 0.3:  # LoRA trains no embeddings, so the tags must be known by then
         phrase = f"<seg>{phrase}</seg>"
-    return Turn(COPY[int(rng.integers(len(COPY)))].format(phrase), (phrase,))
+    return Exercise(Turn(COPY[int(rng.integers(len(COPY)))].format(phrase), (phrase,)))
 
 
-EXERCISES = {"box": (0.4, box_turn), "row": (0.15, row_turn), "point": (0.12, point_turn),
-             "ask": (0.2, ask_turn), "list": (0.05, list_turn), "copy": (0.08, copy_turn)}
+EXERCISES = {"box": (0.38, box_exercise), "row": (0.1, row_exercise), "spans": (0.08, spans_exercise),
+             "point": (0.1, point_exercise), "ask": (0.21, ask_exercise), "list": (0.05, list_exercise),
+             "copy": (0.08, copy_exercise)}
 """Exercises by name: how often each is drawn, and what draws it."""

@@ -25,7 +25,7 @@ def exercise(skill: str, index: int, split: str = "val") -> tuple[Turn, np.ndarr
     rng = np.random.default_rng([SKILLS.index(skill), index, 77])
     scene = make_scene(split, index)
     if skill in EXERCISES:
-        return EXERCISES[skill][1](rng, scene), scene.image
+        return EXERCISES[skill][1](rng, scene).turn, scene.image
     for _ in range(200):
         kind, ask, reply = make_question(rng, scene)
         if f"ask {kind}" == skill:

@@ -1,7 +1,7 @@
 """The embedded model's own byte-level BPE tokenizer, trained on the spot and committed.
 
-Any text can be written with it (256 byte tokens), run lengths `` *1`` .. `` *64`` and the numbers
-of boxes are single tokens as a rule, and no token crosses the border of two descriptor pieces.
+Any text can be written with it (256 byte tokens), run lengths (a space and ``*1`` to ``*64``) and the
+numbers of boxes are single tokens as a rule, and no token crosses the border of two descriptor pieces.
 """
 
 from __future__ import annotations

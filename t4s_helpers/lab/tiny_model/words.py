@@ -68,3 +68,5 @@ def corpus(lines: int = 2500, seed: int = 0):
         yield f"at {rng.integers(0, 32)}, {rng.integers(1, 33)} wide"
         yield f"others *{rng.integers(1, 65)}|{expression} *{rng.integers(1, 65)}"
         yield " ".join((*COMMON, *CATEGORIES, *COLORS, *SIZES)) if index % 50 == 0 else "others"
+        if index % 25 == 0:  # a word at the start of an answer or a label has no space before it
+            yield from (*CATEGORIES, *COLORS, *SIZES)
