@@ -301,12 +301,15 @@ class CsvLog(TrainerCallback):
 
     The file holds the trainer's history, which a resume takes over from the checkpoint: always one
     curve. ``seconds`` counts training time over all runs.
+
+    Args:
+        more: names of further columns that the trainer logs beside its loss.
     """
 
     fields = ("step", "samples", "loss", "learning_rate", "grad_norm", "seconds")
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, more: Sequence[str] = ()):
+        self.path, self.fields = Path(path), (*self.fields, *more)
 
     def on_train_begin(self, args, state, control, **_):
         before = [row["seconds"] for row in state.log_history if "seconds" in row]

@@ -18,6 +18,7 @@ from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon
 from t4s_helpers.lab.tiny_model.architecture import build_processor
 from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
 from t4s_helpers.model.chat import ConversationEncoder
+from t4s_helpers.model.training import read_log
 
 
 def test_dense_targets_say_what_a_cell_shows():
@@ -175,7 +176,7 @@ def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypat
 
     tower = tmp_path / "tower"
     tiny_model.backbone().model.save_pretrained(tower)
-    how = dict(tower=tower, samples=2 * base.BATCH, save_steps=1)
+    how = dict(tower=tower, samples=2 * base.BATCH, save_steps=1, logging_steps=1)
     whole = load_file(base.train(out=tmp_path / "whole", **how) / "model.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(base, "CsvLog", Kill)
@@ -187,6 +188,10 @@ def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypat
     kept = [name for name in whole if "vision_tower.encoder.patch_embeddings.0" in name]
     assert kept and all(torch.equal(whole[name].float(), frozen[name].bfloat16().float()) for name in kept)
     assert len(AutoProcessor.from_pretrained(final).tokenizer) == 1536
+    rows = read_log(tmp_path / "parts" / "log.csv")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:  # the loss and its parts
+        assert row["loss"] == pytest.approx(sum(w * row[k] for k, w in grounding.WEIGHTS.items()), abs=2e-3)
 
 
 def test_muon_orthogonalizes_steps_of_matrices_and_leaves_the_rest_to_adamw():

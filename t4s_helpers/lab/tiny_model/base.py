@@ -22,7 +22,7 @@ from ...model.chat import side_by_side
 from ...model.training import ChunkedItems, CsvLog, arguments, cached_encoder, last_checkpoint
 from .architecture import N_VISUAL, build_model, build_processor
 from .exercises import some_exercises
-from .grounding import GroundedTrainer, answers_places, collate, names_of_tokens
+from .grounding import WEIGHTS, GroundedTrainer, answers_places, collate, names_of_tokens
 from .muon import Muon
 from .tokenizer import train_tokenizer
 from .tower import load_tower
@@ -74,7 +74,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
             lr_scheduler_kwargs={"num_decay_steps": steps // 2, "decay_type": "linear", "min_lr_ratio": 0.02},
             **{"logging_steps": 25, "save_steps": 100, **changes},
         ),
-        callbacks=[CsvLog(out / "log.csv")],
+        callbacks=[CsvLog(out / "log.csv", more=tuple(WEIGHTS))],
         optimizers=(Muon(model, lr), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(out))

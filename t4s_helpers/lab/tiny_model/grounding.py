@@ -92,10 +92,23 @@ def collate(items: list[dict], processor) -> dict:
 
 
 class GroundedTrainer(ResumableTrainer):
-    """Trains on the weighted sum of `grounded_losses`."""
+    """Trains on the weighted sum of `grounded_losses`, and logs the mean of each beside it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unlogged: list[dict[str, float]] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return sum(WEIGHTS[name] * loss for name, loss in grounded_losses(model, **inputs).items())
+        losses = grounded_losses(model, **inputs)
+        self.unlogged.append({name: float(loss.detach()) for name, loss in losses.items()})
+        return sum(WEIGHTS[name] * loss for name, loss in losses.items())
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        if "loss" in logs:
+            means = {name: np.mean([losses[name] for losses in self.unlogged]) for name in WEIGHTS}
+            logs |= {name: round(float(mean), 4) for name, mean in means.items()}
+            self.unlogged.clear()
+        super().log(logs, *args, **kwargs)
 
 
 def grounded_losses(model, groups: Sequence[dict], names: torch.Tensor, **shared) -> dict[str, torch.Tensor]:
@@ -122,5 +135,5 @@ def grounded_losses(model, groups: Sequence[dict], names: torch.Tensor, **shared
         some = known.any(-1)
         share = (paid[some] * known[some][:, None]).sum(-1)
         look, n_look = look - (share + 1e-3).log().mean(-1).sum(), n_look + int(some.sum())
-    return {"answer": answer / n_answer, "name": -words.gather(1, names.long()).mean(),
-            "look": look / max(n_look, 1)}
+    look = look / n_look if n_look else words.new_zeros(())
+    return {"answer": answer / n_answer, "name": -words.gather(1, names.long()).mean(), "look": look}
