@@ -254,12 +254,16 @@ def loss_side_by_side(model, groups: Sequence[dict], **shared):
     total, n = 0.0, 0
     for group in groups:
         row, ids, labels = (group[name] for name in ("row", "input_ids", "labels"))
-        past = DynamicCache([tuple(part.index_select(0, row) for part in (layer.keys, layer.values))
-                             for layer in picture.layers])
         trained = int((labels != IGNORE_INDEX).sum())
-        total += trained * model(input_ids=ids, labels=labels, past_key_values=past).loss
+        total += trained * model(input_ids=ids, labels=labels, past_key_values=of_rows(picture, row)).loss
         n += trained
     return total / n
+
+
+def of_rows(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+    """The keys and values of chosen rows of a batch, with their gradients."""
+    return DynamicCache([tuple(part.index_select(0, rows) for part in (layer.keys, layer.values))
+                         for layer in cache.layers])
 
 
 class LengthSampler(LengthGroupedSampler):

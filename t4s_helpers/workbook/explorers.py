@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,10 +23,12 @@ from ..codec.parsing import read_runs
 from ..data.sample import Sample
 from ..decoding.generate import parse_answer
 from ..model.chat import count_tokens, load_tokenizer
+from .asking import as_png
 from .canvas import Canvas, blank, png
 from .plotting import bars, draw_grid, outline, show_descriptor, show_mask
 
 RASTER = 64  # cells a side of what is painted
+DPI = 80  # of the figures
 TRUE = "true mask"  # a writer, beside "model"
 
 
@@ -41,14 +42,8 @@ class Explorer:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Both in one output: JupyterLab takes the widget, a page without a kernel the picture."""
-        return self.panel._repr_mimebundle_() | {"image/png": base64.b64encode(drawn(self.still())).decode()}
-
-
-def drawn(figure: Figure, dpi: int = 80) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
-    return content.getvalue()
+        picture = base64.b64encode(as_png(self.still(), DPI)).decode()
+        return self.panel._repr_mimebundle_() | {"image/png": picture}
 
 
 # --- a mask of one's own ------------------------------------------------------------------------------
@@ -166,7 +161,7 @@ class AblationExplorer(Explorer):
             "is the answer, the dashed line the truth." if found else
             "Not trained: no adapter writes this. That is no result, good or bad.")
         if self.case not in self._pictures:
-            self._pictures[self.case] = drawn(self.still()) if found else b""
+            self._pictures[self.case] = as_png(self.still(), DPI) if found else b""
         self.image.value = self._pictures[self.case]
         self.image.layout.display = "block" if found else "none"
 

@@ -10,8 +10,9 @@ from pycocotools import mask as rle
 
 from t4s_helpers.codec.encodings import PAPER_ENCODINGS, get_encoding
 from t4s_helpers.data.registry import load
+from t4s_helpers.workbook.asking import as_png
 from t4s_helpers.workbook.canvas import blank
-from t4s_helpers.workbook.explorers import AblationExplorer, MaskExplorer, drawn
+from t4s_helpers.workbook.explorers import AblationExplorer, DPI, MaskExplorer
 from t4s_helpers.workbook.runner import WIDGET
 
 SAMPLES = [one for one in load("scenes", "test", n=6) if one.has_target.all()][:3]
@@ -72,4 +73,4 @@ def test_the_same_pictures_change_with_every_choice():
 def test_an_explorer_is_a_widget_and_a_picture_in_one_output():
     for explorer in (MaskExplorer(SAMPLES[0]), AblationExplorer(list(rows()), SAMPLES)):
         bundle = explorer._repr_mimebundle_()
-        assert WIDGET in bundle and base64.b64decode(bundle["image/png"]) == drawn(explorer.still())
+        assert WIDGET in bundle and base64.b64decode(bundle["image/png"]) == as_png(explorer.still(), DPI)

@@ -19,11 +19,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from ...data.scenes import CATEGORIES, COLORS, SIZES, Scene
 from ...model.chat import IGNORE_INDEX, ConversationEncoder, pad_batch
-from ...model.training import ResumableTrainer
+from ...model.training import ResumableTrainer, of_rows
 from .architecture import N_VISUAL
 from .dense import GRID, dense_targets
 from .exercises import Exercise
@@ -125,9 +124,8 @@ def grounded_losses(model, groups: Sequence[dict], names: torch.Tensor, **shared
     answer, look, n_answer, n_look = 0.0, 0.0, 0, 0
     for group in groups:
         row, ids, labels, known = (group[name] for name in ("row", "input_ids", "labels", "places"))
-        past = DynamicCache([tuple(part.index_select(0, row) for part in (layer.keys, layer.values))
-                             for layer in picture.past_key_values.layers])
-        out = model(input_ids=ids, labels=labels, past_key_values=past, output_attentions=True)
+        out = model(input_ids=ids, labels=labels, past_key_values=of_rows(picture.past_key_values, row),
+                    output_attentions=True)
         n = int((labels != IGNORE_INDEX).sum())
         answer, n_answer = answer + n * out.loss, n_answer + n
         # A token is chosen one place before it stands.
