@@ -5,25 +5,29 @@ what lies at a point, questions, lists; and, by two losses that need no text (`g
 it sees and to look at what it speaks of. It never sees a descriptor: that is left to LoRA.
 
 ``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
-to ``log.csv``, goes on from the last checkpoint after a kill, and writes the finished model to
-``<out>/final`` in the format that ``from_pretrained`` reads.
+to ``log.csv``, asks for every skill ten times on the way (``skills.csv``), goes on from the last checkpoint
+after a kill, and writes the finished model to ``<out>/final`` in the format that ``from_pretrained`` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...data.scenes import make_scene
+from ...model.backbones import Backbone, find
 from ...model.chat import side_by_side
-from ...model.training import ChunkedItems, CsvLog, arguments, cached_encoder, last_checkpoint
+from ...model.training import ChunkedItems, CsvLog, ScoreLog, arguments, cached_encoder, last_checkpoint
 from .architecture import N_VISUAL, build_model, build_processor
 from .exercises import some_exercises
-from .grounding import WEIGHTS, GroundedTrainer, answers_places, collate, names_of_tokens
+from .grounding import WEIGHTS, GroundedTrainer, collate, looks, names_of_tokens, places_of_words
 from .muon import Muon
+from .skills import skill_scores
 from .tokenizer import train_tokenizer
 from .tower import load_tower
 
@@ -40,17 +44,25 @@ def base_item(index: int, folder: str, seed: int = 0) -> dict:
     exercises = some_exercises([seed, index, 21], scene, ALONE + IN_A_ROW)
     talks = [*([one] for one in exercises[:ALONE]), exercises[ALONE:]]
     item = side_by_side(encode, [[one.turn for one in talk] for talk in talks], scene.image)
-    places = [answers_places(encode, talk, labels) for talk, (_, labels) in zip(talks, item["exchanges"])]
+    words = places_of_words(encode, scene)
+    places = [looks(encode, talk, words, *tokens) for talk, tokens in zip(talks, item["exchanges"])]
     return {**item, "places": places, "names": names_of_tokens(encode, scene)}
 
 
-def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
+def skills_of(backbone: Backbone, n: int, model) -> dict[str, float]:
+    """Share of exact answers to held-out exercises, skill by skill."""
+    return {row["skill"]: row["exact"] for row in skill_scores(replace(backbone, model=model), n=n)}
+
+
+def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, asked: int = 32,
+          **changes) -> Path:
     """Train on ``samples`` scenes, each seen once; returns the folder of the finished model.
 
     Args:
         tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
         out: folder for checkpoints, log and the finished model.
         lr: of the matrices; embeddings and norms take a tenth.
+        asked: held-out exercises of each skill, ten times on the way.
         changes: anything of `TrainingArguments`.
     """
     from transformers import AutoProcessor, set_seed
@@ -64,6 +76,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
     model.model.vision_tower.requires_grad_(False)
     model.model.language_model.set_attn_implementation("eager")  # the others keep their weights to themselves
     steps = samples // BATCH
+    score = partial(skills_of, Backbone(find("embedded", str(final)), model, processor), asked)
     trainer = GroundedTrainer(
         model=model,
         train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples, 2048),
@@ -74,7 +87,8 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
             lr_scheduler_kwargs={"num_decay_steps": steps // 2, "decay_type": "linear", "min_lr_ratio": 0.02},
             **{"logging_steps": 25, "save_steps": 100, **changes},
         ),
-        callbacks=[CsvLog(out / "log.csv", more=tuple(WEIGHTS))],
+        callbacks=[CsvLog(out / "log.csv", more=tuple(WEIGHTS)),
+                   ScoreLog(out / "skills.csv", score, {round(at) for at in np.linspace(0, steps, 11)[1:]})],
         optimizers=(Muon(model, lr), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
@@ -88,7 +102,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
                         help="folder of the pre-trained tower, or a model whose tower to take over")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
-    parser.add_argument("--samples", type=int, default=36_000)
+    parser.add_argument("--samples", type=int, default=16_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.02)
     args = parser.parse_args()
