@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -322,15 +322,65 @@ class CsvLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and "loss" in logs:
-            samples = (state.global_step * args.per_device_train_batch_size
-                       * args.gradient_accumulation_steps * args.world_size)
-            state.log_history[-1].update(samples=samples, seconds=round(time.time() - self._start, 1))
+            state.log_history[-1].update(samples=samples_seen(args, state),
+                                         seconds=round(time.time() - self._start, 1))
             self._write(state)
 
     def _write(self, state) -> None:
         if state.is_world_process_zero:
             rows = pd.DataFrame([r for r in state.log_history if "loss" in r], columns=self.fields)
             atomic_write({self.path: rows.to_csv(index=False).encode()})
+
+
+def samples_seen(args, state) -> int:
+    """How many samples all processes together have trained on so far."""
+    return (state.global_step * args.per_device_train_batch_size * args.gradient_accumulation_steps
+            * args.world_size)
+
+
+class ScoreLog(TrainerCallback):
+    """Scores the model at given steps and keeps the scores in a CSV file: a learning curve.
+
+    As with `CsvLog`, the file holds the trainer's history, which a resume takes over from the checkpoint.
+    The model answers in evaluation mode and with a random state of its own: training goes on as if
+    nobody had asked.
+
+    Args:
+        path: of the file: ``step``, ``samples``, what ``beside`` says, and the scores.
+        score: model -> name -> number.
+        steps: the optimizer steps after which to score; 0 is before the first.
+        beside: step -> further columns, the tokens seen for example; by default none.
+    """
+
+    def __init__(self, path: Path | str, score: Callable[[Any], Mapping[str, float]],
+                 steps: Container[int], beside: Callable[[int], Mapping[str, float]] | None = None):
+        self.path, self.score, self.steps = Path(path), score, steps
+        self.beside = beside or (lambda step: {})
+
+    def on_train_begin(self, args, state, control, **about):
+        self._write(state)
+        self.on_step_end(args, state, control, **about)
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        step, known = state.global_step, {row["step"] for row in self._rows(state)}
+        if step not in self.steps or step in known:
+            return
+        was_training = model.training
+        with torch.random.fork_rng(), torch.no_grad():
+            scores = self.score(model.eval())
+        model.train(was_training)
+        # In an entry of its own, apart from those of the loss; by name, as there may be several curves.
+        state.log_history.append({"step": step, self.path.name: {
+            "step": step, "samples": samples_seen(args, state), **self.beside(step),
+            **{name: float(value) for name, value in scores.items()}}})
+        self._write(state)
+
+    def _rows(self, state) -> list[dict]:
+        return [entry[self.path.name] for entry in state.log_history if self.path.name in entry]
+
+    def _write(self, state) -> None:
+        if state.is_world_process_zero and (rows := self._rows(state)):
+            atomic_write({self.path: pd.DataFrame(rows).to_csv(index=False).encode()})
 
 
 def read_log(path: Path | str) -> list[dict]:

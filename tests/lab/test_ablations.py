@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from t4s_helpers.codec.encodings import get_encoding
-from t4s_helpers.data.mixtures import SceneMixture
 from t4s_helpers.data.registry import load
+from t4s_helpers.data.sample import SampleError
 from t4s_helpers.lab.ablations import design, figures, measure, runs
 from t4s_helpers.lab.ablations import tables as tb
 from t4s_helpers.lab.ablations.__main__ import main
-from t4s_helpers.lab.ablations.design import COMPONENTS, DESIGN, Recipe, RunConfig
-from t4s_helpers.lab.ablations.tables import NOT_TRAINED, AblationError
-from t4s_helpers.refine import NoRefiner
+from t4s_helpers.lab.ablations.design import (
+    BASE, DESIGN, EXPECTED, NOT_TRAINED, AblationError, Recipe, RunConfig, configurations, levers,
+)
+from t4s_helpers.model.backbones import ADAPTERS, load_backbone
+from t4s_helpers.model.chat import IGNORE_INDEX, load_tokenizer
 
 RRLE = RunConfig("rrle", 16)
-ROOT = Path(__file__).parents[2]
+FULL = RunConfig("full", 16)
 
 
 def write(rows, path):
@@ -40,7 +39,7 @@ def trainer(monkeypatch):
     """Stands for the training of one adapter; says whom it trained, and can be cut off."""
     done = SimpleNamespace(names=[], fail_at=None)
 
-    def one(folder, config, seed, recipe, base):
+    def one(folder, config, seed, *_):
         if len(done.names) == done.fail_at:
             raise KeyboardInterrupt
         done.names.append(config.name(seed))
@@ -59,9 +58,12 @@ def test_every_configuration_is_trained_with_every_seed_and_none_twice(trainer, 
     first, trainer.fail_at = list(trainer.names), None
     folders = runs.train(tmp_path)
     assert len(first) == 3 and trainer.names[:3] == first
-    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 10
-    assert {"full-16-s0", "irle-16-s1", "rrle-16-s0", "rrle-24-s1", "rrle-32-s0"} < set(trainer.names)
-    assert all(len(seeds) == 2 for seeds in design.trained(tmp_path).values())
+    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 16
+    assert trainer.names[:2] == ["rrle-16-s0", "rrle-16-s1"], "whole rows first"
+    assert {"full-16-s0", "irle-16-s1", "rrle-24-s1", "rrle-32-s0", "rrle-16-plain-s0", "rrle-16-all-s1",
+            "rrle-16-target-s0"} < set(trainer.names)
+    found = design.trained(tmp_path, configurations(Recipe()))
+    assert all(sorted(seeds) == [0, 1] for seeds in found.values())
 
 
 def test_adapters_of_different_recipes_never_share_a_folder(trainer, tmp_path):
@@ -74,148 +76,214 @@ def test_adapters_of_different_recipes_never_share_a_folder(trainer, tmp_path):
 
 def test_the_command_passes_the_recipe_on(monkeypatch, tmp_path):
     got = {}
-    monkeypatch.setattr(runs, "train", lambda *a: got.update(args=a) or [])
-    start = tmp_path / "start"
-    start.mkdir()
-    command = ["train", "--out", str(tmp_path), "--samples", "7", "--lr", "0.001", "--configs",
-               "rrle-24", "--seeds", "3", "--ship", "--start", str(start)]
-    with pytest.raises(SystemExit, match="holds no adapter to continue.*ablations start"):
-        main(command)
-    (start / "adapter_config.json").write_text("{}")
-    main(command)
-    _, recipe, seeds, configs, base, ship = got["args"]
-    assert recipe == Recipe(samples=7, lr=1e-3, start=str(start)) and seeds == [3]
-    assert configs == [RunConfig("rrle", 24)] and base is None and ship == design.SHIPPED
-    main(["train", "--out", str(tmp_path), "--start", str(start), "--lr", "0.001"])
-    assert got["args"][1] == replace(design.CONTINUED, lr=1e-3, start=str(start))
+    monkeypatch.setattr(runs, "train", lambda *args: got.update(args=args))
+    main(["train", "--out", str(tmp_path), "--tokens", "7", "--lr", "0.001", "--configs", "rrle-24",
+          "--seeds", "3", "--ship"])
+    _, recipe, seeds, configs, root, source, ship = got["args"]
+    assert recipe == Recipe(tokens=7, lr=1e-3) and seeds == [3] and ship == design.SHIPPED
+    assert configs == [RunConfig("rrle", 24)] and root is None and source is None
+    main(["train", "--backbone", "llava-1.5-7b", "--data", "refcocog", "--batch", "2"])
+    _, recipe, seeds, configs, *_ = got["args"]
+    assert recipe == design.recipe_for("llava-1.5-7b", data="refcocog", batch=2) and recipe.quantize == "nf4"
+    assert [config.mix for config in configs] == [""] * len(configs), "requests are mixed about scenes alone"
 
 
-@pytest.mark.parametrize("more", [["--components"], ["--configs", "rrle-16-box-all"],
-                                  ["--backbone", "llava-1.5-7b"], ["--start", "none"]])
-def test_components_and_other_backbones_begin_with_the_bare_base(monkeypatch, tmp_path, more):
-    got = {}
-    monkeypatch.setattr(runs, "train", lambda *a: got.update(args=a) or [])
-    main(["train", "--out", str(tmp_path), *more])
-    _, recipe, _, configs, *_ = got["args"]
-    assert recipe == Recipe(backbone=recipe.backbone), "bare bases are trained for longer"
-    assert set(configs) <= set(COMPONENTS if more[0] in ("--components", "--configs") else DESIGN)
+def test_one_lever_is_moved_at_a_time():
+    for recipe in (Recipe(), Recipe(style="plain"), Recipe(data="refcoco")):
+        base, *others = levers(recipe).values()
+        assert base == DESIGN[0]
+        for other in others:
+            moved = [name for name in ("style", "mix", "label") if getattr(other, name)]
+            assert len(moved) == 1 and getattr(other, moved[0]) != getattr(recipe, moved[0], "")
+            assert other in configurations(recipe)
 
 
-@pytest.fixture(scope="module")
-def really_trained(tmp_path_factory):
-    tiny_model = pytest.importorskip("tiny_model")
-    out = tmp_path_factory.mktemp("ablation")
-    recipe = Recipe(samples=4, batch=2, turns=1, rank=4)
-    runs.train(out, recipe, [0, 1], [RRLE], tiny_model.folder(), out / "shipped")
-    return out
-
-
-def singular_values(adapter) -> dict:
-    """Of what each layer's matrices add to its weight."""
-    from safetensors.torch import load_file
-
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / config["r"]
-    return {name: scale * (tensors[name.replace("lora_A", "lora_B")].float() @ first.float()).svd().S.numpy()
-            for name, first in tensors.items() if "lora_A" in name}
-
-
-@pytest.mark.slow
-def test_runs_continue_an_adapter_that_has_seen_them_all(really_trained, tmp_path):
-    from safetensors.torch import load_file
-
-    tiny_model = pytest.importorskip("tiny_model")
-    recipe = Recipe(samples=8, batch=2, turns=1, rank=2, lr=1e-3)
-    configs = (RRLE, RunConfig("irle", 4))
-    source = really_trained / "shipped" / "rrle-16-s0"
-    start = runs.train_start(tmp_path / "start", source, recipe, configs, tiny_model.folder(),
-                             tmp_path / "shipped")
-    shrunk = load_file(tmp_path / "start" / "shrunk" / "adapter_model.safetensors")
-    after = load_file(start / "adapter_model.safetensors")
-    assert shrunk.keys() == after.keys() == load_file(source / "adapter_model.safetensors").keys()
-    assert {min(t.shape) for t in shrunk.values()} == {2}
-    for name, values in singular_values(source).items():
-        kept = singular_values(tmp_path / "start" / "shrunk")[name]
-        assert np.allclose(kept[:2], values[:2], rtol=1e-2) and kept[2:].max() < 1e-3 * kept[0]
-    assert any((shrunk[name] != after[name]).any() for name in shrunk)
-    assert (tmp_path / "shipped" / "start" / "log.csv").is_file()
-    assert runs.train_start(tmp_path / "start", source, recipe, configs) == start  # done before
-    went_on = Recipe(samples=2, batch=2, turns=1, rank=2, lr=0.0, start=str(start))
-    [config] = runs.train(tmp_path / "runs", went_on, [0], [RRLE], tiny_model.folder())
-    same = load_file(config / "adapter_model.safetensors")
-    assert all((same[name] == after[name]).all() for name in after), "it begins where start ended"
-
-
-def test_losses_are_found_where_an_adapter_was_trained_and_where_it_ships(tmp_path):
-    for k, place in enumerate(("rrle-16-s0/adapter", "irle-16-s1", "rrle-24-s0")):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "adapter_config.json").write_text("{}")
-        (tmp_path / place / "finished").touch()
-        if k < 2:
-            write([{"step": 10, "samples": 160, "loss": 0.5 + k}],
-                  tmp_path / place.partition("/")[0] / "log.csv")
-    found = design.trained(tmp_path)
-    assert sum(map(len, found.values())) == 3
-    assert runs.losses(found).to_dict("records") == [
-        {"encoding": "irle", "grid": 16, "seed": 1, "step": 10, "loss": 1.5},
-        {"encoding": "rrle", "grid": 16, "seed": 0, "step": 10, "loss": 0.5}]
-
-
-def test_seeds_change_the_matrices_and_not_the_requests(really_trained):
-    from safetensors.torch import load_file
-
-    shipped = design.trained(really_trained / "shipped")
-    assert sorted(shipped[RRLE]) == [0, 1] and not shipped[RunConfig("full", 16)]
-    first, second = (load_file(shipped[RRLE][s] / "adapter_model.safetensors") for s in (0, 1))
-    assert any((first[name] != second[name]).any() for name in first if "lora_A" in name)
-    assert (shipped[RRLE][0] / "log.csv").is_file()
-    base = json.loads((shipped[RRLE][0] / "adapter_config.json").read_text())
-    assert base["base_model_name_or_path"] == "embedded"
+def drawn(config, **changes):
+    return runs.conversations(config, Recipe(samples=40, **changes))
 
 
 def test_all_runs_are_asked_the_same_about_the_same_pictures():
-    seen = {}
-    for config in DESIGN:
-        encoding = get_encoding(config.encoding, config.grid_size)
-        turns = SceneMixture(6, mix="res", n_requests=2, encoding=encoding, style="box").turns(5)
-        seen[config] = [turn.question for turn in turns], turns[0].text
-    assert len({tuple(questions) for questions, _ in seen.values()}) == 1
-    assert len({answer for _, answer in seen.values()}) == len(DESIGN)
+    turns = {config: [drawn(config).turns(k) for k in (3, 5)] for config in configurations(Recipe())
+             if not config.mix}
+    assert len({tuple(turn.question for one in each for turn in one) for each in turns.values()}) == 1
+    assert len({each[0][0].text for each in turns.values()}) == len(turns)
+    assert all(len(one) == 1 for each in turns.values() for one in each)
+
+
+def test_a_tag_takes_the_place_of_the_expression_in_the_descriptor_alone():
+    [plain], [tagged] = (drawn(config).turns(5) for config in (RRLE, RunConfig("rrle", label="target")))
+    assert tagged.question == plain.question and plain.labels[0] in plain.question
+    assert tagged.labels == ("target",) and "target *" in tagged.text
+    assert tagged.text.replace("target", plain.labels[0]) == plain.text
+    [words] = [turn for k in range(9) for turn in drawn(RRLE, mix="all").turns(k) if not turn.labels][:1]
+    assert runs.renamed(words, "x") == words
+
+
+@pytest.mark.parametrize("config", [RRLE, FULL, RunConfig("rrle", 16, mix="all")])
+def test_a_run_reads_samples_until_their_answers_use_the_budget(config):
+    backbone = pytest.importorskip("tiny_model").backbone()
+    mixture = drawn(config)
+    used = runs.answer_tokens(backbone.encoder, mixture, 2500, 2)
+    assert len(used) % 2 == 0 and used[-1, 1] >= 2500 > used[-3, 1]
+    items, _ = runs.training.training_data(backbone, runs.first(mixture, len(used)))
+    trained = [sum(int((labels != IGNORE_INDEX).sum()) for _, labels in items[k]["exchanges"])
+               for k in range(len(items))]
+    assert used[:, 1].tolist() == np.cumsum(trained).tolist(), "these are the tokens that the loss sees"
+    asked = [sum(bool(turn.labels) for turn in mixture.turns(k)) for k in range(len(used))]
+    assert used[:, 0].tolist() == np.cumsum(asked).tolist()
+    with pytest.raises(AblationError, match="All 40 conversations .* draw up more with --samples"):
+        runs.answer_tokens(backbone.encoder, mixture, 10**6)
+
+
+def test_the_plan_tells_what_comes_next_and_what_is_done(tmp_path):
+    (tmp_path / "rrle-16-s0" / "adapter").mkdir(parents=True)
+    (tmp_path / "rrle-16-s0" / "adapter" / "finished").touch()
+    write([{"step": 9, "seconds": 120.0}], tmp_path / "rrle-16-s0" / "log.csv")
+    checkpoint = tmp_path / "rrle-16-s1" / "checkpoint-30"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 30}')
+    table = runs.plan(tmp_path, Recipe(), design=(RRLE, FULL), n=4)
+    assert table["adapter"].tolist() == ["rrle-16-s0", "rrle-16-s1", "full-16-s0", "full-16-s1"]
+    assert table["state"].tolist() == ["finished", "at step 30", "to be trained", "to be trained"]
+    assert table["minutes"][0] == 2 and table["minutes"][1:].isna().all()
+    assert table["tokens"][2] > 500 > table["tokens"][0] and table["steps"][0] > 2 * table["steps"][2]
+
+
+TINY = dict(tokens=900, samples=64, batch=2, rank=4, points=2, n_scored=2)
+
+
+def as_options(recipe):
+    return [text for name, value in recipe.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.mark.slow
+def test_training_goes_on_after_a_kill_and_ends_with_the_budget(tmp_path, monkeypatch):
+    source, made = str(pytest.importorskip("tiny_model").folder()), []
+    fine_tune = runs.training.fine_tune
+
+    def once(*args, **options):
+        made.append(args[3].name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return fine_tune(*args, **options)
+
+    monkeypatch.setattr(runs.training, "fine_tune", once)
+    command = ["train", "--out", str(tmp_path / "out"), "--configs", "rrle-16", "rrle-16-target", "--seeds",
+               "0", "--ship", str(tmp_path / "shipped"), "--style", "plain", "--source", source,
+               *as_options(TINY)]
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    main(command)
+    assert made == ["rrle-16-s0", "rrle-16-target-s0", "rrle-16-target-s0"], "nothing is done twice"
+    recipe = design.read_recipe(tmp_path / "out")
+    assert recipe == Recipe(style="plain", **TINY)
+    found = design.trained(tmp_path / "out", configurations(recipe))
+    for _, curve in runs.logged(found, "scores.csv").groupby("config"):
+        assert len(curve) == 3 and curve["step"].iloc[0] == 0 == curve["tokens"].iloc[0]
+        assert TINY["tokens"] <= curve["tokens"].iloc[-1] < TINY["tokens"] + 400
+        assert (curve["masks"] == curve["samples"]).all() and curve["ciou"].between(0, 1).all()
+    assert [place.name for place in (tmp_path / "shipped").iterdir()] == ["rrle-16-s0"]
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """Two files of expressions about photos that are drawn here."""
+    for name in ("train", "held"):
+        lines = ["image,expression,mask"]
+        for k in range(4):
+            pixels, mask = np.full((64, 64, 3), 40, np.uint8), np.zeros((64, 64), np.uint8)
+            part = np.s_[8 * k:8 * k + 30, 10:44]
+            pixels[part], mask[part] = 220, 255
+            Image.fromarray(pixels).save(tmp_path / f"{name}{k}.png")
+            Image.fromarray(mask).save(tmp_path / f"{name}{k}-mask.png")
+            lines.append(f"{name}{k}.png,bright patch {k},{name}{k}-mask.png")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_real_class_goes_the_same_way(own_data, tmp_path, monkeypatch):
+    """NF4, a processor that prepares the pictures, activations checkpointed: all but the size."""
+    import families
+
+    monkeypatch.setattr(runs.training, "fine_tune",
+                        partial(runs.training.fine_tune, activation_checkpointing=True))
+    out, tables = tmp_path / "out", tmp_path / "tables"
+    command = ["--backbone", "smolvlm-256m", "--source", str(families.folder("smolvlm-256m")), "--data",
+               str(own_data / "train.csv"), "--held-out", str(own_data / "held.csv"), "--out", str(out),
+               "--tables", str(tables), "--configs", "rrle-16", "rrle-16-target", "--seeds", "0",
+               "--refiner", "none", "-n", "2", "--timed", "0", "--accumulate", "1",
+               *as_options(TINY | {"tokens": 3000})]
+    main(["run", "--dry-run", *command])
+    assert not out.exists()
+    main(["run", *command])
+    made = tb.read_tables(tables)
+    assert set(made["curves"]["config"]) == {"rrle-16", "rrle-16-target"}
+    assert made["curves"].groupby("config")["tokens"].max().ge(3000).all()
+    assert made["rows"]["set"].unique().tolist() == [str(own_data / "held.csv")] and len(made["rows"]) == 2
+    assert set(made["levers"]["lever"]) == {"recipe", EXPECTED, "tag as label"}
+
+
+def test_seeds_change_the_matrices_alone():
+    from peft import get_peft_model_state_dict
+
+    tiny_model = pytest.importorskip("tiny_model")
+    first, second = (get_peft_model_state_dict(runs.training.add_adapter(tiny_model.backbone(), 4, 8, seed=s))
+                     for s in (0, 1))
+    assert any((first[name] != second[name]).any() for name in first if "lora_A" in name)
+
+
+# --- held-out requests ---------------------------------------------------------------------------
+
+
+def test_held_out_requests_go_by_name(own_data):
+    scenes = measure.held_out(n=2)
+    assert {name: len(samples) for name, samples in scenes.items()} == {"test": 2, "novel": 2}
+    assert not {one.id for one in scenes["test"]} & {one.id for one in load("scenes", "train", n=2)}
+    [(name, own)] = measure.held_out(str(own_data / "held.csv"), 3).items()
+    assert len(own) == 3 and own[0].labels == ("bright patch 0",)
+    with pytest.raises(SampleError, match="no split 'testC'"):
+        measure.held_out("refcoco:testC", root=own_data)
+
+
+def test_what_is_no_mask_of_one_target_is_refused(monkeypatch):
+    monkeypatch.setattr(measure, "load", lambda *a, **k: load("scenes", "test", n=1, task="vqa"))
+    with pytest.raises(AblationError, match="of vqav2 asks for something else"):
+        measure.held_out("vqav2")
 
 
 # --- measuring -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_components_are_measured_on_targets_and_questions():
-    from t4s_helpers.model.backbones import ADAPTERS
-
-    found = {config: {} for config in COMPONENTS}
-    name = COMPONENTS[0].name()
-    found[COMPONENTS[0]] = {0: ADAPTERS / "scenes"}
+def test_levers_are_measured_on_targets_and_questions():
+    found = {config: {} for config in configurations(Recipe())}
+    found[RRLE] = {0: ADAPTERS / "scenes"}
     targets, questions = load("scenes", "val", n=3), load("scenes", "val", task="vqa", n=4)
-    rows = measure.measure_components(found, targets, questions, others={"scenes": "scenes"},
-                                      progress=False)
-    counts = rows["component"].value_counts().to_dict()
-    assert counts == {"base": 4, name: 7, f"{name}, expected IoU": 3, "scenes": 7}
-    table = tb.component_table(rows).set_index("component")
-    assert list(table.index) == list(tb.COMPONENT_NAMES) and np.isnan(table["ciou"]["base"])
-    for component, line in table.iterrows():
-        assert (line["status"] == NOT_TRAINED) == (component not in counts) == (
+    rows = measure.measure_levers(found, levers(Recipe()), targets, questions)
+    counts = rows["lever"].value_counts().to_dict()
+    name = next(iter(levers(Recipe())))
+    assert counts == {BASE: 4, name: 7, EXPECTED: 3}
+    table = tb.lever_table(rows).set_index("lever")
+    assert np.isnan(table["ciou"][BASE]) and list(table.index) == [*levers(Recipe()), EXPECTED, BASE]
+    for lever, line in table.iterrows():
+        assert (line["status"] == NOT_TRAINED) == (lever not in counts) == (
             line[["ciou", "questions"]].isna().all())
-    assert table["ciou"]["scenes"] == table["ciou"][name], "one adapter under two names"
-    mine = rows[rows["component"] == name]
+    mine = rows[rows["lever"] == name]
     assert table["ciou"][name] == pytest.approx(mine["intersection"].sum() / mine["union"].sum())
     assert table["n"][name] == 3
     assert table["questions"][name] == pytest.approx(mine["score"].mean())
 
 
-def test_components_change_the_sentence_and_the_mix(monkeypatch):
-    monkeypatch.setattr(runs.training, "training_data", lambda backbone, mixture: mixture)
-    seen = [runs._conversations(None, config, Recipe()).turns(3) for config in COMPONENTS]
-    assert seen[0][0].text.startswith(("At ", "Nowhere")) and seen[1][0].text.startswith("Here is")
-    assert len({one[0].question for one in seen[:2]}) == 1
+@pytest.mark.slow
+def test_an_answer_uses_the_label_of_its_configuration():
+    backbone, targets = load_backbone(adapter="scenes"), load("scenes", "test", n=2)
+    for config in (RRLE, RunConfig("rrle", label="target")):
+        for sample, (said, parsed) in zip(targets, measure.answered(backbone, targets, config)):
+            assert (config.label or sample.labels[0]) + " *" in said.text and parsed.masks.any()
+    scores = measure.coarse_scores(backbone, targets, RRLE)
+    rows, _ = measure.measure({RRLE: {0: ADAPTERS / "scenes"}}, {"test": targets}, progress=False)
+    assert scores["ciou"] == pytest.approx(rows["intersection"].sum() / rows["union"].sum())
 
 
 class FakeRefiner:
@@ -260,26 +328,12 @@ def test_all_adapters_masks_of_a_picture_are_refined_on_one_embedding():
     assert [r["intersection"] for r in rows] == [0, 0]
 
 
-@pytest.mark.slow
-def test_a_trained_adapter_is_measured(really_trained, monkeypatch):
-    import tiny_model
-
-    from t4s_helpers.model.backbones import load_backbone
-
-    monkeypatch.setattr(measure, "load_backbone",
-                        lambda *a, **k: load_backbone(*a, source=tiny_model.folder(), **k))
-    rows, times = measure.measure(design.trained(really_trained), {"test": load("scenes", "test", n=2)},
-                                  NoRefiner(), n_timed=1, progress=False)
-    assert len(rows) == 4 and set(rows["seed"]) == {0, 1} and set(rows["refiner"]) == {"none"}
-    assert set(times["decoding"]) == {"plain", "fast"} and (rows["tokens"] > 0).all()
-
-
 @pytest.fixture
 def answering(monkeypatch, tmp_path):
     """Two adapters whose answers are made up; what was answered and may be told to stop."""
     state = SimpleNamespace(asked=[], stop="", found={}, grid=[[1, 1], [0, 0]])
 
-    def answered(backbone, folder, config, sets, timed, batch):
+    def answered(opening, folder, config, sets, timed, batch):
         if config.name() == state.stop:
             raise KeyboardInterrupt
         state.asked.append(config.name())
@@ -288,7 +342,7 @@ def answering(monkeypatch, tmp_path):
         return {"answers": {name: [(state.grid, 9)] * len(samples) for name, samples in sets.items()},
                 "times": times}
 
-    for config in DESIGN[1:3]:
+    for config in DESIGN[1::-1]:
         folder = tmp_path / config.name(0)
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(config.name().encode())
@@ -320,16 +374,57 @@ def test_measuring_resumes_where_it_was_interrupted(answering, tmp_path):
     assert answering.asked[2:] == ["rrle-16"] and refiner.images == 2, "what changed is done again"
 
 
+def test_all_tables_are_written_and_nothing_is_answered_twice(tmp_path, monkeypatch):
+    out, tables, asked = tmp_path / "out", tmp_path / "tables", []
+    design.keep_recipe(out, Recipe())
+    for config in (RRLE, RunConfig("rrle", label="target")):
+        adapter = out / config.name(0) / "adapter"
+        adapter.mkdir(parents=True)
+        for name in ("adapter_config.json", "finished", "adapter_model.safetensors"):
+            (adapter / name).write_text(config.name())
+        write(curve(config.name(), 0, [0, 0.5]), adapter.parent / "scores.csv")
+        write([{"step": 1, "loss": 1.0}], adapter.parent / "log.csv")
+
+    def answered(model, samples, config, draws=1, **options):
+        asked.append((config.name(), draws, options.get("mode", "")))
+        return [(SimpleNamespace(n_tokens=9, seconds=0.5), SimpleNamespace(
+            grid=np.ones((2, 2), int), masks=np.ones((1, *one.size), bool))) for one in samples]
+
+    def evaluate(model, questions, *_, **__):
+        if stop and "target" in str(model):
+            raise KeyboardInterrupt
+        return [{"id": one.id, "score": 1.0} for one in questions], {}
+
+    monkeypatch.setattr(measure, "load_backbone", lambda adapter, **opening: adapter)
+    monkeypatch.setattr(measure, "answered", answered)
+    monkeypatch.setattr(measure, "evaluate", evaluate)
+    command = ["measure", "--out", str(out), "--tables", str(tables), "--refiner", "none", "-n", "2",
+               "--timed", "1"]
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    before, stop = len(asked), False
+    main(command)
+    assert asked[before:] == [("rrle-16-target", 1, "")], "the rest was kept"
+    made = tb.read_tables(tables)
+    assert {name for name, table in made.items() if table.empty} == set()
+    assert len(made["rows"]) == 4 and set(made["rows"]["set"]) == {"test", "novel"}
+    assert made["levers"]["lever"].value_counts().to_dict() == {
+        "recipe": 4, EXPECTED: 2, "tag as label": 4, BASE: 2}
+    assert set(made["curves"]["config"]) == {"rrle-16", "rrle-16-target"}
+    assert design.read_recipe(tables) == Recipe() and not (tables / "unfinished").exists()
+
+
 def test_some_answers_are_given_again_and_compared(answering):
     sets = {"test": [sample()]}
     rows, _ = measure.measure(answering.found, sets, FakeRefiner(), progress=False)
-    again = measure.measure_again(answering.found, sets, rows, progress=False)
-    assert again.to_dict("records") == [{"encoding": name, "grid": 16, "asked": 1, "same": 1}
+    again = measure.measure_again(answering.found, sets, rows)
+    assert again.to_dict("records") == [{"config": f"{name}-16", "asked": 1, "same": 1}
                                         for name in ("irle", "rrle")]
     answering.grid = [[1, 0], [0, 0]]
-    assert measure.measure_again(answering.found, sets, rows, progress=False)["same"].tolist() == [0, 0]
-    with pytest.raises(AblationError, match="no row of other s by irle at 16"):
-        measure.measure_again(answering.found, {"other": [sample()]}, rows, progress=False)
+    assert measure.measure_again(answering.found, sets, rows)["same"].tolist() == [0, 0]
+    with pytest.raises(AblationError, match="no row of other s by irle-16, seed 0"):
+        measure.measure_again(answering.found, {"other": [sample()]}, rows)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -359,19 +454,38 @@ def test_what_is_not_trained_has_no_number_anywhere():
     table = tb.with_gaps(tb.summarise(ROWS), cases)
     assert (table["status"] == NOT_TRAINED).sum() == 4
     assert ((table["status"] == NOT_TRAINED) == table["ciou"].isna()).all()
-    assert set(design.coverage(design.trained("no such folder"))["adapters"]) == {NOT_TRAINED}
+    assert not any(design.trained("no such folder").values())
 
 
-def test_more_steps_are_compared_on_the_seeds_that_all_runs_have(tmp_path):
-    write(pd.concat([ROWS, ROWS.assign(encoding="irle")]), tmp_path / "rows.csv")
-    write([answer("a", 0, 9, 10), answer("b", 0, 3, 10)], tmp_path / "steps-30" / "rows.csv")
-    rows = tb.every_run(tb.read_tables(tmp_path), "rows", 10)
-    assert rows["steps"].tolist() == [10] * 8 + [30] * 2
-    table = tb.by_steps(rows)
-    assert table[["encoding", "steps"]].values.tolist() == [["rrle", 10], ["rrle", 30]]
-    assert table["ciou"].tolist() == pytest.approx([10 / 20, 12 / 20])
-    assert (table["seeds"] == 1).all(), "seed 1 was not trained for longer"
-    assert tb.by_steps(rows[:8]).empty and tb.every_run({}, "logs", 10).empty
+def test_a_difference_is_taken_request_by_request():
+    """Where both answered alike but for a constant, no spread is left, however different the requests."""
+    rows = pd.concat([ROWS.assign(config="one"), ROWS.assign(config="other", intersection=0),
+                      ROWS.assign(config="same")])
+    gap = tb.difference(rows, "config", "one", "other")
+    assert gap.value == pytest.approx(16 / 40) and gap.low <= gap.value <= gap.high
+    assert tb.difference(rows, "config", "one", "same") == (0, 0, 0)
+    assert "one is above other: +40.0 points" in tb.compared(rows, "config", "one", "other")
+    assert "one is below" not in tb.compared(rows, "config", "other", "one")
+    assert "cannot be told apart here" in tb.compared(rows, "config", "one", "same")
+    assert NOT_TRAINED in tb.compared(rows, "config", "one", "third") and "third" in tb.compared(
+        pd.DataFrame(), "config", "one", "third")
+
+
+def curve(config, seed, scores, tokens=10):
+    return [{"config": config, "seed": seed, "step": k, "masks": 4 * k, "tokens": 4 * tokens * k,
+             "ciou": score} for k, score in enumerate(scores)]
+
+
+CURVES = pd.DataFrame(curve("rrle-16", 0, [0, 0.2, 0.5]) + curve("rrle-16", 1, [0, 0.1, 0.3])
+                      + curve("full-16", 0, [0, 0.1, 0.2], 50))
+
+
+def test_what_an_encoding_costs_to_learn_by_hand():
+    table = tb.learning(CURVES, 0.3).set_index("config")
+    assert table.loc["rrle-16", ["masks to level", "tokens to level"]].tolist() == [8, 80]
+    assert table["ciou"].tolist() == pytest.approx([0.4, 0.2]) and table["seeds"].tolist() == [2, 1]
+    assert np.isnan(table["tokens to level"]["full-16"]) and table["tokens"]["full-16"] == 400
+    assert tb.learning(pd.DataFrame()).empty
 
 
 def test_size_groups_hold_their_edges():
@@ -391,28 +505,19 @@ def test_the_frontier_is_what_nothing_beats(seed):
     assert set(kept) == best and len(kept) == len(best)
 
 
-def truth(name, rule, grid, iou, refiner="none"):
-    return {"set": name, "rule": rule, "grid": grid, "refiner": refiner, "iou": iou, "id": f"{name} a",
+def truth(name, grid, iou, refiner="none"):
+    return {"set": name, "grid": grid, "refiner": refiner, "iou": iou, "id": f"{name} a",
             "intersection": 100 * iou, "predicted": 100, "union": 100, "target": 100, "pixels": 6400,
             "box_right": True}
 
 
-ORACLE = [truth(name, rule, grid, iou + bonus, refiner) for name in ("photos", "mini")
-          for rule, bonus in (("area", 0.1), ("nearest", 0.0))
-          for grid, iou in ((16, 0.0), (24, 0.4), (32, 0.6)) for refiner in ("none", "sam")]
+ORACLE = [truth(name, grid, iou, refiner) for name in ("photos", "mini")
+          for grid, iou in ((16, 0.1), (24, 0.5), (32, 0.7)) for refiner in ("none", "sam")]
 COSTS = [{"grid": side, "full": 90 * side, "irle": 2 * side, "rrle": 3 * side} for side in (16, 24, 32)]
 
 
-def test_what_the_area_rule_gains_by_hand():
-    gains = tb.rule_gains(pd.DataFrame(ORACLE + [truth("photos", "area", 16, 0.3, "best")]))
-    assert gains[["set", "grid"]].values.tolist() == [[name, side] for name in ("photos", "mini")
-                                                      for side in (16, 24, 32)]
-    assert gains["gain"].tolist() == pytest.approx([10] * 6) and (gains["n"] == 1).all()
-    assert gains["lost by nearest"].tolist() == [1, 0, 0] * 2 and not gains["lost by area"].any()
-
-
 def test_points_of_cost_and_quality():
-    rows = pd.DataFrame(ORACLE + [truth("photos", "area", 16, 1.0, "best")])
+    rows = pd.DataFrame(ORACLE + [truth("photos", 16, 1.0, "best")])
     points = tb.oracle_points(rows, pd.DataFrame(COSTS))
     assert len(points) == 3 * 3 * 2 and set(points["refiner"]) == {"none", "sam"}
     assert set(points.loc[points["name"] == "24 irle", "tokens"]) == {48}
@@ -427,7 +532,7 @@ def test_points_of_cost_and_quality():
 
 
 def test_text_costs_count_the_true_descriptors():
-    from t4s_helpers.model.chat import count_tokens, load_tokenizer
+    from t4s_helpers.model.chat import count_tokens
 
     tokenizer, [one] = load_tokenizer(), load("scenes", "test", n=1)
     rows = measure.text_costs([one], tokenizer, (16,), ("full", "rrle"))
@@ -475,79 +580,70 @@ def test_encodings_show_what_there_is_and_name_what_is_not(ax):
     assert "40.0" in texts(fig.axes[0])
 
 
-def test_components_show_masks_and_questions_apart(ax):
+def test_levers_show_masks_and_questions_apart(ax):
     row = tb.summarise(ROWS).iloc[0].to_dict()
-    table = pd.DataFrame([{"recipe": "box, targets", "status": "measured", "questions": 0.5, **row},
-                          {"recipe": "no box", "status": NOT_TRAINED},
-                          {"recipe": "base", "status": "measured", "questions": 0.75}])
-    fig = figures.components(table)
-    for panel, names, heights in zip(
-            fig.axes, (["box, targets", "no box"], ["box, targets", "no box", "base"]),
-            ([100 * row["ciou"]], [50.0, 75.0])):
+    table = pd.DataFrame([{"lever": "box", "status": "measured", "questions": 0.5, **row},
+                          {"lever": "no box", "status": NOT_TRAINED},
+                          {"lever": BASE, "status": "measured", "questions": 0.75}])
+    fig = figures.levers(table)
+    for panel, names, heights in zip(fig.axes, (["box", "no box"], ["box", "no box", BASE]),
+                                     ([100 * row["ciou"]], [50.0, 75.0])):
         assert [tick.get_text() for tick in panel.get_xticklabels()] == names
         assert heights_of(panel) == pytest.approx(heights)
         assert texts(panel).count(NOT_TRAINED) == 1
 
 
-def test_steps_show_every_run_and_say_when_there_is_one_alone(ax):
-    rows = pd.concat([ROWS.assign(steps=n) for n in (10, 30)])
-    logs = pd.DataFrame([{"encoding": "rrle", "grid": 16, "seed": seed, "steps": n, "step": step,
-                          "loss": 1 / step}
-                         for seed in (0, 1) for n in (10, 30) for step in range(5, n + 1, 5)])
-    losses, scores = figures.steps(tb.by_steps(rows), logs).axes
-    assert [list(line.get_xdata()) for line in losses.lines] == [[5, 10], [5, 10, 15, 20, 25, 30]]
-    assert [tick.get_text() for tick in scores.get_xticklabels()] == ["10", "30"]
-    assert [40.0, 40.0] in [list(line.get_ydata()) for line in scores.lines]
-    for panel in figures.steps(pd.DataFrame(), logs).axes:
-        assert "no configuration is trained for longer" in texts(panel) and not panel.lines
+def test_learning_curves_show_means_and_bands(ax):
+    masks, tokens = figures.learning_curves(CURVES).axes
+    assert [line.get_ydata().tolist() for line in masks.lines] == [pytest.approx([0, 15, 40]),
+                                                                 pytest.approx([0, 10, 20])]
+    assert [line.get_xdata().tolist() for line in tokens.lines] == [[0, 40, 80], [0, 200, 400]]
+    band = masks.collections[0].get_paths()[0].vertices
+    assert {20, 10} <= set(band[band[:, 0] == 4, 1].round(6))
+    assert [line.get_label() for line in tokens.lines] == ["rrle-16", "full-16"]
+    for panel in figures.learning_curves(pd.DataFrame()).axes:
+        assert NOT_TRAINED in texts(panel) and not panel.lines
 
 
-OF_TRUTH = {"ceilings.png", "rules.png", "sizes.png", "frontier.png"}
-OF_MODELS = {"resolution.png", "encodings.png", "frontier_model.png", "components.png", "steps.png"}
+def test_ceilings_have_a_panel_for_each_set_or_size(ax):
+    rows = tb.size_groups(pd.DataFrame(ORACLE + [truth("photos", 16, 1.0, "best")]).assign(
+        target=[3, 300] * 6 + [3]))
+    for panel, titles in (("set", ["photos (n = 1)", "mini (n = 1)"]),
+                          ("size", ["0 to 1 cells (n = 2)", "4 to 16 cells (n = 2)"])):
+        fig = figures.ceilings(tb.summarise(rows, (panel, "grid", "refiner")), panel)
+        drawn = [one for one in fig.axes if one.lines]
+        assert [one.get_title() for one in drawn] == titles
+        assert not any("best" in one.get_legend_handles_labels()[1] for one in drawn)
 
 
-@pytest.mark.parametrize("folders, made", [
-    (["models"], OF_MODELS), (["models", "truth"], OF_TRUTH | OF_MODELS), (["truth"], OF_TRUTH)])
-def test_figures_come_from_the_tables_without_a_model(tmp_path, folders, made):
-    limits = [r for r in ORACLE if r["rule"] == "area" and r["refiner"] == "none"]
-    answers = ROWS.assign(refine_seconds=0.0)
-    times = [{"encoding": "rrle", "grid": 16, "decoding": "fast", "id": "a", "tokens": 9, "seconds": 1.0}]
-    components = [{"component": "base", "seed": 0, "id": "q", "score": 1.0}]
-    for name, rows in {"models/rows": answers, "models/steps-300/rows": answers, "models/times": times,
-                       "models/limits": limits, "models/components": components,
-                       "models/logs": [{"encoding": "rrle", "grid": 16, "seed": 0, "step": 1, "loss": 1.0}],
-                       "truth/oracle_rows": ORACLE, "truth/costs": COSTS}.items():
-        write(rows, tmp_path / f"{name}.csv")
-    program = ("import sys; sys.modules.update({n: None for n in ('torch', 'transformers', 'timm')});"
-               "from t4s_helpers.lab.ablations.__main__ import main; main(sys.argv[1:])")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "plot", "--tables", *(str(tmp_path / f) for f in folders),
-         "--out", str(tmp_path / "figures")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == made
+def test_figures_without_any_adapter_say_so(ax):
+    nothing = tb.summarise(pd.DataFrame())
+    fig = figures.resolution(nothing, tb.summarise(pd.DataFrame(), ("set", "grid", "refiner")))
+    assert texts(fig.axes[0]).count(NOT_TRAINED) == 3 and not fig.axes[0].lines
+    for panel in figures.encodings(nothing, pd.DataFrame(), "test").axes:
+        assert texts(panel).count(NOT_TRAINED) == 3
 
 
-def test_the_committed_tables_are_of_the_adapters_that_ship():
-    """Every adapter of the design has rows, about the same requests as every other."""
-    tables = tb.read_tables(ROOT / "results" / "ablations")
+def test_the_committed_tables_are_of_the_design():
+    """Every configuration and seed has rows, about the same requests, and a curve of the same budget."""
+    if not (design.TABLES / "curves.csv").is_file():
+        pytest.skip("not trained yet")
+    tables, recipe = tb.read_tables(design.TABLES), design.read_recipe(design.TABLES)
     requests = {case: frozenset(zip(rows["set"], rows["id"])) for case, rows in
-                tables["rows"].groupby(["encoding", "grid", "seed", "refiner"])}
-    shipped = {(config.encoding, config.grid_size, seed, name)
-               for config, seeds in design.trained().items() for seed in seeds
-               for name in ("none", "mobile_sam")}
-    assert all(design.trained().values()) and set(requests) == shipped
-    [asked] = set(requests.values())
-    longer = tables["longer_rows"]
-    assert set(zip(longer["set"], longer["id"])) == asked
-    assert design.STEPS not in set(longer["steps"])
-    pd.testing.assert_frame_equal(tables["logs"], runs.losses(design.trained()))
+                tables["rows"].groupby(["config", "seed", "refiner"])}
+    assert set(requests) == {(config.name(), seed, name) for config in DESIGN for seed in design.SEEDS
+                             for name in ("none", "mobile_sam")} and len(set(requests.values())) == 1
+    ends = tables["curves"].groupby(["config", "seed"])["tokens"].max()
+    assert set(ends.index) == {(c.name(), seed) for c in configurations(recipe) for seed in design.SEEDS}
+    assert ends.between(recipe.tokens, 1.1 * recipe.tokens).all()
+    assert set(tb.lever_table(tables["levers"], recipe)["status"]) == {"measured"}
+    assert all(design.trained().values()), "one adapter of each configuration ships"
 
 
 @pytest.mark.parametrize("command, said", [
-    (["measure", "--adapters", ".", "--out", "."], "No adapter .* train"),
-    (["plot", "--tables", ".", "--out", "."], "There is no table"),
+    (["measure", "--out", ".", "--tables", "."], "No adapter .* train"),
     (["train", "--out", ".", "--configs", "rrle-17"], "No configuration is called 'rrle-17'"),
-    (["measure", "--out", ".", "--data", "."], "holds no refcoco")])
+    (["train", "--out", ".", "--data", "own.csv"], "Nothing is held out of own.csv")])
 def test_the_command_says_what_to_do(command, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=said):

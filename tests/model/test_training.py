@@ -19,7 +19,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.expressions import scene_sample
@@ -256,13 +256,33 @@ def test_a_checkpoint_cut_off_while_it_was_saved_is_passed_over(tmp_path):
     assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-30")
 
 
+def test_a_learning_curve_leaves_the_model_and_its_chances_alone(tmp_path):
+    model, args, state = torch.nn.Dropout(), training.arguments(tmp_path), TrainerState(log_history=[])
+    log = training.ScoreLog(tmp_path / "scores.csv",
+                            lambda m: {"chance": torch.rand(()), "trains": m.training},
+                            {0, 3}, lambda step: {"tokens": 7 * step})
+    torch.manual_seed(1)
+    want = torch.rand(())
+    torch.manual_seed(1)
+    log.on_train_begin(args, state, None, model=model)
+    for state.global_step in (1, 2, 3, 3):
+        log.on_step_end(args, state, None, model=model)
+    assert torch.rand(()) == want and model.training
+    rows = training.read_log(tmp_path / "scores.csv")
+    assert [(row["step"], row["samples"], row["tokens"], row["trains"]) for row in rows] == [
+        (0, 0, 0, 0), (3, 3 * args.per_device_train_batch_size, 21, 0)]
+
+
 class Killed(Exception):
     pass
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_resumes_along_the_same_curve(tmp_path):
-    """Killed while checkpoint 6 is being written: it resumes at 3, and the curve is the same."""
+    """Killed while checkpoint 6 is being written: it resumes at 3, and the curve is the same.
+
+    So are the scores, and taking them changes no loss.
+    """
     class Kill(TrainerCallback):
         def on_save(self, args, state, control, **_):
             if state.global_step == 6:
@@ -280,10 +300,21 @@ def test_a_run_killed_at_any_step_resumes_along_the_same_curve(tmp_path):
                            save_steps=3, callbacks=callbacks)
         return [(row["step"], row["loss"]) for row in training.read_log(out / "log.csv")]
 
+    def score(model):
+        lora = sum(float(weight.sum()) for name, weight in model.named_parameters() if "lora_" in name)
+        return {"lora": lora, "chance": float(torch.rand(())), "trains": model.training}
+
+    def scored(name):
+        return training.ScoreLog(tmp_path / name / "scores.csv", score, range(0, 9, 2))
+
     want = run(tmp_path / "a")
+    run(tmp_path / "c", [scored("c")])
     with pytest.raises(Killed):
-        run(tmp_path / "b", [Kill()])
-    assert run(tmp_path / "b") == want and len(want) == 8
+        run(tmp_path / "b", [scored("b"), Kill()])
+    assert run(tmp_path / "b", [scored("b")]) == want and len(want) == 8
+    b, c = (training.read_log(tmp_path / name / "scores.csv") for name in "bc")
+    assert [row["step"] for row in b] == [0, 2, 4, 6, 8] and not any(row["trains"] for row in b)
+    assert [row["lora"] for row in b] == [row["lora"] for row in c] and b[0]["lora"] != b[-1]["lora"]
 
 
 # several processes

@@ -1,16 +1,13 @@
 """Figures of the ablations, each from finished tables: no model, no picture.
 
-`t4s_helpers.lab.ablations.tables` makes the tables. Notebook ``08_ablations`` and ``python -m
-t4s_helpers.lab.ablations plot`` call the same functions. Where a configuration was not trained, a
-hatched place says so.
+`t4s_helpers.lab.ablations.tables` makes the tables. Where a configuration was not trained, a hatched
+place says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
@@ -27,47 +24,21 @@ GRID_SIZES = (16, 24, 32)
 """Grid sides of the design, in cells."""
 
 
-def ceilings(table: pd.DataFrame, grid_sizes: Sequence[int] = GRID_SIZES, rule: str = "area") -> Figure:
-    """What true masks reach through the text, by grid side; one panel a set of pictures.
+def ceilings(table: pd.DataFrame, panel: str = "set", grid_sizes: Sequence[int] = GRID_SIZES) -> Figure:
+    """What true masks reach through the text, by grid side; one panel a set, or a size of objects.
 
     Args:
-        table: `summarise` of the oracle rows by set, rule, grid and refiner. Prompts that were tried at
-            one grid alone are left out.
+        table: `summarise` of oracle rows by ``panel``, grid and refiner. Prompts that were tried at one
+            grid alone are left out.
+        panel: ``set``, or ``size`` of the rows of `size_groups`.
     """
-    table = tb.at_every_grid(table[table["rule"] == rule], grid_sizes)
-    groups = dict(list(table.groupby("set", sort=False)))
-    fig, axes = plotting.small_multiples(len(groups), columns=2, width=4.2, height=3.3)
-    for ax, (name, rows) in zip(axes, groups.items()):
-        by_grid(ax, rows, grid_sizes, f"{name}, true text")
-        ax.set_ylim(60, 100)
-    return fig
-
-
-def rules(gains: pd.DataFrame) -> Figure:
-    """What the rule ``area`` gains over ``nearest``; rows of `rule_gains`."""
-    fig, ax = pyplot.subplots(figsize=(6.4, 3.0), layout="constrained")
-    groups = dict(list(gains.groupby("set", sort=False)))
-    grids = gains["grid"].unique()
-    plotting.bars(ax, [f"{side} × {side}" for side in grids],
-                  {name: rows["gain"].tolist() for name, rows in groups.items()},
-                  {name: list(zip(rows["low"], rows["high"])) for name, rows in groups.items()},
-                  ylabel="gain in IoU, points", title="area rule against nearest, grid alone")
-    plotting.legend_beside(ax)
-    return fig
-
-
-def sizes_of_objects(table: pd.DataFrame, grid_sizes: Sequence[int] = GRID_SIZES) -> Figure:
-    """The ceilings by size of the object, one panel a size.
-
-    Args:
-        table: `summarise` of the rows of `size_groups` by size, grid and refiner.
-    """
-    table = tb.at_every_grid(table, grid_sizes)
-    order = sorted(table["size"].unique(), key=lambda text: float(text.split()[0]))
-    fig, axes = plotting.small_multiples(len(order), columns=4, width=2.7, height=2.9)
-    for ax, size in zip(axes, order):
-        rows = table[table["size"] == size]
-        by_grid(ax, rows, grid_sizes, f"{size} (n = {rows['n'].iloc[0]})")
+    sized, groups = panel == "size", list(tb.at_every_grid(table, grid_sizes).groupby(panel, sort=False))
+    groups.sort(key=lambda group: float(group[0].split()[0]) if sized else 0)
+    shape = dict(columns=4, width=2.7, height=2.9) if sized else dict(columns=2, width=4.2, height=3.3)
+    fig, axes = plotting.small_multiples(len(groups), **shape)
+    for ax, (name, rows) in zip(axes, groups):
+        by_grid(ax, rows, grid_sizes, f"{name} (n = {rows['n'].iloc[0]})")
+        ax.set_ylim(0 if sized else 60, 100)
     return fig
 
 
@@ -80,7 +51,7 @@ def resolution(scores: pd.DataFrame, limits: pd.DataFrame,
         limits: the same of `t4s_helpers.lab.ablations.measure.measure_limits`: the ceilings on the
             same requests.
     """
-    names = pd.concat([scores, limits])["set"].unique()
+    names = pd.concat([scores, limits])["set"].unique().tolist() or ["held-out requests"]
     fig, axes = plotting.small_multiples(len(names), columns=3, width=4.2, height=3.3)
     for ax, name in zip(axes, names):
         mine = scores[(scores["set"] == name) & (scores["encoding"] == "rrle")]
@@ -127,28 +98,22 @@ def _name(refiner: str) -> str:
     return "grid alone" if refiner == "none" else refiner
 
 
-def _line(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str | None, **style) -> None:
-    """A line of cIoU with its intervals; missing rows (NaN) leave a gap in it."""
+def _line(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, label: str, **style) -> None:
+    """A line of cIoU with its intervals and, if it has no style, seeds; missing rows (NaN) leave a gap."""
     y, low, high = (100 * rows[name].to_numpy(float) for name in ("ciou", "ciou_low", "ciou_high"))
     ax.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour, marker="o", markersize=5,
                 capsize=3, elinewidth=1, label=label, **style)
-    if not style:
-        _seeds(ax, x, rows, colour)
-
-
-def _seeds(ax: Axes, x: np.ndarray, rows: pd.DataFrame, colour: str, **style) -> None:
-    """The best and the worst single seed of each case that has several."""
-    several = (rows["seeds"] > 1).to_numpy()
+    several = (rows["seeds"] > 1).to_numpy() & (not style)
     for end in ("seed_low", "seed_high"):
         ax.scatter(x[several] + 0.07, 100 * rows[end].to_numpy(float)[several], s=9, color=colour,
-                   marker="D", linewidths=0, **style)
+                   marker="D", linewidths=0)
 
 
-def _gap(ax: Axes, at: float, width: float = 0.7, text: str = tb.NOT_TRAINED) -> None:
+def _gap(ax: Axes, at: float, width: float = 0.7) -> None:
     """A place where there could be a result and is none."""
     ax.axvspan(at - width / 2, at + width / 2, facecolor="#f0f0f0", edgecolor=plotting.FAINT,
                hatch="///", linewidth=0, alpha=0.6, zorder=0)
-    ax.text(at, 0.5, text, rotation=90 if width < 1 else 0, ha="center", va="center",
+    ax.text(at, 0.5, tb.NOT_TRAINED, rotation=90 if width < 1 else 0, ha="center", va="center",
             color=plotting.ALARM, transform=ax.get_xaxis_transform(), fontsize="small",
             bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
 
@@ -198,7 +163,7 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataF
                       {name: list(zip(rows["low"], rows["high"])) for name, rows in series.items()
                        if "low" in rows})
     else:  # a scale would pretend that there is something to read off
-        ax.set(xticks=range(len(groups)), xticklabels=groups, yticks=[])
+        ax.set(xticks=range(len(groups)), xticklabels=[name.replace(" ", "\n") for name in groups], yticks=[])
     drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
     for bars, rows in zip(drawn, series.values(), strict=True):
         x = np.array([bar.get_center()[0] for bar in bars])
@@ -210,15 +175,15 @@ def _grouped_bars(ax: Axes, groups: Sequence[str], series: Mapping[str, pd.DataF
     ax.set(xlim=(-0.55, len(groups) - 0.45), ylabel=ylabel)
 
 
-def components(table: pd.DataFrame) -> Figure:
-    """What components of the recipe are worth: cIoU of masks, and the share of questions answered right.
+def levers(table: pd.DataFrame) -> Figure:
+    """What the levers of the recipe are worth: cIoU of masks, and the share of questions answered right.
 
     Args:
-        table: of `t4s_helpers.lab.ablations.tables.component_table`. One that was not trained is hatched;
-            one that was not asked for masks (the bare base) or for questions stands in the other
-            panel alone.
+        table: of `t4s_helpers.lab.ablations.tables.lever_table`. One that was not trained is hatched; one
+            that was not asked for masks (the bare base) or for questions stands in the other panel
+            alone.
     """
-    missing, table = table["status"] == tb.NOT_TRAINED, table.set_index("recipe")
+    missing, table = table["status"] == tb.NOT_TRAINED, table.set_index("lever")
     panels = {"cIoU, %": _percent(table),
               "questions right, %": 100 * table[["questions"]].set_axis(["value"], axis=1)}
     fig, axes = pyplot.subplots(1, 2, figsize=(10.5, 3.2), layout="constrained")
@@ -227,6 +192,30 @@ def components(table: pd.DataFrame) -> Figure:
         known = {"": rows.dropna(subset="value")}
         _grouped_bars(ax, list(names), known, ylabel, set(table.index[missing]))
         ax.set(ylim=(0, 100))
+    return fig
+
+
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Held-out cIoU against masks seen and against answer tokens seen, a line a configuration.
+
+    Args:
+        curves: one row a point: ``config``, ``seed``, ``step``, ``masks``, ``tokens``, ``ciou``. Lines are
+            means of the seeds, bands go from the lowest to the highest; without rows the figure says so.
+    """
+    fig, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained", sharey=True)
+    for ax, seen in zip(axes, ("masks", "tokens")):
+        if curves.empty:
+            nothing(ax)
+            continue
+        for k, (config, points) in enumerate(curves.groupby("config", sort=False)):
+            steps = points.groupby("step")
+            x, y = steps[seen].mean(), 100 * steps["ciou"].agg(["mean", "min", "max"])
+            ax.plot(x, y["mean"], color=plotting.label_colour(k + 2), marker="o", markersize=3, label=config)
+            ax.fill_between(x, y["min"], y["max"], color=plotting.label_colour(k + 2), alpha=0.2, linewidth=0)
+        ax.set(xlabel={"masks": "masks seen", "tokens": "answer tokens seen"}[seen], ylim=(0, None))
+    if len(curves):
+        axes[0].set_ylabel("cIoU without a refiner, %")
+        plotting.legend_beside(axes[1])
     return fig
 
 
@@ -239,7 +228,7 @@ def cost_and_quality(points: pd.DataFrame, cost: str, title: str) -> Figure:
     """
     fig, ax = pyplot.subplots(figsize=(7.2, 3.8), layout="constrained")
     if points.empty:
-        nothing(ax, "no adapter of the ablation is trained")
+        nothing(ax)
         return fig
     for k, (refiner, mine) in enumerate(points.groupby("refiner", sort=False)):
         ax.scatter(mine[cost], 100 * mine["ciou"], s=34, zorder=3, color=plotting.label_colour(k + 2),
@@ -257,102 +246,7 @@ def cost_and_quality(points: pd.DataFrame, cost: str, title: str) -> Figure:
     return fig
 
 
-def steps(table: pd.DataFrame, logs: pd.DataFrame) -> Figure:
-    """What more steps of training change: losses and cIoU of the same configurations.
-
-    Args:
-        table: rows of `by_steps`; none: the figure says that it is not known.
-        logs: losses of every run, with ``steps``.
-    """
-    fig, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
-    if table.empty:
-        for ax in axes:
-            nothing(ax, "no configuration is trained for longer")
-        return fig
-    for k, ((encoding, grid), mine) in enumerate(table.groupby(["encoding", "grid"], sort=False)):
-        colour = plotting.label_colour(k + 2)
-        _losses(axes[0], logs[(logs["encoding"] == encoding) & (logs["grid"] == grid)], colour)
-        for n, refiner in enumerate(_refiners(table)):
-            rows = mine[mine["refiner"] == refiner].sort_values("steps")
-            _line(axes[1], rows["steps"].to_numpy() * 1.02**k, rows, colour,
-                  None if n else f"{encoding}, {grid} × {grid}", linestyle="--" if n else "-")
-    axes[0].set(xlabel="step", ylabel="loss a token", ylim=(0, None))
-    ticks = sorted(table["steps"].unique())
-    axes[1].set(xscale="log", ylim=(0, 100), xlabel="steps (dashed: refined)", ylabel="cIoU, %")
-    axes[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes[1].minorticks_off()
-    plotting.legend_beside(axes[1])
-    return fig
-
-
-def _losses(ax: Axes, logs: pd.DataFrame, colour: str) -> None:
-    """Loss by step of the first seed; shorter runs are faint."""
-    logs = logs[logs["seed"] == logs["seed"].min()]
-    for length, run in logs.groupby("steps"):
-        ax.plot(run["step"], run["loss"], color=colour, linewidth=1.3,
-                alpha=1.0 if length == logs["steps"].max() else 0.35)
-
-
-def nothing(ax: Axes, text: str = tb.NOT_TRAINED) -> Axes:
-    """Axes that say that there is nothing to show, and look like no result."""
+def nothing(ax: Axes) -> None:
+    """Let axes say that there is nothing to show, and look like no result."""
     ax.set(xticks=[], yticks=[], xlim=(0, 1))
-    _gap(ax, 0.5, 1.0, text)
-    return ax
-
-
-# --- all figures, from tables --------------------------------------------------------------------
-
-
-def plot_all(tables: Mapping[str, pd.DataFrame], out: Path | str, n_steps: int) -> list[Path]:
-    """Every figure whose tables are there, as PNG files; no model.
-
-    Args:
-        tables: as `t4s_helpers.lab.ablations.tables.read_tables` reads them.
-        n_steps: of training behind the table ``rows``.
-
-    Returns:
-        the files, in the notebook's order.
-    """
-    matplotlib.use("agg")
-    plotting.use_style()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in {**_of_truth(tables), **_of_models(tables, n_steps)}.items():
-        paths.append(out / f"{name}.png")
-        figure.savefig(paths[-1], dpi=100)
-        pyplot.close(figure)
-    return paths
-
-
-def _of_truth(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    rows = tables.get("oracle_rows")
-    if rows is None or rows.empty:
-        return {}
-    grouped = tb.size_groups(rows[rows["rule"] == "area"])
-    made = {"ceilings": ceilings(tb.summarise(rows, ("set", "rule", "grid", "refiner"))),
-            "rules": rules(tb.rule_gains(rows)),
-            "sizes": sizes_of_objects(tb.summarise(grouped, ("size", "grid", "refiner")))}
-    if "costs" in tables:
-        made["frontier"] = cost_and_quality(tb.oracle_points(rows, tables["costs"]), "tokens",
-                                            "true masks: every grid, encoding and refiner")
-    return made
-
-
-def _of_models(tables: Mapping[str, pd.DataFrame], n_steps: int) -> dict[str, Figure]:
-    made = {}
-    if "rows" in tables:
-        scores, times = tb.summarise(tables["rows"]), tables.get("times", pd.DataFrame())
-        limits = tb.summarise(tables.get("limits", pd.DataFrame()), ("set", "grid", "refiner"))
-        name = scores["set"].iloc[0]
-        points = tb.cost_points(scores[scores["set"] == name], times)
-        made = {"resolution": resolution(scores, limits), "encodings": encodings(scores, times, name),
-                "frontier_model": cost_and_quality(points, "seconds",
-                                                   "grid × encoding × decoding × refiner")}
-        if "longer_rows" in tables:
-            rows = tb.every_run(tables, "rows", n_steps)
-            made["steps"] = steps(tb.by_steps(rows[rows["set"] == name]),
-                                  tb.every_run(tables, "logs", n_steps))
-    if "components" in tables:
-        made["components"] = components(tb.component_table(tables["components"]))
-    return made
+    _gap(ax, 0.5, 1.0)

@@ -4,61 +4,96 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
-from ...codec.encodings import PAPER_ENCODINGS, Encoding, get_encoding, wrap
-from ...codec.grid import box_iou, grid_to_masks
+from ...codec.encodings import PAPER_ENCODINGS, get_encoding, wrap
+from ...codec.grid import grid_to_masks
 from ...data.prompts import ask
-from ...data.registry import load
-from ...decoding.generate import answer_samples, generate, parse_answer
+from ...data.registry import ENTRIES, load
+from ...decoding.confidence import best_expected_iou
+from ...decoding.generate import Answer, ParsedAnswer, answer_samples, generate, parse_answer
 from ...evaluation.evaluate import evaluate
+from ...evaluation.metrics import SegmentationMetric
 from ...evaluation.oracle import oracle_table, pixel_counts
-from ...evaluation.scoring import box_from_text
 from ...files import write_json
 from ...model.backbones import load_backbone
 from ...model.chat import count_tokens
 from ...refine import NoRefiner
-from .design import RunConfig, Trained
-from .tables import AblationError
+from .design import BASE, DESIGN, EXPECTED, AblationError, RunConfig, Trained
+
+DRAWS = 8
+"""Answers to a request among which expected IoU chooses."""
 
 
-def scene_sets(n: int) -> dict[str, list]:
-    """The embedded model's splits: held-out scenes, and scenes with unseen colour-shape pairs."""
-    return {split: load("scenes", split, n=n, start=8_000) for split in ("test", "novel")}
+def held_out(data: str = "scenes", n: int = 96, root: Path | str | None = None) -> dict[str, list]:
+    """Requests for one target each that no adapter was trained on.
 
+    Args:
+        data: ``"scenes"``: held-out ones, and those with unseen pairs of colour and shape. Else names for
+            `t4s_helpers.data.load`, separated by commas, each with its split as in ``refcoco:testA`` or the
+            one that papers report first; or the path of a file of your own.
+        n: the first so many requests of each; root: folder of the data sets.
 
-def component_sets(n: int) -> tuple[list, list]:
-    """Targets and questions about held-out scenes for `measure_components`, ``n`` each."""
-    return (load("scenes", "test", n=n, start=8_000),
-            load("scenes", "test", task="vqa", n=n, start=4_000))
-
-
-def refer_sets(folder: Path | str, n: int, split: str = "val") -> dict[str, list]:
-    """The first ``n`` requests of every RefCOCO data set that lies in a folder (Table 8).
-
-    Raises:
-        AblationError: none does.
+    Returns:
+        name of the set -> samples. An `AblationError`: one asks for several things, or for words.
     """
-    there = [name for name, by in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
-             if (Path(folder) / name / f"refs({by}).p").is_file()]
-    if not there:
-        raise AblationError(f"{folder} holds no refcoco, refcoco+ or refcocog; see the README on "
-                            "the layout of data.")
-    return {f"{name} {split}": load(name, split, folder)[:n] for name in there}
+    if data == "scenes":
+        return {split: load("scenes", split, n=n, start=8_000) for split in ("test", "novel")}
+    sets = {}
+    for given in data.split(","):
+        name, _, split = given.partition(":") if given.partition(":")[0] in ENTRIES else (given, "", "")
+        # Adapters are compared with each other, so that a part of a public set does as well.
+        sets[given] = list(load(name, split or None, root, n=n, counts="warn"))
+        if odd := [one for one in sets[given] if len(getattr(one, "labels", ())) != 1]:
+            raise AblationError(f"The ablations score masks of one target, and {odd[0]!r} of {given} asks "
+                                "for something else: take scenes, a RefCOCO set or a CSV of expressions.")
+    return sets
 
 
-def measure(found: Trained, sets: Mapping[str, Sequence], refiner=None, backbone: str = "embedded",
-            n_timed: int = 4, batch: int = 32, seed: int = 0, progress: bool = True,
-            keep: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def answered(backbone, samples: Sequence, config: RunConfig, draws: int = 1,
+             **options) -> list[tuple[Answer, ParsedAnswer]]:
+    """Answers, decoded under the grammar, to samples of one target, as a configuration writes them.
+
+    Args:
+        draws: answers drawn to each request, whose grid with the best expected IoU counts; 1 for the
+            model's own answer.
+        options: for `t4s_helpers.decoding.generate.generate`.
+    """
+    turns = [replace(turn, labels=(config.label,)) if config.label else turn for turn in map(ask, samples)]
+    drawing = {"draws": draws, "temperature": 1.0} if draws > 1 else {}
+    said = generate(backbone, [one.pixels() for one in samples], [[turn] for turn in turns], config.text,
+                    progress=False, **drawing, **options)
+    out = []
+    for k, (turn, sample) in enumerate(zip(turns, samples)):
+        pairs = [(one, parse_answer(one.text, turn.labels, sample.size, config.text))
+                 for one in said[k * draws:(k + 1) * draws]]
+        out.append(best_expected_iou(pairs, sample.size, config.text) if draws > 1 else pairs[0])
+    return out
+
+
+def coarse_scores(backbone, samples: Sequence, config: RunConfig, batch: int = 32) -> dict[str, float]:
+    """A point of a learning curve: ``ciou`` and ``giou`` in [0, 1] without a refiner."""
+    metric = SegmentationMetric()
+    for sample, (_, parsed) in zip(samples, answered(backbone, samples, config, batch=batch)):
+        metric.update(parsed.masks[0], sample.masks[0])
+    scores = metric.compute()
+    return {"ciou": scores["ciou"], "giou": scores["giou"]}
+
+
+def measure(found: Trained, sets: Mapping[str, Sequence], refiner=None,
+            opening: Mapping[str, Any] | None = None, n_timed: int = 0, batch: int = 32, seed: int = 0,
+            progress: bool = True, keep: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every adapter that is there.
 
     Answers are decoded under the grammar in mode ``fast``, so none is malformed. The masks of all
@@ -66,9 +101,10 @@ def measure(found: Trained, sets: Mapping[str, Sequence], refiner=None, backbone
 
     Args:
         found: from `t4s_helpers.lab.ablations.design.trained`.
-        sets: name -> samples of one target.
+        sets: from `held_out`.
         refiner: from `t4s_helpers.refine.load_refiner`; None: the coarse masks alone.
-        n_timed: requests answered one by one in every decoding mode, for seconds; 0 for none.
+        opening: how the backbone is loaded, `t4s_helpers.lab.ablations.design.Recipe.opening`.
+        n_timed: requests that the first seed answers one by one in two decoding modes, for seconds.
         seed: of the refiner's points.
         keep: folder for what is finished, one file an adapter and one a set, from which a call after
             an interruption resumes; None: nothing is kept.
@@ -77,28 +113,22 @@ def measure(found: Trained, sets: Mapping[str, Sequence], refiner=None, backbone
         ``(rows, times)``. ``rows``: one an answer and refiner, with pixel counts, tokens and the
         refiner's seconds (embedding included). ``times``: one an answer and decoding mode.
     """
-    refiner = refiner or NoRefiner()
+    refiner, answers, times, rows = refiner or NoRefiner(), {}, [], []
     ids = {name: [sample.id for sample in samples] for name, samples in sets.items()}
     jobs = [(config, s, folder) for config, seeds in found.items() for s, folder in seeds.items()]
-    answers, times, rows = {}, [], []
     for config, s, folder in tqdm(jobs, desc="answer", unit="adapter", disable=not progress):
         timed = n_timed if s == min(found[config]) else 0
-        about = keep and [ids, timed, _digest(folder)]
-        done = _kept(keep, config.name(s), about,
-                     partial(_answered, backbone, folder, config, sets, timed, batch))
+        done = _kept(keep, config.name(s), keep and [ids, timed, _digest(folder)],
+                     partial(_answered, opening, folder, config, sets, timed, batch))
         answers[config, s] = done["answers"]
         times += done["times"]
     for name, samples in sets.items():
         about = keep and [ids[name], [_digest(folder) for *_, folder in jobs], seed, refiner.name]
         bar = tqdm(samples, desc=f"refine {name}", unit="request", disable=not (progress and jobs))
-        rows += _kept(keep, f"refined-{name}", about,
-                      partial(_all_scored, name, bar, answers, refiner, seed))
+        rows += _kept(keep, f"refined-{name}", about, lambda name=name, bar=bar: [
+            {"set": name, **row} for k, sample in enumerate(bar) for row in _scored(
+                sample, {job: said[name][k] for job, said in answers.items()}, refiner, seed)])
     return pd.DataFrame(rows), pd.DataFrame(times)
-
-
-def _all_scored(name: str, samples: Iterable, answers: Mapping[tuple, Mapping], refiner, seed: int):
-    return [{"set": name, **row} for k, sample in enumerate(samples) for row in _scored(
-        sample, {job: said[name][k] for job, said in answers.items()}, refiner, seed)]
 
 
 def _kept(folder: Path | None, name: str, about, make):
@@ -106,7 +136,7 @@ def _kept(folder: Path | None, name: str, about, make):
     if folder is None:
         return make()
     told = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-    file = Path(folder) / f"{name.replace('/', '_')}-{told}.json"
+    file = Path(folder) / f"{re.sub(r'[^A-Za-z0-9+-]+', '_', name)}-{told}.json"
     if not file.is_file():
         write_json(file, make())
     return json.loads(file.read_text())
@@ -116,28 +146,19 @@ def _digest(adapter: Path) -> str:
     return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def _answered(backbone: str, adapter: Path, config: RunConfig, sets, n_timed: int, batch: int) -> dict:
+def _answered(opening, adapter: Path, config: RunConfig, sets, n_timed: int, batch: int) -> dict:
     """``answers``: set -> (grid as lists, tokens) a sample; ``times``: rows."""
-    model = load_backbone(backbone, adapter=adapter)
-    encoding = get_encoding(config.encoding, config.grid_size)
-    answers = {}
-    for name, samples in sets.items():
-        out = answer_samples(model, samples, encoding, batch=batch, progress=False)
-        answers[name] = [(parsed.grid.tolist(), said.n_tokens) for said, parsed in out]
-    timed = next(iter(sets.values()))[:n_timed] if n_timed else []
-    return {"answers": answers, "times": _times(model, timed, encoding)}
-
-
-def _times(model, samples, encoding: Encoding) -> list[dict]:
-    rows = []
-    for mode in ("plain", "fast") if samples else ():
-        options = dict(mode=mode, batch=1, progress=False)
-        answer_samples(model, samples[:1], encoding, **options)  # warms up
-        for sample in samples:
-            [(said, _)] = answer_samples(model, [sample], encoding, **options)
-            rows.append({"encoding": encoding.name, "grid": encoding.rows, "decoding": mode,
-                         "id": sample.id, "tokens": said.n_tokens, "seconds": said.seconds})
-    return rows
+    model, times = load_backbone(**opening or {}, adapter=adapter), []
+    answers = {name: [(parsed.grid.tolist(), said.n_tokens)
+                      for said, parsed in answered(model, samples, config, batch=batch)]
+               for name, samples in sets.items()}
+    timed = next(iter(sets.values()))[:n_timed]
+    for mode in ("plain", "fast") if timed else ():
+        answered(model, timed[:1], config, mode=mode)  # warms up
+        said = [answered(model, [sample], config, mode=mode)[0][0] for sample in timed]
+        times += [{"encoding": config.encoding, "grid": config.grid_size, "decoding": mode, "id": sample.id,
+                   "tokens": one.n_tokens, "seconds": one.seconds} for sample, one in zip(timed, said)]
+    return {"answers": answers, "times": times}
 
 
 def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[dict]:
@@ -151,8 +172,9 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
     if refiner.name not in cases:
         cases[refiner.name] = (_refined(sample, coarse, refiner, seed) if coarse.any()
                                else (coarse, nothing, 0.0))  # no reason to look at the picture
-    return [{"id": sample.id, "encoding": config.encoding, "grid": config.grid_size, "seed": s,
-             "refiner": name, **pixel_counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
+    return [{"id": sample.id, "config": config.name(), "encoding": config.encoding,
+             "grid": config.grid_size, "seed": s, "refiner": name,
+             **pixel_counts(masks[k], sample.masks[0]), "fallback": bool(fell[k]),
              "tokens": answers[config, s][1], "refine_seconds": each if coarse[k].any() else 0.0}
             for name, (masks, fell, each) in cases.items() for k, (config, s) in enumerate(answers)]
 
@@ -175,36 +197,30 @@ def measure_limits(sets: Mapping[str, Sequence], grid_sizes: Sequence[int] = (16
                          for row in oracle_table(samples, grid_sizes, ["area"], progress=False)[0]])
 
 
-def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFrame, **more) -> pd.DataFrame:
+def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFrame) -> pd.DataFrame:
     """Answer some of the requests behind finished rows once more, without a refiner.
 
     Args:
         found: from `t4s_helpers.lab.ablations.design.trained`; of each, the first seed answers.
-        sets: name -> some of the samples that the rows are about.
-        rows: of `measure`, perhaps made on another machine.
-        more: for `measure`.
+        sets: name -> some of the samples that the rows of `measure` are about.
 
     Returns:
-        one row a configuration: ``encoding``, ``grid``, ``asked``, and ``same``, how many answers have
-        the tokens and the pixels of their row. Where two tokens are all but equally likely, another
-        processor's rounding can choose the other.
-
-    Raises:
-        AblationError: the rows are about other requests.
+        one row a configuration: ``config``, ``asked``, and ``same``, how many answers have the tokens and
+        the pixels of their row. Where two tokens are all but equally likely, another processor's
+        rounding can choose the other. An `AblationError`: the rows are about other requests.
     """
-    firsts = {config: dict([min(seeds.items())]) for config, seeds in found.items() if seeds}
-    keys, values = ["set", "id", "encoding", "grid", "seed"], ["tokens", "intersection", "predicted"]
-    again, _ = measure(firsts, sets, n_timed=0, **more)
+    again, _ = measure({config: dict([min(seeds.items())]) for config, seeds in found.items() if seeds}, sets,
+                       progress=False)
+    keys, values = ["set", "id", "config", "seed"], ["tokens", "intersection", "predicted"]
     before = rows.loc[rows["refiner"] == "none", keys + values]
     both = again[keys + values].merge(before, "left", on=keys, suffixes=("", " before"), indicator=True)
     if len(missing := both[both["_merge"] != "both"]):
         row = missing.iloc[0]
-        raise AblationError(f"The table has no row of {row['set']} {row['id']} by {row['encoding']} at "
-                            f"{row['grid']}, seed {row['seed']}: it is of other adapters or requests. Make "
-                            "it again with 'python -m t4s_helpers.lab.ablations measure'.")
+        raise AblationError(f"The table has no row of {row['set']} {row['id']} by {row['config']}, seed "
+                            f"{row['seed']}: it is of other adapters or requests. Make it again with "
+                            "'python -m t4s_helpers.lab.ablations measure'.")
     both["same"] = (both[values].to_numpy() == both[[f"{name} before" for name in values]].to_numpy()).all(1)
-    counted = both.groupby(["encoding", "grid"], sort=False)["same"].agg(asked="size", same="sum")
-    return counted.reset_index()
+    return both.groupby("config", sort=False)["same"].agg(asked="size", same="sum").reset_index()
 
 
 def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedded",
@@ -237,96 +253,54 @@ def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedde
     return rows + refined
 
 
-def measure_components(found: Trained, targets: Sequence, questions: Sequence,
-                       backbone: str = "embedded", others: Mapping[str, Path | str] | None = None,
-                       batch: int = 32, progress: bool = True) -> pd.DataFrame:
-    """What each component of the recipe is worth: masks of targets, and answers to questions.
+def measure_levers(found: Trained, levers: Mapping[str, RunConfig], targets: Sequence,
+                   questions: Sequence = (), opening: Mapping[str, Any] | None = None, batch: int = 32,
+                   keep: Path | None = None) -> pd.DataFrame:
+    """What each lever is worth: masks of targets, and answers to questions.
 
     Args:
-        found: from `t4s_helpers.lab.ablations.design.trained`, of `COMPONENTS`.
-        targets: samples of one target.
-        questions: samples of questions, which the bare backbone answers too.
-        others: name -> further adapter, a name or a folder, of 16 x 16 descriptors.
+        levers: `t4s_helpers.lab.ablations.design.levers`, row -> configuration; the adapters of the first
+            also answer by expected IoU.
+        targets: samples of one target, ``questions``: of questions, which the bare base answers too.
+        found, opening, keep: as in `measure`.
 
     Returns:
-        one row an answer: ``component`` (the configuration's name, ``base`` for the bare backbone, and
-        the first configuration's name with ``expected IoU`` where its drawn grids are weighed,
-        `t4s_helpers.decoding.confidence.best_expected_iou`), ``seed``, ``id``, and for a target pixel
-        counts and ``tokens``, for a question ``score``.
+        one row an answer: ``lever``, ``seed``, ``id``, and for a target pixel counts and ``tokens``, for a
+        question ``score``.
     """
-    jobs = [(config.name(), s, folder, config.grid_size) for config, seeds in found.items()
-            for s, folder in seeds.items()]
-    jobs += [(name, 0, adapter, 16) for name, adapter in (others or {}).items()]
-    first, options = next(iter(found)).name(), dict(batch=batch, progress=progress)
-    out = _component_rows(load_backbone(backbone), questions, get_encoding(), "base", 0, **options)
-    for name, s, adapter, grid_size in jobs:
-        model, encoding = load_backbone(backbone, adapter=adapter), get_encoding("rrle", grid_size)
-        out += _component_rows(model, targets, encoding, name, s, **options)
-        out += _component_rows(model, questions, encoding, name, s, **options)
-        if name == first:
-            out += _component_rows(model, targets, encoding, f"{name}, expected IoU", s,
-                                   expected_iou=8, **options)
+    jobs = [(row, config, s, folder) for row, config in levers.items() for s, folder in found[config].items()]
+    jobs += [(BASE, DESIGN[0], 0, None)] if jobs and len(questions) else []
+    asked, out = [[one.id for one in samples] for samples in (targets, questions)], []
+    for row, config, s, folder in tqdm(jobs, desc="levers", unit="adapter", disable=keep is None):
+        draws = {row: 1, EXPECTED: DRAWS} if row == next(iter(levers)) else {row: 1} if folder else {}
+        rows = _kept(keep, f"lever {row} {s}", keep and [asked, folder and _digest(folder)], partial(
+            _lever_rows, opening, folder, config, targets, questions, draws, batch))
+        out += [{"lever": row, "seed": s, **one} for one in rows]
     return pd.DataFrame(out)
 
 
-def _component_rows(model, samples, encoding: Encoding, component: str, seed: int, **options) -> list[dict]:
-    rows, _ = evaluate(model, samples, encoding, **options)
-    kept = ("id", "intersection", "union", "tokens", "score")
-    return [{"component": component, "seed": seed, **{key: row[key] for key in kept if key in row},
-             **_box_right(row)} for row in rows]
-
-
-def _box_right(row: dict) -> dict[str, bool]:
-    if "true_box" not in row:
-        return {}
-    boxes = [box_from_text(row[name]) for name in ("box", "true_box")]
-    return {"box_right": None not in boxes and box_iou(*boxes) > 0.5}
-
-
-def wordings(backbone, samples: Sequence, words: Mapping[str, str | None], encoding: Encoding,
-             batch: int = 32) -> pd.DataFrame:
-    """Answers whose descriptor names the target in another way than the question.
-
-    The question stays; under the grammar, the descriptor can only use the label given here. No
-    adapter was trained on that, so this asks how much an answer hangs on the label's text.
-
-    Args:
-        samples: of one target.
-        words: name of the wording -> label for every descriptor; None: the expression itself.
-
-    Returns:
-        one row a request and wording: ``wording``, ``id``, pixel counts, ``tokens``, ``seconds``.
-    """
-    asked, rows = [ask(sample) for sample in samples], []
-    for name, word in words.items():
-        turns = asked if word is None else [replace(turn, labels=(word,)) for turn in asked]
-        answers = generate(backbone, [sample.pixels() for sample in samples], [[turn] for turn in turns],
-                           encoding, batch=batch, progress=False)
-        for sample, turn, said in zip(samples, turns, answers):
-            mask = parse_answer(said.text, turn.labels, sample.size, encoding).masks[0]
-            rows.append({"wording": name, "id": sample.id, "tokens": said.n_tokens,
-                         "seconds": said.seconds, **pixel_counts(mask, sample.masks[0])})
-    return pd.DataFrame(rows)
+def _lever_rows(opening, adapter, config: RunConfig, targets, questions, draws, batch: int) -> list[dict]:
+    model = load_backbone(**opening or {}, adapter=adapter)
+    rows = [{"lever": name, "id": sample.id, "tokens": said.n_tokens,
+             **pixel_counts(parsed.masks[0], sample.masks[0])} for name, n in draws.items()
+            for sample, (said, parsed) in zip(targets, answered(model, targets, config, n, batch=batch))]
+    scored = evaluate(model, questions, config.text, batch=batch, progress=False)[0] if questions else []
+    return rows + [{"id": row["id"], "score": row["score"]} for row in scored]
 
 
 def text_costs(samples: Sequence, tokenizer, grid_sizes: Sequence[int] = (16, 24, 32),
                encodings: Sequence[str] = PAPER_ENCODINGS, word: str | None = None) -> pd.DataFrame:
-    """Tokens of the true descriptor of every sample; no model.
+    """Tokens of the true descriptors: one row a sample, encoding and grid.
 
     Args:
         tokenizer: from `t4s_helpers.model.chat.load_tokenizer`.
         word: label in the descriptor of a sample with one label; None: its own labels.
-
-    Returns:
-        one row a sample, encoding and grid: ``id``, ``encoding``, ``grid``, ``tokens``.
     """
     rows = []
     for sample in samples:
         labels = sample.labels if word is None else (word,)
-        for side in grid_sizes:
-            for name in encodings:
-                encoding = get_encoding(name, side)
-                text = encoding.encode(encoding.from_masks(sample.masks, objects=sample.instances()), labels)
-                rows.append({"id": sample.id, "encoding": name, "grid": side,
-                             "tokens": count_tokens(tokenizer, text)})
+        for encoding in (get_encoding(name, side) for side in grid_sizes for name in encodings):
+            text = encoding.encode(encoding.from_masks(sample.masks, objects=sample.instances()), labels)
+            rows.append({"id": sample.id, "encoding": encoding.name, "grid": encoding.rows,
+                         "tokens": count_tokens(tokenizer, text)})
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ All tables are pandas frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,13 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ...codec.encodings import PAPER_ENCODINGS
-from ...evaluation.metrics import bootstrap
-from ...files import ROOT
-
-TABLES = ROOT / "results" / "ablations"
-"""Where the tables of the shipped adapters lie: what the command ``measure`` found."""
-
-NOT_TRAINED = "not trained"
+from ...evaluation.metrics import Interval, bootstrap
+from .design import BASE, EXPECTED, NOT_TRAINED, Recipe, levers
 
 PAPER_REFINER = pd.DataFrame([
     {"refiner": "None", "cIoU": 73.5, "Acc@0.5": 89.3, "s": 5.34},
@@ -30,20 +25,8 @@ PAPER_REFINER = pd.DataFrame([
 ])
 """Table 6: InternVL2-8B, refCOCO val, 16 x 16 descriptors."""
 
-COMPONENT_NAMES = {
-    "rrle-16-box-res": "box, targets only", "rrle-16-plain-res": "fixed sentence",
-    "rrle-16-box-res, expected IoU": "box, expected IoU",
-    "rrle-16-box-all": "box, mix with questions",
-    "scenes": "shipped adapter", "base": "base, no adapter",
-}
-"""What tables and figures call the rows of `t4s_helpers.lab.ablations.measure.measure_components`."""
-
 _AVERAGED = {"box_right": "acc50", "tokens": "tokens", "seconds": "seconds",
              "refine_seconds": "refine_seconds", "fallback": "fallback_rate"}
-
-
-class AblationError(RuntimeError):
-    """A training or table that cannot be used; the message names it and says what to do."""
 
 
 def summarise(rows: pd.DataFrame, by: Sequence[str] = ("set", "encoding", "grid", "refiner"),
@@ -110,27 +93,6 @@ def size_groups(rows: pd.DataFrame, edges: Sequence[float] = (0, 1, 4, 16, np.in
     return rows.assign(size=pd.cut(filled, list(edges), right=False, labels=names).astype(str))
 
 
-def rule_gains(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """What the rule ``area`` gains over ``nearest``, target by target, on the grid alone.
-
-    Args:
-        rows: of the oracle table with both rules, and ``set``.
-
-    Returns:
-        one row a set and grid: ``gain`` in IoU, points, with its 95 % interval ``low``, ``high``; how
-        many targets each rule loses altogether (``lost by nearest``, ``lost by area``); ``n``.
-    """
-    out = []
-    for (name, grid), case in rows[rows["refiner"] == "none"].groupby(["set", "grid"], sort=False):
-        area, nearest = (case.loc[case["rule"] == rule, "iou"].to_numpy()
-                         for rule in ("area", "nearest"))
-        gain = bootstrap(100 * (area - nearest), seed=seed)
-        out.append({"set": name, "grid": grid, "gain": gain.value, "low": gain.low,
-                    "high": gain.high, "lost by nearest": int((nearest == 0).sum()),
-                    "lost by area": int((area == 0).sum()), "n": len(area)})
-    return pd.DataFrame(out)
-
-
 def at_every_grid(rows: pd.DataFrame, grid_sizes: Iterable[int] = ()) -> pd.DataFrame:
     """The rows of refiners that were tried at every grid: those given, or all that the rows have.
 
@@ -147,24 +109,19 @@ def oracle_points(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.
     """Points of `frontier` for true text: every grid, encoding and refiner, and its cost in tokens.
 
     Args:
-        rows: of the oracle table, rule ``area``; further prompts of a refiner count as far as they were
-            tried at every grid.
+        rows: of the oracle table; further prompts of a refiner count if they were tried at every grid.
         costs: one row a ``grid``, mean tokens in a column for each encoding.
     """
-    area = at_every_grid(rows[rows["rule"] == "area"])
     tokens = costs.melt("grid", list(PAPER_ENCODINGS), "encoding", "tokens")
-    points = summarise(area, ("grid", "refiner"), seed).merge(tokens, on="grid")
+    points = summarise(at_every_grid(rows), ("grid", "refiner"), seed).merge(tokens, on="grid")
     return points.assign(name=points["grid"].astype(str) + " " + points["encoding"])
 
 
 def cost_points(scores: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     """Points of `frontier` for trained models, by grid, encoding, refiner and decoding mode.
 
-    Their ``seconds`` are those of an answer and of its refinement.
-
-    Args:
-        scores: `summarise` of the rows of one set.
-        times: one row an answer and decoding mode.
+    Their ``seconds`` are those of an answer and of its refinement. ``scores`` is `summarise` of the rows of
+    one set, ``times`` has one row an answer and decoding mode.
     """
     if scores.empty or times.empty:
         return pd.DataFrame()
@@ -187,83 +144,93 @@ def frontier(points: pd.DataFrame, cost: str) -> pd.DataFrame:
     return ordered[ordered["ciou"] > before]
 
 
-def component_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each of `COMPONENT_NAMES`: scores of masks, and the share of questions answered right.
+def lever_table(rows: pd.DataFrame, recipe: Recipe | None = None) -> pd.DataFrame:
+    """One row for each lever of a recipe: scores of masks, and the share of questions answered right.
 
     The columns are those of `summarise`, ``questions`` and ``n_questions``. What was not measured has
     neither and is `NOT_TRAINED`.
-
-    >>> one = pd.DataFrame([{"component": "base", "seed": 0, "id": "q", "score": 1.0}])
-    >>> component_table(one)["questions"].tolist()[-1]
-    1.0
     """
-    asked = rows.dropna(subset=["score"]).groupby("component")["score"]
+    rows = rows.reindex(columns=rows.columns.union(["lever", "score", "union"]))
+    asked = rows.dropna(subset=["score"]).groupby("lever")["score"]
     questions = pd.DataFrame({"questions": asked.mean(), "n_questions": asked.size()})
-    masks = summarise(rows.dropna(subset=["union"]) if "union" in rows else rows[:0], ("component",))
-    names = pd.Series(COMPONENT_NAMES, name="recipe").rename_axis("component").reset_index()
-    out = names.merge(masks, "left", on="component").merge(questions, "left", on="component")
+    masks = summarise(rows.dropna(subset=["union"]), ("lever",))
+    names = pd.DataFrame({"lever": [*levers(recipe or Recipe()), EXPECTED, BASE]})
+    out = names.merge(masks, "left", on="lever").merge(questions, "left", on="lever")
     known = out[["ciou", "questions"]].notna().any(axis=1)
     return out.assign(status=np.where(known, "measured", NOT_TRAINED))
 
 
-def every_run(tables: Mapping[str, pd.DataFrame], name: str, steps: int) -> pd.DataFrame:
-    """The table ``name`` and that of the same configurations trained for longer, with ``steps``.
+# --- what it costs to learn ------------------------------------------------------------------------
+
+
+def learning(curves: pd.DataFrame, level: float = 0.3) -> pd.DataFrame:
+    """What an encoding costs to learn, from its learning curves, the mean of all seeds.
 
     Args:
-        tables: from `read_tables`.
-        name: ``rows`` or ``logs``.
-        steps: of training behind the table itself.
-    """
-    parts = [tables[key] for key in (name, f"longer_{name}") if key in tables]
-    return pd.concat(parts).fillna({"steps": steps}) if len(parts) > 1 else (
-        parts[0].assign(steps=steps) if parts else pd.DataFrame())
-
-
-def by_steps(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """What more steps of training change, for the configurations that were trained for more.
-
-    Only seeds that a configuration has in every run count, so that runs differ in their steps alone.
-
-    Args:
-        rows: from `every_run`, of one data set.
-        seed: of the bootstrap.
+        curves: one row a point: ``config``, ``seed``, ``step``, ``masks``, ``tokens``, ``ciou``.
+        level: of cIoU, to be reached.
 
     Returns:
-        what `summarise` says by ``encoding``, ``grid``, ``refiner`` and ``steps``.
+        one row a configuration: ``masks`` and ``tokens`` seen at the end, and the ``ciou`` there;
+        ``masks to level`` and ``tokens to level`` at the first point that reaches it (NaN: none does).
     """
-    config = ["encoding", "grid"]
-    lengths = rows.groupby(config)["steps"].transform("nunique")
-    has = rows.groupby([*config, "seed"])["steps"].transform("nunique")
-    return summarise(rows[(lengths > 1) & (has == lengths)], (*config, "refiner", "steps"), seed)
+    out = []
+    for config, points in curves.groupby("config", sort=False) if len(curves) else ():
+        mean = points.groupby("step")[["masks", "tokens", "ciou"]].mean()
+        reached = mean[mean["ciou"] >= level]
+        first = reached.iloc[0] if len(reached) else mean.iloc[-1] * np.nan
+        out.append({"config": config, "seeds": points["seed"].nunique(), **mean.iloc[-1],
+                    "masks to level": first["masks"], "tokens to level": first["tokens"]})
+    return pd.DataFrame(out)
 
 
-def read_tables(*folders: Path | str) -> dict[str, pd.DataFrame]:
-    """The tables that figures are made of, each from the first folder that has it.
+# --- sentences about tables ------------------------------------------------------------------------
 
-    Returns:
-        name -> frame: ``rows``, ``times``, ``limits``, ``components``, ``logs`` of the command
-        ``measure``; ``oracle_rows`` and ``costs`` of notebook ``08_ablations``; ``longer_rows`` and
-        ``longer_logs``, what ``measure`` wrote into folders ``steps-<n>`` in these, with ``steps``.
 
-    Raises:
-        AblationError: no folder has any.
+def difference(rows: pd.DataFrame, by: str, one, other, seed: int = 0) -> Interval:
+    """By how much the cIoU of one case lies above another's on the requests that both answered.
+
+    ``by`` is the column that tells the cases apart. The 95 % interval is that of a bootstrap that draws
+    requests, all seeds of training together.
     """
-    names = ("rows", "times", "limits", "components", "logs", "oracle_rows", "costs")
-    tables = {name: _read(path) for folder in reversed(folders) for name in names
-              if (path := Path(folder) / f"{name}.csv").is_file()}
-    if not tables:
-        raise AblationError(f"There is no table in {', '.join(map(str, folders))}: make them with 'python "
-                            "-m t4s_helpers.lab.ablations measure' or notebook 08_ablations.")
-    for name in ("rows", "logs"):
-        longer = [_read(path).assign(steps=int(path.parent.name.removeprefix("steps-")))
-                  for folder in folders for path in sorted(Path(folder).glob(f"steps-[0-9]*/{name}.csv"))]
-        if longer:
-            tables[f"longer_{name}"] = pd.concat(longer)
-    return tables
+    sums = [rows[rows[by] == case].groupby("id")[["intersection", "union"]].sum() for case in (one, other)]
+    both = pd.concat(sums, axis=1, join="inner").to_numpy(float)
+    drawn = np.random.default_rng(seed).integers(len(both), size=(1000, len(both)))
+    totals = np.concatenate([both.sum(0)[None], both[drawn].sum(1)])
+    gaps = totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
+    return Interval(float(gaps[0]), *map(float, np.quantile(gaps[1:], [0.025, 0.975])))
+
+
+def compared(rows: pd.DataFrame, by: str, one, other) -> str:
+    """`difference` as a sentence; that a case is not trained is one as well.
+
+    Cases are told apart where the interval excludes zero and every seed of training agrees.
+    """
+    missing = [str(case) for case in (one, other) if not len(rows) or case not in set(rows[by])]
+    if missing:
+        return f"{one} against {other}: **{NOT_TRAINED}** ({', '.join(missing)})."
+    gap = difference(rows, by, one, other)
+    seeds = set.intersection(*(set(rows.loc[rows[by] == case, "seed"]) for case in (one, other)))
+    each = [difference(rows[rows["seed"] == seed], by, one, other).value for seed in sorted(seeds)]
+    sure = gap.low * gap.high > 0 and all(value * gap.value > 0 for value in each)
+    said = f"{one} is {'above' if gap.value > 0 else 'below'} {other}" if sure else (
+        f"{one} and {other} cannot be told apart here")
+    by_seed = ", ".join(f"{100 * value:+.1f}" for value in each)
+    return (f"{said}: {100 * gap.value:+.1f} points of cIoU [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; "
+            f"seed by seed {by_seed or 'none in common'}.")
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def read_tables(folder: Path | str) -> dict[str, pd.DataFrame]:
+    """The tables that the command ``measure`` wrote into a folder; one that is not there is empty."""
+    names = ("rows", "times", "limits", "levers", "curves", "logs")
+    return {name: _read(Path(folder) / f"{name}.csv") for name in names}
 
 
 def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype={"id": str, "set": str})
-    except pd.errors.EmptyDataError:
+    except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame()
