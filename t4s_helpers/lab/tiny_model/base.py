@@ -5,25 +5,29 @@ what lies at a point, questions, lists; and, by two losses that need no text (`g
 it sees and to look at what it speaks of. It never sees a descriptor: that is left to LoRA.
 
 ``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
-to ``log.csv``, goes on from the last checkpoint after a kill, and writes the finished model to
-``<out>/final`` in the format that ``from_pretrained`` reads.
+to ``log.csv``, asks for every skill ten times on the way (``skills.csv``), goes on from the last checkpoint
+after a kill, and writes the finished model to ``<out>/final`` in the format that ``from_pretrained`` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ...data.scenes import make_scene
+from ...model.backbones import Backbone, find
 from ...model.chat import side_by_side
-from ...model.training import ChunkedItems, CsvLog, arguments, cached_encoder, last_checkpoint
+from ...model.training import ChunkedItems, CsvLog, ScoreLog, arguments, cached_encoder, last_checkpoint
 from .architecture import N_VISUAL, build_model, build_processor
 from .exercises import some_exercises
 from .grounding import WEIGHTS, GroundedTrainer, answers_places, collate, names_of_tokens
 from .muon import Muon
+from .skills import skill_scores
 from .tokenizer import train_tokenizer
 from .tower import load_tower
 
@@ -42,6 +46,11 @@ def base_item(index: int, folder: str, seed: int = 0) -> dict:
     item = side_by_side(encode, [[one.turn for one in talk] for talk in talks], scene.image)
     places = [answers_places(encode, talk, labels) for talk, (_, labels) in zip(talks, item["exchanges"])]
     return {**item, "places": places, "names": names_of_tokens(encode, scene)}
+
+
+def skills_of(backbone: Backbone, model, n: int = 32) -> dict[str, float]:
+    """Share of exact answers to held-out exercises, skill by skill."""
+    return {row["skill"]: row["exact"] for row in skill_scores(replace(backbone, model=model), n=n)}
 
 
 def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
@@ -64,6 +73,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
     model.model.vision_tower.requires_grad_(False)
     model.model.language_model.set_attn_implementation("eager")  # the others keep their weights to themselves
     steps = samples // BATCH
+    score = partial(skills_of, Backbone(find("embedded", str(final)), model, processor))
     trainer = GroundedTrainer(
         model=model,
         train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples, 2048),
@@ -74,7 +84,8 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
             lr_scheduler_kwargs={"num_decay_steps": steps // 2, "decay_type": "linear", "min_lr_ratio": 0.02},
             **{"logging_steps": 25, "save_steps": 100, **changes},
         ),
-        callbacks=[CsvLog(out / "log.csv", more=tuple(WEIGHTS))],
+        callbacks=[CsvLog(out / "log.csv", more=tuple(WEIGHTS)),
+                   ScoreLog(out / "skills.csv", score, {round(at) for at in np.linspace(0, steps, 11)[1:]})],
         optimizers=(Muon(model, lr), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
