@@ -36,7 +36,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # Tests run in this many processes of one thread each.
 WORKERS := 2
 
-.PHONY: help workbook test test-slow test-browser check lab book data evaluate benchmark readme lock clean
+.PHONY: help workbook test test-slow test-browser check lab book data evaluate benchmark embedded readme lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,20 @@ BENCHMARKS := data decoding refine
 
 benchmark: $(STAMP) ## time reading, decoding and refining; BENCHMARKS=data for one
 	@set -e; for name in $(BENCHMARKS); do $(RUN) -m t4s_helpers.lab.benchmarks.$$name $(ARGS); done
+
+# One training at a time, and nothing else beside it: two bound processes would share their cores.
+EMBEDDED := checkpoints/embedded
+ASSETS := t4s_helpers/assets
+embedded: export OMP_PROC_BIND := true
+embedded: export OMP_PLACES := cores
+embedded: $(STAMP) ## train the embedded model anew, some 3.5 hours on 2 cores; goes on where it was stopped
+	@$(RUN) -m t4s_helpers.lab.tiny_model.tower --out $(EMBEDDED)/tower
+	@$(RUN) -m t4s_helpers.lab.tiny_model.base --tower $(EMBEDDED)/tower --out $(EMBEDDED)/base
+	@$(RUN) -m t4s_helpers train --source $(EMBEDDED)/base/final --quantize none --batch 8 --lr 1e-3 \
+	  --samples 14000 --log-every 25 --out $(EMBEDDED)/scenes --export $(ASSETS)/adapters/scenes
+	@cp $(EMBEDDED)/base/final/* $(ASSETS)/embedded/
+	@for name in tower base scenes; do cp $(EMBEDDED)/$$name/log.csv $(ASSETS)/logs/$$name.csv; done
+	@cp $(EMBEDDED)/base/skills.csv $(ASSETS)/logs/base_skills.csv
 
 readme: $(STAMP) ## bring tables, minutes and links in README and notebooks up to date
 	@$(RUN) -m t4s_helpers notebooks --readme

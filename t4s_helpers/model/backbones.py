@@ -51,7 +51,6 @@ class Spec:
         paper: the backbone of the paper that it stands for.
         lora_targets: regular expression of the linear layers of connector and language model.
         keep: regular expressions of the modules that stay unquantized.
-        precise: and of those that are computed in float32 even where training multiplies in 16 bits.
         memory_gb: GPU memory for QLoRA at batch 4 and 1,024 tokens, a quarter of them answers, roughly; 0
             for the CPU. Each token of an answer takes 14 bytes for each word of the vocabulary.
         billions: of parameters, all parts together.
@@ -74,7 +73,6 @@ class Spec:
     kept: float
     licence: str
     keep: tuple[str, ...] = (r".*vision_tower", "lm_head")
-    precise: tuple[str, ...] = ()
     n_image_tokens: int | None = None
     revision: str = "main"
     squeeze: bool = False
@@ -89,10 +87,6 @@ def _targets(language: str, connector: str) -> str:
     return rf".*({language}\..*({_LLAMA_LINEAR})|{connector})"
 
 
-_EMBEDDED = _targets(r"language_model\.layers\.[3-9]", r"multi_modal_projector\.linear_[12]")
-"""Without the embedded model's three lowest layers, which look things up and were set exactly: 4 bits
-would blur them and what the connector hands to them; in bfloat16 they confuse one row in three."""
-_WIRED = r".*language_model\.layers\.[0-2]"
 _LLAVA = _targets("language_model", r"multi_modal_projector\.linear_[12]")
 _QWEN3 = _targets("language_model", r"visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
 _SMOL = _targets("text_model", r"connector\.modality_projection\.proj")
@@ -102,9 +96,7 @@ _SMALL = "none: a small one for a small GPU"
 # models--OWNER--NAME/snapshots/COMMIT. Of the native DeepSeek-VL none was found: the newest counts.
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         _EMBEDDED, 0, 0.012, 0.006, "Apache-2.0",
-         keep=(r".*vision_tower", "lm_head", _WIRED + r"\.", r".*multi_modal_projector"),
-         precise=(_WIRED,), n_image_tokens=64),
+         _LLAVA, 0, 0.012, 0.006, "Apache-2.0", n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
          "LLaVA-1.5 7B", _LLAVA, 13, 7.1, 0.57, "Llama 2", squeeze=True,
          revision="b234b804b114d9e37bb655e11cbbb5f5e971b7a9"),

@@ -13,9 +13,8 @@ import csv
 import json
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -25,7 +24,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from transformers import (
     AutoProcessor, DynamicCache, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed,
 )
@@ -178,20 +176,6 @@ def arguments(out: Path, **changes):
         "report_to": [], "save_total_limit": 2, "train_sampling_strategy": "sequential",
         "remove_unused_columns": False, "dataloader_pin_memory": not on_cpu, "optim": "adamw_torch",
         **changes})
-
-
-def in_full_precision(modules: Iterable) -> None:
-    """Make modules compute in float32 from now on, arguments too, whatever the autocast around them."""
-    for module in modules:
-        module.forward = partial(_precisely, module.forward)
-
-
-def _precisely(forward: Callable, *args, **kwargs):
-    halves = (torch.float16, torch.bfloat16)
-    args, kwargs = tree_map_only(
-        torch.Tensor, lambda value: value.float() if value.dtype in halves else value, (args, kwargs))
-    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-        return forward(*args, **kwargs)
 
 
 class ResumableTrainer(Trainer):
@@ -467,8 +451,6 @@ def fine_tune(backbone: Backbone, dataset, collate, out: Path | str, batch: int 
         **({"train_sampling_strategy": "group_by_length"} if hasattr(dataset, "lengths") else {}),
         **PAPER_SETTINGS, **(EMBEDDED_SETTINGS if backbone.spec.name == "embedded" else {}), **changes}
     model = model or add_adapter(backbone, seed=settings.get("seed", 0))
-    in_full_precision(module for name, module in model.named_modules()
-                      if any(re.fullmatch(one, name) for one in backbone.spec.precise))
     passes = accumulate or paper_passes(batch)
     trainer = ResumableTrainer(
         model=model, train_dataset=dataset, data_collator=collate,

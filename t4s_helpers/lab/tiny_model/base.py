@@ -48,18 +48,20 @@ def base_item(index: int, folder: str, seed: int = 0) -> dict:
     return {**item, "places": places, "names": names_of_tokens(encode, scene)}
 
 
-def skills_of(backbone: Backbone, model, n: int = 32) -> dict[str, float]:
+def skills_of(backbone: Backbone, n: int, model) -> dict[str, float]:
     """Share of exact answers to held-out exercises, skill by skill."""
     return {row["skill"]: row["exact"] for row in skill_scores(replace(backbone, model=model), n=n)}
 
 
-def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, **changes) -> Path:
+def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0, asked: int = 32,
+          **changes) -> Path:
     """Train on ``samples`` scenes, each seen once; returns the folder of the finished model.
 
     Args:
         tower: folder of the pre-trained tower, or of a finished model whose tower is taken over.
         out: folder for checkpoints, log and the finished model.
         lr: of the matrices; embeddings and norms take a tenth.
+        asked: held-out exercises of each skill, ten times on the way.
         changes: anything of `TrainingArguments`.
     """
     from transformers import AutoProcessor, set_seed
@@ -73,7 +75,7 @@ def train(tower: Path, out: Path, samples: int, lr: float = 0.02, seed: int = 0,
     model.model.vision_tower.requires_grad_(False)
     model.model.language_model.set_attn_implementation("eager")  # the others keep their weights to themselves
     steps = samples // BATCH
-    score = partial(skills_of, Backbone(find("embedded", str(final)), model, processor))
+    score = partial(skills_of, Backbone(find("embedded", str(final)), model, processor), asked)
     trainer = GroundedTrainer(
         model=model,
         train_dataset=ChunkedItems(partial(base_item, folder=str(final), seed=seed), samples, 2048),
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
                         help="folder of the pre-trained tower, or a model whose tower to take over")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
-    parser.add_argument("--samples", type=int, default=36_000)
+    parser.add_argument("--samples", type=int, default=16_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.02)
     args = parser.parse_args()
