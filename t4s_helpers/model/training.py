@@ -130,10 +130,15 @@ def cached_encoder(folder: str, n_image_tokens: int) -> ConversationEncoder:
     return ConversationEncoder(AutoProcessor.from_pretrained(folder), n_image_tokens)
 
 
+IN_A_ROW = 4
+"""One in so many conversations about scenes is read as a whole, so that a later turn can be answered too."""
+
+
 def scene_item(index: int, mixture: SceneMixture, folder: str, n_image_tokens: int) -> dict:
-    """Item ``index`` about scenes: the requests side by side, the picture as uint8 pixels."""
+    """Item ``index`` about scenes: its requests, most of them side by side, and the uint8 picture."""
     scene, turns = mixture.conversation(index)
-    return side_by_side(cached_encoder(folder, n_image_tokens), chains(turns), scene.image)
+    talks = chains(turns) if index % IN_A_ROW else [turns]
+    return side_by_side(cached_encoder(folder, n_image_tokens), talks, scene.image)
 
 
 def training_data(backbone: Backbone, mixture) -> tuple[Any, Callable[[list[dict]], dict]]:
