@@ -153,13 +153,15 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
     """The box that an answer's sentence states, `box_in_words` read back.
 
     Returns:
-        ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, both ends included; ``None`` if there is none.
+        ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, both ends included; ``None`` if there is none, or one
+        that ends before it begins.
 
-    >>> read_box("At 2 5 3 9:\\n<seg>"), read_box("Nowhere"), read_box("Here is the mask")
+    >>> read_box("At 2 5 3 9:\\n<seg>"), read_box("Nowhere"), read_box("At 9 2 3 5")
     ((2, 5, 3, 9), None, None)
     """
     found = re.search(r"\bAt (\d+) (\d+) (\d+) (\d+)\b", sentence)
-    return tuple(map(int, found.groups())) if found else None
+    box = tuple(map(int, found.groups())) if found else None
+    return box if box and box[0] <= box[2] and box[1] <= box[3] else None
 
 
 def reference_in_words(mask, encoding: Encoding) -> str:

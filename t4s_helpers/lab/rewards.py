@@ -52,8 +52,8 @@ def rewards_of(sample, answer: Answer, encoding: Encoding) -> dict[str, float]:
     sentence = answer.text.partition(SEG_OPEN)[0]
     said, true = read_box(sentence), mask_to_bins(truth)
     if sentence.startswith(("At ", "Nowhere")):
-        found["box_iou"] = float(said == true)
-        if said and true and said[0] <= said[2] and said[1] <= said[3]:
+        found["box_iou"] = float(true is None and sentence.startswith("Nowhere"))
+        if said and true:
             found["box_iou"] = box_iou(*((*box[:2], box[2] + 1, box[3] + 1) for box in (said, true)))
     return {"reward": float(np.mean(list(found.values()))), **found}
 

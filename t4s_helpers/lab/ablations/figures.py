@@ -129,8 +129,8 @@ def encodings(scores: pd.DataFrame, times: pd.DataFrame, name: str, grid: int = 
     by_mode = {mode: times[times["decoding"] == mode] for mode in ("plain", "fast")}
     masks = {_name(refiner): _percent(table[table["refiner"] == refiner].set_index("encoding"))
              for refiner in _refiners(table)}
-    panels = {"cIoU, %": masks, "tokens an answer": {"tokens": _spread(by_mode["fast"], "tokens")},
-              "seconds an answer": {mode: _spread(mine, "seconds") for mode, mine in by_mode.items()}}
+    panels = {"cIoU, %": masks, "tokens per answer": {"tokens": _spread(by_mode["fast"], "tokens")},
+              "seconds per answer": {mode: _spread(mine, "seconds") for mode, mine in by_mode.items()}}
     fig, axes = pyplot.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
     for ax, (ylabel, series) in zip(axes, panels.items()):
         _grouped_bars(ax, PAPER_ENCODINGS, series, ylabel, set(PAPER_ENCODINGS) - set(table["encoding"]))
