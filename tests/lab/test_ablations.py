@@ -464,11 +464,11 @@ def test_a_difference_is_taken_request_by_request():
     gap = tb.difference(rows, "config", "one", "other")
     assert gap.value == pytest.approx(16 / 40) and gap.low <= gap.value <= gap.high
     assert tb.difference(rows, "config", "one", "same") == (0, 0, 0)
-    assert "one is above other: +40.0 points" in tb.compared(rows, "config", "one", "other")
-    assert "one is below" not in tb.compared(rows, "config", "other", "one")
-    assert "cannot be told apart here" in tb.compared(rows, "config", "one", "same")
-    assert NOT_TRAINED in tb.compared(rows, "config", "one", "third") and "third" in tb.compared(
-        pd.DataFrame(), "config", "one", "third")
+    assert "one is above other: +40.0 points" in tb.difference_in_words(rows, "config", "one", "other")
+    assert "one is below" not in tb.difference_in_words(rows, "config", "other", "one")
+    assert "cannot be told apart here" in tb.difference_in_words(rows, "config", "one", "same")
+    assert NOT_TRAINED in tb.difference_in_words(rows, "config", "one", "third")
+    assert "third" in tb.difference_in_words(pd.DataFrame(), "config", "one", "third")
 
 
 def curve(config, seed, scores, tokens=10):

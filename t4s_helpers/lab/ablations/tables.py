@@ -201,7 +201,7 @@ def difference(rows: pd.DataFrame, by: str, one, other, seed: int = 0) -> Interv
     return Interval(float(gaps[0]), *map(float, np.quantile(gaps[1:], [0.025, 0.975])))
 
 
-def compared(rows: pd.DataFrame, by: str, one, other) -> str:
+def difference_in_words(rows: pd.DataFrame, by: str, one, other) -> str:
     """`difference` as a sentence; that a case is not trained is one as well.
 
     Cases are told apart where the interval excludes zero and every seed of training agrees.
