@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.data.prompts import box_in_words, read_box
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
-from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon
+from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon, skills
 from t4s_helpers.lab.tiny_model.architecture import build_processor
 from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
 from t4s_helpers.model.chat import ConversationEncoder
@@ -176,7 +176,7 @@ def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypat
 
     tower = tmp_path / "tower"
     tiny_model.backbone().model.save_pretrained(tower)
-    how = dict(tower=tower, samples=2 * base.BATCH, save_steps=1, logging_steps=1)
+    how = dict(tower=tower, samples=2 * base.BATCH, asked=2, save_steps=1, logging_steps=1)
     whole = load_file(base.train(out=tmp_path / "whole", **how) / "model.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(base, "CsvLog", Kill)
@@ -192,6 +192,8 @@ def test_the_base_is_trained_and_goes_on_where_it_was_killed(tmp_path, monkeypat
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:  # the loss and its parts
         assert row["loss"] == pytest.approx(sum(w * row[k] for k, w in grounding.WEIGHTS.items()), abs=2e-3)
+    asked = read_log(tmp_path / "parts" / "skills.csv")
+    assert [row["step"] for row in asked] == [0, 1, 2] and {*skills.SKILLS} < {*asked[0]}
 
 
 def test_muon_orthogonalizes_steps_of_matrices_and_leaves_the_rest_to_adamw():
@@ -241,8 +243,6 @@ def test_the_tokenizer_writes_any_text(text):
 
 
 def test_skills_are_scored_by_exact_answers():
-    from t4s_helpers.lab.tiny_model import skills
-
     backbone = tiny_model.backbone()
     rows = skills.skill_scores(backbone, ("copy", "box", "ask color"), n=3, batch=2)
     assert [row["skill"] for row in rows] == ["copy", "box", "ask color"]

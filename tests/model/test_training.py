@@ -73,6 +73,15 @@ def test_corrections_are_trained_behind_what_they_correct():
     assert any(turns[after - 1].text in text and turns[after].text in text for text in texts)
 
 
+def test_one_in_four_conversations_about_scenes_is_read_as_a_whole():
+    backbone, mixture = tiny_model.backbone(), scenes(8, 4)
+    data, _ = training.training_data(backbone, mixture)
+    asked = [len(mixture.turns(k)) for k in range(8)]
+    assert [len(data[k]["exchanges"]) for k in range(8)] == [1, *asked[1:4], 1, *asked[5:]]
+    whole = backbone.encoder.tokenizer.decode(data[4]["exchanges"][0][0].tolist())
+    assert all(turn.text in whole for turn in mixture.turns(4)) and asked[4] > 1
+
+
 def test_scenes_made_ahead_train_as_those_encoded_by_the_processor():
     backbone = tiny_model.backbone()
     data, collate = training.training_data(backbone, SceneMixture(2, n_requests=1))
