@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.data.prompts import box_in_words, read_box
+from t4s_helpers.data.prompts import Turn, box_in_words, read_box
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
 from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon, skills
 from t4s_helpers.lab.tiny_model.architecture import build_processor
@@ -140,7 +140,27 @@ def test_words_of_scenes_are_one_token_at_the_start_of_a_text_and_within():
         assert [len(tokenizer.tokenize(text)) for text in (word, f" {word}")] == [1, 1], word
 
 
-def test_looking_is_scored_at_the_place_one_token_before_the_answer(monkeypatch):
+def test_words_of_a_question_look_at_what_they_name_and_answers_at_what_they_speak_of():
+    processor = tiny_model.backbone().processor
+    processor.tokenizer = train_tokenizer()
+    encode, scene = ConversationEncoder(processor, grounding.N_VISUAL), make_scene("val", 4)
+    words, thing = grounding.places_of_words(encode, scene), scene.objects[0]
+    for spelt in (f" {thing.category}", f" {thing.category}s", thing.category):
+        [token] = encode.piece_ids(spelt)
+        alike = np.any([one.mask for one in scene.objects if one.category == thing.category], 0)
+        assert np.array_equal(words[token], grounding.places(alike))
+    assert encode.piece_ids(" thing")[0] not in words
+    turn = Turn(f"Where is the {thing.category}?", (box_in_words(thing.mask),))
+    talk, read = [exercises.Exercise(turn, (thing.mask,))], encode([turn], has_image=True)
+    ids, labels = np.array(read["input_ids"]), np.array(read["labels"])
+    found, (start, *_, end) = grounding.looks(encode, talk, words, ids, labels), np.flatnonzero(labels >= 0)
+    [named] = np.flatnonzero(ids == encode.piece_ids(f" {thing.category}")[0])
+    assert np.array_equal(found[named], words[ids[named]])
+    assert (found[start - 1:end - 1] == grounding.places(thing.mask)).all() and not found[end - 1:].any()
+    assert not found[:named].any() and not found[named + 1:start - 1].any()
+
+
+def test_looking_is_scored_from_where_a_token_is_read(monkeypatch):
     """Against the loss written out for one exchange read in one piece."""
     backbone = tiny_model.backbone()
     backbone.processor.tokenizer = train_tokenizer()
@@ -161,7 +181,7 @@ def test_looking_is_scored_at_the_place_one_token_before_the_answer(monkeypatch)
                 labels=torch.tensor([[*[-100] * start, *labels]]).long())
     first = ids[0].tolist().index(model.config.image_token_index)
     paid = out.attentions[grounding.LOOKING][0, :, :, first:first + grounding.N_VISUAL]
-    shares = [paid[:, start + t - 1, known].sum(-1)
+    shares = [paid[:, start + t, known].sum(-1)
               for t, known in enumerate(one["places"][0]) if known.any()]
     assert float(alone["look"]) == pytest.approx(float(-(torch.stack(shares) + 1e-3).log().mean()), rel=1e-3)
     assert float(alone["answer"]) == pytest.approx(float(out.loss), rel=1e-3)

@@ -25,7 +25,7 @@ from ...model.chat import side_by_side
 from ...model.training import ChunkedItems, CsvLog, ScoreLog, arguments, cached_encoder, last_checkpoint
 from .architecture import N_VISUAL, build_model, build_processor
 from .exercises import some_exercises
-from .grounding import WEIGHTS, GroundedTrainer, answers_places, collate, names_of_tokens
+from .grounding import WEIGHTS, GroundedTrainer, collate, looks, names_of_tokens, places_of_words
 from .muon import Muon
 from .skills import skill_scores
 from .tokenizer import train_tokenizer
@@ -44,7 +44,8 @@ def base_item(index: int, folder: str, seed: int = 0) -> dict:
     exercises = some_exercises([seed, index, 21], scene, ALONE + IN_A_ROW)
     talks = [*([one] for one in exercises[:ALONE]), exercises[ALONE:]]
     item = side_by_side(encode, [[one.turn for one in talk] for talk in talks], scene.image)
-    places = [answers_places(encode, talk, labels) for talk, (_, labels) in zip(talks, item["exchanges"])]
+    words = places_of_words(encode, scene)
+    places = [looks(encode, talk, words, *tokens) for talk, tokens in zip(talks, item["exchanges"])]
     return {**item, "places": places, "names": names_of_tokens(encode, scene)}
 
 

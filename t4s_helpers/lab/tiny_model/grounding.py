@@ -5,8 +5,8 @@ them: the loss tells that a number is wrong, not where in the picture the right 
 scenes know that, as data sets with boxes do for real models:
 
 - *name*: behind the connector, every visual token is to be nearest to the words for what it shows;
-- *look*: in the layer `LOOKING`, every token of an answer is to attend to the visual tokens that show what
-  it speaks of.
+- *look*: in the layer `LOOKING`, a word of a question is to attend to the visual tokens that show what it
+  names, and the tokens of an answer to those that show what they speak of.
 
 Both are plain losses beside that of the answers; no weight is set, and the trained model is asked without
 them. Source of the second: supervised attention (Liu et al., "Neural machine translation with supervised
@@ -50,20 +50,33 @@ def places(mask: np.ndarray | None) -> np.ndarray:
     return (cover > 0) & (cover >= cover.max() / 2)
 
 
-def answers_places(encode: ConversationEncoder, talk: Sequence[Exercise], labels: np.ndarray) -> np.ndarray:
-    """Where each token of a conversation is to be seen, bool ``(T, N_VISUAL)``; nowhere but for answers.
+def looks(encode: ConversationEncoder, talk: Sequence[Exercise], words: dict[int, np.ndarray],
+          ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where to look from each token of a conversation, bool ``(T, N_VISUAL)``; anywhere where there is none.
 
     Args:
-        labels: of the conversation's tokens, int ``(T,)``, as `ConversationEncoder` gives them.
+        words: of `places_of_words`.
+        ids, labels: of the conversation's tokens, int ``(T,)``, as `ConversationEncoder` gives them.
     """
+    out = np.stack([words.get(int(one), places(None)) for one in ids])
     rows = []
     for turn, where in talk:
         for piece, mask in zip(turn.answer, where):
             rows += [places(mask)] * len(encode.piece_ids(piece))
         rows.append(places(None))  # the end of the answer
-    out = np.zeros((len(labels), N_VISUAL), bool)
-    out[labels != IGNORE_INDEX] = rows
+    out[np.flatnonzero(labels != IGNORE_INDEX) - 1] = rows  # where a token is chosen: one before it
     return out
+
+
+def places_of_words(encode: ConversationEncoder, scene: Scene) -> dict[int, np.ndarray]:
+    """Ids of the words that name something in a scene -> `places` of all that they name."""
+    named: dict[str, np.ndarray] = {}
+    for thing in scene.objects:
+        for word in (*thing.words, thing.category + "s"):
+            named[word] = named.get(word, False) | thing.mask
+    ids = encode.tokenizer.get_vocab()  # a word within a text begins with a space, which stands so in tokens
+    return {ids[spelt]: places(mask) for word, mask in named.items() for spelt in (word, "\u0120" + word)
+            if spelt in ids}
 
 
 def names_of_tokens(encode: ConversationEncoder, scene: Scene) -> np.ndarray:
@@ -128,8 +141,7 @@ def grounded_losses(model, groups: Sequence[dict], names: torch.Tensor, **shared
                     output_attentions=True)
         n = int((labels != IGNORE_INDEX).sum())
         answer, n_answer = answer + n * out.loss, n_answer + n
-        # A token is chosen one place before it stands.
-        known, paid = known[:, 1:], out.attentions[LOOKING][:, :, :-1, first:first + N_VISUAL].transpose(1, 2)
+        paid = out.attentions[LOOKING][..., first:first + N_VISUAL].transpose(1, 2)
         some = known.any(-1)
         share = (paid[some] * known[some][:, None]).sum(-1)
         look, n_look = look - (share + 1e-3).log().mean(-1).sum(), n_look + int(some.sum())
