@@ -46,7 +46,7 @@ def text_config(vocab_size: int, pad: int, bos: int, eos: int):
 
     return LlamaConfig(
         vocab_size=vocab_size, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
         rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True, pad_token_id=pad, bos_token_id=bos, eos_token_id=eos,
     )
