@@ -58,12 +58,12 @@ def looks(encode: ConversationEncoder, talk: Sequence[Exercise], words: dict[int
         words: of `places_of_words`.
         ids, labels: of the conversation's tokens, int ``(T,)``, as `ConversationEncoder` gives them.
     """
-    out = np.stack([words.get(int(one), places(None)) for one in ids])
-    rows = []
+    nowhere, rows = places(None), []
+    out = np.stack([words.get(int(one), nowhere) for one in ids])
     for turn, where in talk:
         for piece, mask in zip(turn.answer, where):
             rows += [places(mask)] * len(encode.piece_ids(piece))
-        rows.append(places(None))  # the end of the answer
+        rows.append(nowhere)  # the end of the answer
     out[np.flatnonzero(labels != IGNORE_INDEX) - 1] = rows  # where a token is chosen: one before it
     return out
 
@@ -74,9 +74,8 @@ def places_of_words(encode: ConversationEncoder, scene: Scene) -> dict[int, np.n
     for thing in scene.objects:
         for word in (*thing.words, thing.category + "s"):
             named[word] = named.get(word, False) | thing.mask
-    ids = encode.tokenizer.get_vocab()  # a word within a text begins with a space, which stands so in tokens
-    return {ids[spelt]: places(mask) for word, mask in named.items() for spelt in (word, "\u0120" + word)
-            if spelt in ids}
+    spelt = ((encode.piece_ids(text), mask) for word, mask in named.items() for text in (word, f" {word}"))
+    return {ids[0]: places(mask) for ids, mask in spelt if len(ids) == 1}
 
 
 def names_of_tokens(encode: ConversationEncoder, scene: Scene) -> np.ndarray:
