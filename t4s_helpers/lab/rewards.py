@@ -34,6 +34,7 @@ from ..data.registry import load
 from ..decoding.generate import Answer, answer_samples, generate, parse_answer, read_answers
 from ..evaluation.metrics import SegmentationMetric
 from ..files import atomic_write
+from ..model.adapters import export_adapter
 from ..model.backbones import ADAPTERS, Backbone, load_backbone, open_adapter
 
 FIRST = 2_000_000
@@ -88,6 +89,18 @@ def log_probs(logits: torch.Tensor, answer: Answer) -> torch.Tensor:
     return scores.gather(1, torch.tensor(answer.ids)[free].to(logits.device)[:, None])[:, 0]
 
 
+def with_reference(loaded: Backbone, adapter: Path | str) -> Backbone:
+    """A backbone whose adapter `step` can move: trainable, beside its frozen copy, in evaluation mode.
+
+    Args:
+        loaded: a backbone without an adapter; it is wrapped in place.
+        adapter: folder of a peft adapter, or the name of one that ships.
+    """
+    model = open_adapter(loaded, adapter, trainable=True).eval()
+    model.load_adapter(str(ADAPTERS / adapter if (ADAPTERS / adapter).is_dir() else adapter), REFERENCE)
+    return Backbone(loaded.spec, model, loaded.processor)
+
+
 @contextmanager
 def at_the_start(model):
     """Within, the model answers as it did before the first step."""
@@ -105,8 +118,8 @@ def step(backbone: Backbone, optimizer, samples: Sequence, encoding: Encoding, *
     Every answer is used once, so the policy that drew it is the one that is moved, and nothing is clipped.
 
     Args:
-        backbone: with a trainable peft model that has a frozen adapter `REFERENCE`, in evaluation mode: with
-            dropout the answers would not be those of the policy that drew them.
+        backbone: from `with_reference`. It is in evaluation mode, as with dropout the answers would not be
+            those of the policy that drew them.
         draws: answers to each request, a group.
         beta: weight of the KL divergence.
         batch: answers in a pass.
@@ -196,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--adapter", default="scenes", help="to start from: the name of a shipped one, or a folder")
     add("--out", type=Path, required=True, help="folder for rewards.csv, the state and the new adapter")
+    add("--export", type=Path, help="folder for the adapter as it ships")
     add("--backbone", default="embedded")
     add("--encoding", default="rrle")
     add("--grid", type=int, default=16, help="side, cells")
@@ -206,12 +220,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                               ("every", 20, "steps between held-out scores"), ("seed", 0, "seed")):
         add(f"--{name}", type=type(value), default=value, help=f"{told} (default {value})")
     args = vars(parser.parse_args(argv))
-    adapter, loaded = args.pop("adapter"), load_backbone(args.pop("backbone"))
-    model = open_adapter(loaded, adapter, trainable=True).eval()
-    model.load_adapter(str(ADAPTERS / adapter if (ADAPTERS / adapter).is_dir() else adapter), REFERENCE)
-    encoding = get_encoding(args.pop("encoding"), args.pop("grid"))
+    backbone = with_reference(load_backbone(args.pop("backbone")), args.pop("adapter"))
+    encoding, export = get_encoding(args.pop("encoding"), args.pop("grid")), args.pop("export")
     args["out"].mkdir(parents=True, exist_ok=True)
-    table = train(Backbone(loaded.spec, model, loaded.processor), encoding=encoding, **args)
+    table = train(backbone, encoding=encoding, **args)
+    if export:
+        export_adapter(args["out"] / "adapter", export, backbone.spec.name)
     print(table.dropna(subset=["held_out_ciou"]).round(4).to_string(index=False))
 
 

@@ -17,7 +17,7 @@ from t4s_helpers.data.registry import load
 from t4s_helpers.decoding import constrained
 from t4s_helpers.decoding.generate import Answer, generate, read_answers
 from t4s_helpers.lab import rewards
-from t4s_helpers.model.backbones import Backbone
+from t4s_helpers.model.backbones import Backbone, load_backbone
 from t4s_helpers.model.training import add_adapter
 
 SMALL = get_encoding("rrle", 2)
@@ -110,3 +110,23 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path):
     pd.testing.assert_frame_equal(whole[columns], resumed[columns])
     assert len(pd.read_csv(tmp_path / "b" / "rewards.csv")) == 3
     assert (tmp_path / "b" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_the_command_moves_an_adapter_beside_its_frozen_copy_and_exports_it(tmp_path, monkeypatch):
+    seen = []
+
+    def no_steps(backbone, out, **options):
+        seen.append((backbone, options))
+        backbone.model.save_pretrained(out / "adapter", selected_adapters=["default"])
+        return pd.DataFrame({"held_out_ciou": [0.5]})
+
+    monkeypatch.setattr(rewards, "train", no_steps)
+    rewards.main(["--out", str(tmp_path / "out"), "--export", str(tmp_path / "shipped"), "--steps", "3"])
+    [(backbone, options)] = seen
+    assert options["steps"] == 3 and not backbone.model.training
+    weights = dict(backbone.model.named_parameters())
+    moved = [name for name, p in weights.items() if p.requires_grad]
+    assert moved and all(".default." in name for name in moved)
+    assert all(torch.equal(weights[name], weights[name.replace(".default.", f".{rewards.REFERENCE}.")])
+               for name in moved)
+    assert load_backbone("embedded", adapter=tmp_path / "shipped")
