@@ -31,8 +31,8 @@ ALLOWED = {
 #: The front doors, which open every room but lab.
 DOORS = ("__init__", "__main__", "text4seg")
 #: Who may import lab besides lab.
-USES_LAB = ("notebooks/05", "notebooks/08", "notebooks/A1", "notebooks/solutions/05",
-            "notebooks/solutions/08", "notebooks/solutions/A1", "tests/lab/")
+USES_LAB = ("notebooks/05", "notebooks/08", "notebooks/10", "notebooks/A1", "notebooks/solutions/05",
+            "notebooks/solutions/08", "notebooks/solutions/10", "notebooks/solutions/A1", "tests/lab/")
 
 
 def imports(source, module, modules):
