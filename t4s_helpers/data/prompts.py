@@ -153,15 +153,15 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
     """The box that an answer's sentence states, `box_in_words` read back.
 
     Returns:
-        ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, both ends included; ``None`` if there is none, or one
-        that ends before it begins.
+        ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, x1 and y1 exclusive as in every box of the house (the
+        sentence names the last bins themselves); ``None`` if there is none, or one that ends before it begins.
 
     >>> read_box("At 2 5 3 9:\\n<seg>"), read_box("Nowhere"), read_box("At 9 2 3 5")
-    ((2, 5, 3, 9), None, None)
+    ((2, 5, 4, 10), None, None)
     """
     found = re.search(r"\bAt (\d+) (\d+) (\d+) (\d+)\b", sentence)
-    box = tuple(map(int, found.groups())) if found else None
-    return box if box and box[0] <= box[2] and box[1] <= box[3] else None
+    x0, y0, x1, y1 = map(int, found.groups()) if found else (0, 0, -1, -1)
+    return (x0, y0, x1 + 1, y1 + 1) if x0 <= x1 and y0 <= y1 else None
 
 
 def reference_in_words(mask, encoding: Encoding) -> str:

@@ -114,9 +114,9 @@ def draft_grid(sentence: str, encoding: Encoding, n_labels: int) -> np.ndarray:
     if sentence.startswith(NOWHERE):
         return np.zeros(encoding.grid_size, np.int32)
     quarter = BOX_BINS // 4
-    x0, y0, x1, y1 = read_box(sentence) or (quarter, quarter, 3 * quarter - 1, 3 * quarter - 1)
+    x0, y0, x1, y1 = read_box(sentence) or (quarter, quarter, 3 * quarter, 3 * quarter)
     box = np.zeros((BOX_BINS, BOX_BINS), bool)
-    box[y0:y1 + 1, x0:x1 + 1] = True
+    box[y0:y1, x0:x1] = True
     grid = masks_to_grid([box], encoding.grid_size)
     columns = np.flatnonzero(grid.any(0))
     for place, column in enumerate(columns):

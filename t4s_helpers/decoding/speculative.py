@@ -404,7 +404,7 @@ class Drafter:
         box = read_box(self.sequence.tokenizer.decode(sentence))
         # The mask may end anywhere in its last bin; at three quarters of it the guess is best.
         rows = self.sequence.grammar.encoding.rows
-        return None if box is None else ceil((box[3] + 0.75) * rows / BOX_BINS - 0.5) - 1
+        return None if box is None else ceil((box[3] - 0.25) * rows / BOX_BINS - 0.5) - 1
 
     def _guesses(self) -> list[Guess]:
         """How the answer may go on: within a sentence by rejected-draft logits, else by earlier answers."""

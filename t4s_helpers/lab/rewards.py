@@ -28,8 +28,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..codec.encodings import SEG_OPEN, Encoding, get_encoding
-from ..codec.grid import box_iou, mask_iou, mask_to_bins
-from ..data.prompts import ask, read_box
+from ..codec.grid import box_iou, mask_iou
+from ..data.prompts import ask, box_in_words, read_box
 from ..data.registry import load
 from ..decoding.generate import Answer, answer_samples, generate, parse_answer, read_answers
 from ..evaluation.metrics import SegmentationMetric
@@ -51,11 +51,11 @@ def rewards_of(sample, answer: Answer, encoding: Encoding) -> dict[str, float]:
     parsed, truth = parse_answer(answer.text, sample.labels, sample.size, encoding), sample.masks.any(0)
     found = {"iou": mask_iou(parsed.masks.any(0), truth)}
     sentence = answer.text.partition(SEG_OPEN)[0]
-    said, true = read_box(sentence), mask_to_bins(truth)
+    said = read_box(sentence)
     if sentence.startswith(("At ", "Nowhere")):
-        found["box_iou"] = float(true is None and sentence.startswith("Nowhere"))
-        if said and true:
-            found["box_iou"] = box_iou(*((*box[:2], box[2] + 1, box[3] + 1) for box in (said, true)))
+        found["box_iou"] = float(not truth.any() and sentence.startswith("Nowhere"))
+        if said and truth.any():
+            found["box_iou"] = box_iou(said, read_box(box_in_words(truth)))
     return {"reward": float(np.mean(list(found.values()))), **found}
 
 

@@ -316,9 +316,14 @@ class CsvLog(TrainerCallback):
             self._write(state)
 
     def _write(self, state) -> None:
-        if state.is_world_process_zero:
-            rows = pd.DataFrame([r for r in state.log_history if "loss" in r], columns=self.fields)
-            atomic_write({self.path: rows.to_csv(index=False).encode()})
+        losses = [row for row in state.log_history if "loss" in row]
+        _write_rows(self.path, state, pd.DataFrame(losses, columns=self.fields))
+
+
+def _write_rows(path: Path, state, rows: pd.DataFrame) -> None:
+    # All processes have the same history, and one of them writes it.
+    if state.is_world_process_zero:
+        atomic_write({path: rows.to_csv(index=False).encode()})
 
 
 def samples_seen(args, state) -> int:
@@ -368,8 +373,8 @@ class ScoreLog(TrainerCallback):
         return [entry[self.path.name] for entry in state.log_history if self.path.name in entry]
 
     def _write(self, state) -> None:
-        if state.is_world_process_zero and (rows := self._rows(state)):
-            atomic_write({self.path: pd.DataFrame(rows).to_csv(index=False).encode()})
+        if rows := self._rows(state):
+            _write_rows(self.path, state, pd.DataFrame(rows))
 
 
 def read_log(path: Path | str) -> list[dict]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.prompts import BOX_BINS, box_in_words, read_box
+from ...codec.grid import BOX_BINS, mask_to_bins
 from ...data.scenes import CATEGORIES, COLORS, SCENE_SIZE, SIZES, make_scene
 from ...model.chat import IGNORE_INDEX
 
@@ -49,7 +49,7 @@ def dense_targets(scene) -> np.ndarray:
                  1 + list(SIZES).index(thing.size))
         inside = cover[k] >= 0.5
         quarters = (quarter[k] >= 0.5).reshape(GRID, 2, GRID, 2).transpose(1, 3, 0, 2)
-        maps = [*words, inside, *quarters.reshape(4, GRID, GRID), *read_box(box_in_words(thing.mask)),
+        maps = [*words, inside, *quarters.reshape(4, GRID, GRID), *mask_to_bins(thing.mask),
                 *_runs(inside)]
         for row, value in enumerate(maps):
             out[row][at] = value[at] if isinstance(value, np.ndarray) else value
