@@ -13,6 +13,7 @@ from PIL import Image
 from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.data.registry import load
 from t4s_helpers.data.sample import SampleError
+from t4s_helpers.evaluation.tasks import to_rle
 from t4s_helpers.lab.ablations import design, figures, measure, runs
 from t4s_helpers.lab.ablations import tables as tb
 from t4s_helpers.lab.ablations.__main__ import main
@@ -58,7 +59,7 @@ def test_every_configuration_is_trained_with_every_seed_and_none_twice(trainer, 
     first, trainer.fail_at = list(trainer.names), None
     folders = runs.train(tmp_path)
     assert len(first) == 3 and trainer.names[:3] == first
-    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 16
+    assert len(folders) == len(trainer.names) == len(set(trainer.names)) == 18
     assert trainer.names[:2] == ["rrle-16-s0", "rrle-16-s1"], "whole rows first"
     assert {"full-16-s0", "irle-16-s1", "rrle-24-s1", "rrle-32-s0", "rrle-16-plain-s0", "rrle-16-all-s1",
             "rrle-16-target-s0"} < set(trainer.names)
@@ -312,7 +313,7 @@ def sample():
 
 def test_all_adapters_masks_of_a_picture_are_refined_on_one_embedding():
     refiner = FakeRefiner()
-    full, empty = np.ones((2, 2), int), np.zeros((2, 2), int)
+    full, empty = to_rle(np.ones((4, 4), bool)), to_rle(np.zeros((4, 4), bool))
     answers = {(RRLE, 0): (full, 9), (RRLE, 1): (empty, 5), (RunConfig("full", 16), 0): (full, 70)}
     rows = measure._scored(sample(), answers, refiner, 0)
     assert refiner.images == 1 and refiner.sizes == [3] and len(rows) == 6
@@ -331,7 +332,7 @@ def test_all_adapters_masks_of_a_picture_are_refined_on_one_embedding():
 @pytest.fixture
 def answering(monkeypatch, tmp_path):
     """Two adapters whose answers are made up; what was answered and may be told to stop."""
-    state = SimpleNamespace(asked=[], stop="", found={}, grid=[[1, 1], [0, 0]])
+    state = SimpleNamespace(asked=[], stop="", found={}, mask=sample().masks[0])
 
     def answered(opening, folder, config, sets, timed, batch):
         if config.name() == state.stop:
@@ -339,7 +340,7 @@ def answering(monkeypatch, tmp_path):
         state.asked.append(config.name())
         times = [{"encoding": config.encoding, "grid": config.grid_size, "decoding": "fast", "id": "s",
                   "tokens": 9, "seconds": 0.5}] * timed
-        return {"answers": {name: [(state.grid, 9)] * len(samples) for name, samples in sets.items()},
+        return {"answers": {name: [(to_rle(state.mask), 9)] * len(samples) for name, samples in sets.items()},
                 "times": times}
 
     for config in DESIGN[1::-1]:
@@ -388,7 +389,7 @@ def test_all_tables_are_written_and_nothing_is_answered_twice(tmp_path, monkeypa
     def answered(model, samples, config, draws=1, **options):
         asked.append((config.name(), draws, options.get("mode", "")))
         return [(SimpleNamespace(n_tokens=9, seconds=0.5), SimpleNamespace(
-            grid=np.ones((2, 2), int), masks=np.ones((1, *one.size), bool))) for one in samples]
+            masks=np.ones((1, *one.size), bool))) for one in samples]
 
     def evaluate(model, questions, *_, **__):
         if stop and "target" in str(model):
@@ -421,7 +422,7 @@ def test_some_answers_are_given_again_and_compared(answering):
     again = measure.measure_again(answering.found, sets, rows)
     assert again.to_dict("records") == [{"config": f"{name}-16", "asked": 1, "same": 1}
                                         for name in ("irle", "rrle")]
-    answering.grid = [[1, 0], [0, 0]]
+    answering.mask = np.eye(4, dtype=bool)
     assert measure.measure_again(answering.found, sets, rows)["same"].tolist() == [0, 0]
     with pytest.raises(AblationError, match="no row of other s by irle-16, seed 0"):
         measure.measure_again(answering.found, {"other": [sample()]}, rows)

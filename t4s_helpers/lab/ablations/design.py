@@ -62,8 +62,9 @@ class RunConfig:
 
 
 DESIGN = tuple(RunConfig(*one) for one in (
-    ("rrle", 16), ("irle", 16), ("full", 16), ("rrle", 24), ("rrle", 32)))
-"""The three encodings at 16 x 16, and R-RLE at the three resolutions, in the order of training."""
+    ("rrle", 16), ("irle", 16), ("full", 16), ("rrle", 24), ("rrle", 32), ("boxwise", 12)))
+"""The three encodings at 16 x 16, R-RLE at the three resolutions, and beyond the paper 12 x 12 cells within
+the target's box, in the order of training."""
 
 TAG, EXPECTED, BASE = "target", "expected IoU", "base, no adapter"
 """The short label of one lever; and rows of levers without a training of their own: answers chosen among

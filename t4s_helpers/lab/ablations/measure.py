@@ -18,7 +18,6 @@ from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
 from ...codec.encodings import PAPER_ENCODINGS, get_encoding, wrap
-from ...codec.grid import grid_to_masks
 from ...data.prompts import ask
 from ...data.registry import ENTRIES, load
 from ...decoding.confidence import best_expected_iou
@@ -26,6 +25,7 @@ from ...decoding.generate import Answer, ParsedAnswer, answer_samples, generate,
 from ...evaluation.evaluate import evaluate
 from ...evaluation.metrics import SegmentationMetric
 from ...evaluation.oracle import oracle_table, pixel_counts
+from ...evaluation.tasks import from_rle, to_rle
 from ...files import write_json
 from ...model.backbones import load_backbone
 from ...model.chat import count_tokens
@@ -147,9 +147,9 @@ def _digest(adapter: Path) -> str:
 
 
 def _answered(opening, adapter: Path, config: RunConfig, sets, n_timed: int, batch: int) -> dict:
-    """``answers``: set -> (grid as lists, tokens) a sample; ``times``: rows."""
+    """``answers``: set -> (COCO's RLE of the mask, tokens) a sample; ``times``: rows."""
     model, times = load_backbone(**opening or {}, adapter=adapter), []
-    answers = {name: [(parsed.grid.tolist(), said.n_tokens)
+    answers = {name: [(to_rle(parsed.masks[0]), said.n_tokens)
                       for said, parsed in answered(model, samples, config, batch=batch)]
                for name, samples in sets.items()}
     timed = next(iter(sets.values()))[:n_timed]
@@ -165,8 +165,7 @@ def _scored(sample, answers: Mapping[tuple, tuple], refiner, seed: int) -> list[
     """Rows of one request: every adapter's mask, as it is and refined."""
     if not answers:
         return []
-    coarse = np.concatenate([grid_to_masks(np.array(grid), 1, sample.size)
-                             for grid, _ in answers.values()])
+    coarse = np.array([from_rle(mask) for mask, _ in answers.values()])
     nothing = np.zeros(len(coarse), bool)
     cases = {"none": (coarse, nothing, 0.0)}
     if refiner.name not in cases:
@@ -225,7 +224,7 @@ def measure_again(found: Trained, sets: Mapping[str, Sequence], rows: pd.DataFra
 
 def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedded",
             grid_sizes: Sequence[int] = (16, 24, 32), seed: int = 0) -> list[dict]:
-    """Answers to keep, of the first seed of every configuration and of a perfect model, with their masks.
+    """Answers to keep, of a perfect model and each paper encoding's first seed, with their masks.
 
     Returns:
         a row for each answer and refiner: ``id``, ``writer`` ("model" or "true mask"), ``encoding``,
@@ -234,7 +233,7 @@ def gallery(found: Trained, samples: Sequence, refiner, backbone: str = "embedde
     """
     cases = [("true mask", get_encoding("rrle", side), None) for side in grid_sizes]
     cases += [("model", get_encoding(config.encoding, config.grid_size), min(seeds.items())[1])
-              for config, seeds in found.items() if seeds]
+              for config, seeds in found.items() if seeds and config.encoding in PAPER_ENCODINGS]
     rows = []
     for writer, encoding, adapter in cases:
         texts = ([wrap(encoding.encode(one.grid(encoding.grid_size), one.labels), "") for one in samples]
