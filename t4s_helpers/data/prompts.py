@@ -169,6 +169,12 @@ def reference_in_words(mask, encoding: Encoding) -> str:
     return f"{SEG_OPEN}{encoding.encode(encoding.from_masks(mask[None]), [REFERENCE])}{SEG_CLOSE}"
 
 
+def with_reference(label: str, mask, encoding: Encoding) -> str:
+    """A label as a question names it: `reference_in_words` stands for the word `REFERENCE`."""
+    reference = reference_in_words(mask, encoding)
+    return re.sub(rf"\b{REFERENCE}\b", lambda _: reference, label)
+
+
 def absent_in_words(label: str) -> str:
     """That something asked for is not there.
 
@@ -232,8 +238,7 @@ def ask(sample, rng=None, mode: str | None = None, distractors=(), encoding: Enc
     if sample.task == "ores" and "reference" in sample.meta:
         if encoding is None:
             raise ValueError(f"The question of {sample!r} holds a mask: say in which encoding to write it.")
-        reference = reference_in_words(sample.meta["reference"], encoding)
-        named = (re.sub(rf"\b{REFERENCE}\b", lambda _: reference, labels[0]),)
+        named = (with_reference(labels[0], sample.meta["reference"], encoding),)
     if sample.task in CLASS_TASKS:
         mode = mode or ("conditioned" if rng is None else str(rng.choice(SEMANTIC_MODES, p=_SHARES)))
         choose("mode", mode, SEMANTIC_MODES)

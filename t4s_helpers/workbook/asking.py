@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from ..data.classes import VOC_20
 from ..data.expressions import GRES_KINDS, make_expression
 from ..data.meaning import MeaningError, meaning
 from ..data.photos import photo_samples
-from ..data.sample import SampleError, read_image
+from ..data.sample import REFERENCE, SampleError, read_image
 from ..data.scenes import CATEGORIES, Scene, make_scene
 from ..decoding.confidence import answer_confidence
 from ..decoding.generate import Answer, ParsedAnswer, generate, parse_answer
@@ -254,7 +255,8 @@ def check_expression(expression: str, tokenizer: Any = None) -> str:
 
 
 def word(kind: str, text: str, picture: Picture, history: Sequence[prompts.Turn] = (),
-         tokenizer: Any = None) -> prompts.Turn:
+         tokenizer: Any = None, reference: np.ndarray | None = None,
+         encoding: Encoding | None = None) -> prompts.Turn:
     """A request of one of `KINDS` in the model's words.
 
     Args:
@@ -264,9 +266,12 @@ def word(kind: str, text: str, picture: Picture, history: Sequence[prompts.Turn]
         picture: that is asked about.
         history: earlier turns.
         tokenizer: see `check_expression`.
+        reference: bool ``(H, W)``, what "this" in an expression to segment is; the question says it in the
+            ``encoding``, R-RLE of 16 x 16 cells by default.
 
     Raises:
-        PlaygroundError, DescriptorError: see `check_expression`; a kind that there is not.
+        PlaygroundError, DescriptorError: see `check_expression`; a kind that there is not; an empty reference,
+            or one that the expression does not speak of.
     """
     if kind not in KINDS:
         raise PlaygroundError(f"There is no request {kind!r}: choose {', '.join(KINDS)}.")
@@ -279,8 +284,19 @@ def word(kind: str, text: str, picture: Picture, history: Sequence[prompts.Turn]
         return prompts.Turn(prompts.question("semantic_conditioned", labels), labels=labels)
     parts = [part for part in text.split(";") if part.strip()] or [text]
     labels = check_labels([check_expression(part, tokenizer) for part in parts])
-    return prompts.Turn(prompts.question("res" if len(labels) == 1 else "semantic_partial", labels),
+    named = labels if reference is None else [_referring(labels, reference, encoding or get_encoding())]
+    return prompts.Turn(prompts.question("res" if len(labels) == 1 else "semantic_partial", named),
                         labels=labels)
+
+
+def _referring(labels: Sequence[str], reference: np.ndarray, encoding: Encoding) -> str:
+    """The one label with the reference in its place."""
+    if not reference.any():
+        raise PlaygroundError(f"Nothing is painted: paint over the thing that {REFERENCE!r} stands for.")
+    if len(labels) != 1 or len(re.findall(rf"\b{REFERENCE}\b", labels[0])) != 1:
+        raise PlaygroundError(f"Say {REFERENCE!r} once, where the painted thing belongs: "
+                              f"'all other things of the same color as {REFERENCE}' for example.")
+    return prompts.with_reference(labels[0], reference, encoding)
 
 
 def ask_model(

@@ -32,6 +32,7 @@ from .plotting import label_colour
 
 COLOURS = tuple(label_colour(k) for k in range(25))  # of labels, as in the notebooks' figures
 LAYERS = ("grid", "mask", "outline", "confidence")
+RASTER = 64  # cells a side of what is painted
 
 
 class Canvas(anywidget.AnyWidget):
@@ -147,9 +148,9 @@ def dashed(mask: np.ndarray) -> bytes:
     return png(picture)
 
 
-def blank(rows: int, cols: int) -> list[list[int]]:
+def blank() -> list[list[int]]:
     """An empty raster to paint on."""
-    return [[0] * cols for _ in range(rows)]
+    return [[0] * RASTER for _ in range(RASTER)]
 
 
 def _rgb(colour: str) -> list[int]:

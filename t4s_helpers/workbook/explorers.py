@@ -24,10 +24,9 @@ from ..data.sample import Sample
 from ..decoding.generate import parse_answer
 from ..model.chat import count_tokens, load_tokenizer
 from .asking import as_png
-from .canvas import Canvas, blank, png
+from .canvas import RASTER, Canvas, blank, png
 from .plotting import bars, draw_grid, outline, show_descriptor, show_mask
 
-RASTER = 64  # cells a side of what is painted
 DPI = 80  # of the figures
 TRUE = "true mask"  # a writer, beside "model"
 
@@ -74,7 +73,7 @@ class MaskExplorer(Explorer):
         self.table = w.HTML()
         w.link((self.brush, "value"), (self.canvas, "brush"))
         w.link((self.width, "value"), (self.canvas, "brush_size"))
-        self.clear.on_click(lambda button: self.canvas.set_trait("painted", blank(RASTER, RASTER)))
+        self.clear.on_click(lambda button: self.canvas.set_trait("painted", blank()))
         self.canvas.observe(self._follow, "painted")
         self.side.observe(self._follow, "value")
         tools = w.HBox([self.side, self.brush, self.width, self.clear])

@@ -9,11 +9,12 @@ computed is remembered, so another view, or a request made before, costs nothing
 Elements of the page, for tests and styles: ``t4s-playground`` around everything, in it ``t4s-source``,
 ``t4s-split``, ``t4s-index``, ``t4s-photo``, ``t4s-path``, ``t4s-expression`` (Enter asks), ``t4s-suggestion``
 (several), ``t4s-writer``, ``t4s-ask``, ``t4s-describe``, ``t4s-rest``, ``t4s-cancel``, ``t4s-offer`` (text
-from the true outline), ``t4s-talk`` (earlier answers go along), ``t4s-compare``, ``t4s-history``,
-``t4s-state`` (with ``t4s-ready``, ``t4s-busy``, ``t4s-answered`` or ``t4s-failed``), and for each of one or
-two settings an ``t4s-answer`` (``t4s-a``, ``t4s-b``) with ``t4s-encoding``, ``t4s-grid``, ``t4s-adapter``,
-``t4s-refiner``, ``t4s-view``, ``t4s-opacity``, ``t4s-true-outline``, the canvas (classes in its module),
-``t4s-notes``, ``t4s-save-png``, ``t4s-save-coco`` and ``t4s-save-text``.
+from the true outline), ``t4s-talk`` (earlier answers go along), ``t4s-reference`` (the mouse paints),
+``t4s-compare``, ``t4s-history``, ``t4s-state`` (with ``t4s-ready``, ``t4s-busy``, ``t4s-answered`` or
+``t4s-failed``), and for each of one or two settings an ``t4s-answer`` (``t4s-a``, ``t4s-b``) with
+``t4s-encoding``, ``t4s-grid``, ``t4s-adapter``, ``t4s-refiner``, ``t4s-view``, ``t4s-opacity``,
+``t4s-true-outline``, the canvas (classes in its module), ``t4s-notes``, ``t4s-save-png``,
+``t4s-save-coco`` and ``t4s-save-text``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..codec.encodings import PAPER_ENCODINGS, OTHERS, Encoding, get_encoding
+from ..codec.grid import grid_to_masks
 from ..codec.parsing import Run, read_runs
 from ..data.prompts import Turn
 from ..data.scenes import SPLITS
@@ -45,7 +47,7 @@ from .asking import (
     describe, draw_outcome, file_picture, photo_pictures, refine, rewritten, scene_picture, sentence,
     suggestions, to_coco, unseen, uploaded_picture, word, write_truth,
 )
-from .canvas import Canvas, dashed, png, tinted
+from .canvas import Canvas, blank, dashed, png, tinted
 from .plotting import show_image
 
 SOURCES = ("scene", "photo", "own file")
@@ -312,6 +314,7 @@ class Playground:
             "expression": w.Text(description="expression", placeholder="the red star; the cloud", **wide),
             "writer": w.ToggleButtons(options=WRITERS, description="text by", **toggled),
             "talk": w.Checkbox(False, description="earlier answers go along", indent=False),
+            "reference": w.Checkbox(False, description="paint what 'this' is", indent=False),
             "compare": w.Checkbox(False, description="compare two settings", indent=False),
             "history": w.Dropdown(options=[("earlier requests", -1)], description="history", **wide),
         }
@@ -338,7 +341,8 @@ class Playground:
         self.panel = _classed(w.VBox([
             own["source"], *(place for place, _ in self._sources.values()), own["expression"], chips,
             own["writer"], row([buttons[name] for name in ("ask", "describe", "rest", "cancel")]),
-            row([own["talk"], own["compare"]]), self.status, self.offer, answers, own["history"],
+            row([own[name] for name in ("talk", "reference", "compare")]), self.status, self.offer, answers,
+            own["history"],
         ]), "playground")
         self._connect(buttons)
 
@@ -354,6 +358,7 @@ class Playground:
         for chip in self.chips:
             chip.on_click(lambda chip: self._set("expression", chip.tooltip))
         c["talk"].observe(lambda change: None if change["new"] else self.turns.clear(), "value")
+        c["reference"].observe(self._paint, "value")
         c["compare"].observe(self._compare, "value")
         c["history"].observe(self._show_earlier, "value")
         for side in self.sides:
@@ -382,6 +387,7 @@ class Playground:
             self._fail(error, "")
         for side in self.sides:
             side.clear(self.picture)
+        self._paint()
         known = suggestions(self.picture, self.seed) if self.picture else ()
         for chip, text in zip(self.chips, (*known, *[""] * _CHIPS)):
             chip.description = chip.tooltip = text
@@ -425,6 +431,17 @@ class Playground:
         on = self.controls["compare"].value
         self.sides[1].panel.layout.display = "flex" if on else "none"
         self.sides[0].settings.layout.display = "flex"
+
+    def _paint(self, change: Any = None) -> None:
+        """Let the mouse paint a reference, from nothing, or point at cells."""
+        canvas, on = self.sides[0].canvas, self.controls["reference"].value
+        with canvas.hold_sync():
+            canvas.brush, canvas.painted = (1, blank()) if on else (-1, [])
+
+    def _reference(self, picture: Picture) -> np.ndarray | None:
+        """What was painted, bool ``(H, W)``, if it goes along."""
+        painted = np.array(self.sides[0].canvas.painted)
+        return grid_to_masks(painted, 1, picture.pixels.shape[:2])[0] if painted.size else None
 
     def _show_earlier(self, change: Any) -> None:
         at = change["new"]
@@ -519,7 +536,8 @@ class Playground:
         goes_along = self.controls["talk"].value or kind == KINDS[2]
         history = tuple(self.turns) if goes_along else ()
         tokenizer = self.backbone.encoder.tokenizer
-        turn = word(kind, self.controls["expression"].value, picture, history, tokenizer)
+        turn = word(kind, self.controls["expression"].value, picture, history, tokenizer,
+                    self._reference(picture), self.sides[0].chosen())
         for side in self.sides[:1 + self.controls["compare"].value]:
             key = (picture, turn, self.controls["writer"].value, history, side.chosen(),
                    side.controls["adapter"].value)

@@ -103,6 +103,21 @@ def test_rows_stream_cells_and_runs_belong_together_and_the_text_can_be_edited(p
     player.wait()
 
 
+def test_a_painted_reference_stands_in_the_question(player):
+    player.place("reference").locator("input").check()
+    picture, mouse = player.place("picture"), player.page.mouse
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.2 * box["height"])
+    mouse.down()
+    mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.2 * box["height"], steps=12)
+    mouse.up()
+    player.page.wait_for_timeout(500)  # strokes are sent a few times a second
+    player.ask("all other things of the same color as this")
+    assert "as <seg>" in player.wait() and "this *" in player.told()
+    player.reader.shot("playground_reference")
+
+
 def test_a_long_answer_is_cancelled_within_moments(player):
     player.place("grid").locator("select").select_option(label="64 x 64")
     player.ask("the blue thing", "ask")

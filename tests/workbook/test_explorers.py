@@ -21,7 +21,7 @@ SAMPLES = [one for one in load("scenes", "test", n=6) if one.has_target.all()][:
 def test_texts_tokens_and_runs_follow_what_is_painted():
     explorer = MaskExplorer(SAMPLES[0])
     begun = dict(explorer.tokens)
-    painted = np.array(blank(64, 64))
+    painted = np.array(blank())
     painted[:32, :16] = 1
     explorer.canvas.painted = painted.tolist()
     explorer.side.value = 8
@@ -33,7 +33,7 @@ def test_texts_tokens_and_runs_follow_what_is_painted():
     cells = [cell for run in explorer.canvas.runs for cell in run["cells"] if run["label"] == 1]
     assert sorted(cells) == np.flatnonzero(explorer.grid).tolist()
     explorer.clear.click()
-    assert not explorer.grid.any() and explorer.canvas.grid == blank(8, 8)
+    assert not explorer.grid.any() and explorer.canvas.grid == np.zeros((8, 8), int).tolist()
 
 
 def rows():

@@ -207,6 +207,27 @@ def test_describe_segment_and_segment_the_rest_are_one_conversation():
     assert len(shown.backbone.asked[-1][0]) == 1
 
 
+def test_a_painted_thing_stands_in_the_question():
+    shown = playground(anything)
+    canvas = shown.sides[0].canvas
+    alike = "all other things of the same color as this"
+    assert shown.request(reference=True, index=3, expression=alike) is None and "paint" in shown.message
+    assert canvas.brush == 1
+    painted = np.array(canvas.painted)
+    painted[16:32, 32:48] = 1
+    canvas.set_state({"painted": painted.tolist()})  # what the browser sends
+    outcome = shown.request(expression=alike)
+    question = outcome.turn.question
+    assert outcome.turn.labels == (alike,) and "the same color as <seg>" in question
+    text = question[question.index("<seg>"):question.index("</seg>")].removeprefix("<seg>")
+    grid = get_encoding().decode(text, ["this"])
+    assert grid[4:8, 8:12].all() and grid.sum() == 16
+    assert shown.request(expression="all stars") is None and "'this' once" in shown.message
+    assert shown.request(reference=False, expression="all stars").turn.question.endswith("all stars.")
+    assert canvas.brush == -1 and canvas.painted == []
+    assert shown.request(reference=True, index=4, expression=alike) is None, "another picture, nothing painted"
+
+
 def test_two_settings_are_compared_side_by_side():
     other = Stub(anything)
     shown = playground(anything, adapters=["plain"], load_model=lambda name, adapter: other)
