@@ -96,7 +96,7 @@ _SMALL = "none: a small one for a small GPU"
 # models--OWNER--NAME/snapshots/COMMIT. Of the native DeepSeek-VL none was found: the newest counts.
 BACKBONES = {spec.name: spec for spec in (
     Spec("embedded", str(EMBEDDED), "LlavaForConditionalGeneration", "none: made here for the CPU",
-         _LLAVA, 0, 0.012, 0.006, "Apache-2.0", n_image_tokens=64),
+         _LLAVA, 0, 0.0083, 0.0055, "Apache-2.0", n_image_tokens=64),
     Spec("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
          "LLaVA-1.5 7B", _LLAVA, 13, 7.1, 0.57, "Llama 2", squeeze=True,
          revision="b234b804b114d9e37bb655e11cbbb5f5e971b7a9"),
