@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.data.prompts import Turn, box_in_words, read_box
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
+from t4s_helpers.decoding.generate import generate
 from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon, skills
 from t4s_helpers.lab.tiny_model.architecture import build_processor
 from t4s_helpers.lab.tiny_model.tokenizer import train_tokenizer
+from t4s_helpers.model.backbones import load_backbone
 from t4s_helpers.model.chat import ConversationEncoder
 from t4s_helpers.model.training import read_log
 
@@ -113,6 +116,24 @@ def test_cells_are_told_row_by_row_and_each_piece_knows_where_it_is_seen():
             _, first, width, _ = span.replace(",", "").split()
             grid[int(number), int(first):int(first) + int(width)] = 1
     assert np.array_equal(grid, masks_to_grid(where[0][None], 16))
+
+
+def test_all_that_descriptors_are_made_of_is_said_in_exercises():
+    """LoRA trains no embeddings: a token that the base was never taught to say is out of an adapter's reach."""
+    tokenizer, said = train_tokenizer(), set()
+    for index in range(400):
+        copied = exercises.copy_exercise(np.random.default_rng(index), make_scene("train", index))
+        said.update(tokenizer.encode(copied.turn.text))
+    texts = ["<seg>", "</seg>", "others", "|", "\n", *(f" *{n}" for n in range(1, 65)), "the", "all", *CATEGORIES]
+    needed = {i for text in texts for i in tokenizer.encode(text)}
+    assert needed <= said, tokenizer.convert_ids_to_tokens(sorted(needed - said))
+
+
+def test_the_shipped_base_can_say_any_descriptor():
+    backbone, text = load_backbone("embedded"), "<seg>others *3|the red dog *2|others *11\nothers *16</seg>"
+    answer, = generate(backbone, [make_scene("val", 3).image], [[Turn(f"Repeat: {text}")]], get_encoding(),
+                       mode="plain", max_new_tokens=40, progress=False)
+    assert answer.text == text
 
 
 def test_questions_of_color_and_kind_know_the_object_they_ask_about():

@@ -11,7 +11,7 @@ from ...data.expressions import caption, make_expression, make_question, union_m
 from ...data.meaning import meaning
 from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE
-from .words import COPY, any_phrase
+from .words import COPY, any_phrase, any_pieces
 
 KINDS = (*["attribute"] * 3, *["position"] * 2, *["relation"] * 2, "all", "pair", "none", "none")
 """Kinds of expression, as often as they are drawn."""
@@ -130,8 +130,8 @@ def ask_exercise(rng, scene) -> Exercise:
 def copy_exercise(rng, scene) -> Exercise:
     """Say a phrase again, whatever the picture shows: descriptors repeat labels never seen before."""
     phrase = any_phrase(rng)
-    if rng.random() < 0.3:  # LoRA trains no embeddings, so the tags must be known by then
-        phrase = f"<seg>{phrase}</seg>"
+    if rng.random() < 0.6:  # LoRA trains no embeddings, so whatever descriptors are made of must be known
+        phrase = f"<seg>{any_pieces(rng, _asked(rng, scene)[0])}</seg>"
     return Exercise(Turn(COPY[int(rng.integers(len(COPY)))].format(phrase), (phrase,)))
 
 

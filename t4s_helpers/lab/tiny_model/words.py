@@ -29,10 +29,12 @@ COPY = ("Repeat: {}", "Say this again: {}", "Copy {}")
 
 
 def invented_word(rng) -> str:
-    """A word that means nothing: two or three syllables, sometimes with a digit or capital."""
+    """A word that means nothing: syllables, sometimes with a digit or capital, or any four characters."""
     word = "".join(rng.choice(SYLLABLES, int(rng.integers(2, 4))))
     chance = rng.random()
-    return f"{word}{rng.integers(10)}" if chance < 0.1 else word.title() if chance < 0.2 else word
+    if chance < 0.1:
+        return "".join(map(chr, rng.integers(33, 127, 4)))
+    return f"{word}{rng.integers(10)}" if chance < 0.2 else word.title() if chance < 0.3 else word
 
 
 def any_phrase(rng) -> str:
@@ -44,6 +46,15 @@ def any_phrase(rng) -> str:
         pick = int(rng.integers(len(pools) + 1))
         words.append(invented_word(rng) if pick == len(pools) else str(rng.choice(pools[pick])))
     return " ".join(words)
+
+
+def any_pieces(rng, label: str) -> str:
+    """The pieces of descriptors drawn at random, which describe nothing: labels, counts and separators."""
+    said = ""
+    for _ in range(int(rng.integers(2, 6))):
+        word = str(rng.choice(["others", label, any_phrase(rng)]))
+        said += f"{word} *{rng.integers(1, 65)}{rng.choice(['|', chr(10)])}"
+    return said[:-1]
 
 
 def corpus(lines: int = 2500, seed: int = 0):
