@@ -1,7 +1,7 @@
 """The design of the ablations: what is compared, by which recipe, and which adapters are there.
 
 The paper's three ablations ask about resolution, encoding and refiner (Figures 6, 8, 14; Tables 6, 8).
-Here the field is level: every adapter starts from the bare base, reads the same samples in the same order,
+Here the field is level: every adapter starts from the base, reads the same samples in the same order,
 and stops when its answers have used up the same number of tokens.
 """
 

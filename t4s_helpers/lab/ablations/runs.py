@@ -1,6 +1,6 @@
 """Training the adapters of the ablations: one for each configuration and seed, all else alike.
 
-All start from the bare base and read the same samples in the same order. A run is as long as its answers
+All start from the base and read the same samples in the same order. A run is as long as its answers
 allow: it reads samples until their answers have used the recipe's tokens, and its learning rate falls
 to zero there.
 """

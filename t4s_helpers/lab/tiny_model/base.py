@@ -1,8 +1,9 @@
-"""The base: connector and language model, trained from nothing on short answers about scenes.
+"""The base: connector and language model, trained from nothing on exercises about scenes.
 
-The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells row by row,
-what lies at a point, questions, lists; and, by two losses that need no text (`grounding`), to name what
-it sees and to look at what it speaks of. It never sees a descriptor: that is left to LoRA.
+The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells in a row, what
+lies at a point, questions, lists; to draw them, in all encodings of the paper alike and on coarse grids
+alone; and, by two losses that need no text (`grounding`), to name what it sees and to look at what it speaks
+of. The requests of the data sets, and grids as fine as theirs, are left to LoRA.
 
 ``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
 to ``log.csv``, asks for every skill ten times on the way (``skills.csv``), goes on from the last checkpoint
@@ -35,7 +36,7 @@ BATCH = 8
 ALONE, IN_A_ROW = 15, 5
 """Exercises about each scene: so many each on its own, and so many as one conversation.
 
-Short answers by the dozen make good use of one pass over the picture."""
+Answers by the dozen make good use of one pass over the picture."""
 
 
 def base_item(index: int, folder: str, seed: int = 0) -> dict:

@@ -1,4 +1,4 @@
-"""What the base is taught: exercises with short answers about scenes, by the dozen."""
+"""What the base is taught: exercises about scenes, by the dozen, most of them with short answers."""
 
 from __future__ import annotations
 
