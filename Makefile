@@ -87,8 +87,8 @@ embedded: export OMP_PLACES := cores
 embedded: $(STAMP) ## train the embedded model anew, some 3.5 hours on 2 cores; goes on where it was stopped
 	@$(RUN) -m t4s_helpers.lab.tiny_model.tower --out $(EMBEDDED)/tower
 	@$(RUN) -m t4s_helpers.lab.tiny_model.base --tower $(EMBEDDED)/tower --out $(EMBEDDED)/base
-	@$(RUN) -m t4s_helpers train --source $(EMBEDDED)/base/final --quantize none --batch 8 --lr 1e-3 \
-	  --samples 14000 --log-every 25 --out $(EMBEDDED)/scenes --export $(ASSETS)/adapters/scenes
+	@$(RUN) -m t4s_helpers train --source $(EMBEDDED)/base/final --quantize none --batch 8 \
+	  --samples 12000 --log-every 25 --out $(EMBEDDED)/scenes --export $(ASSETS)/adapters/scenes
 	@cp $(EMBEDDED)/base/final/* $(ASSETS)/embedded/
 	@for name in tower base scenes; do cp $(EMBEDDED)/$$name/log.csv $(ASSETS)/logs/$$name.csv; done
 	@cp $(EMBEDDED)/base/skills.csv $(ASSETS)/logs/base_skills.csv

@@ -44,7 +44,7 @@ PAPER_SETTINGS = dict(
 PAPER_BATCH = 128
 """Conversations in one step of the paper's training."""
 
-EMBEDDED_SETTINGS = dict(learning_rate=5e-4, activation_checkpointing=False)
+EMBEDDED_SETTINGS = dict(learning_rate=3e-3, activation_checkpointing=False)
 """Where the embedded model deviates: a few million parameters want a larger step, and fit any memory."""
 
 

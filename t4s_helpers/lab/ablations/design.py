@@ -97,7 +97,7 @@ class Recipe:
     accumulate: int = 1
     mix: str = "res"
     style: str = "box"
-    lr: float = 5e-4
+    lr: float = 3e-3
     rank: int = 32
     data: str = "scenes"
     held_out: str = ""
