@@ -271,9 +271,18 @@ class Sample:
         if mask.dtype != bool or mask.shape != self.size or not mask.any():
             raise self._error(f"has a reference of type {mask.dtype} and shape {mask.shape} in meta; give a "
                               f"boolean mask of {size_text(self.size)} that is not empty")
-        if len(self.labels) != 1 or len(re.findall(rf"\b{REFERENCE}\b", self.labels[0])) != 1:
+        if not speak_of_reference(self.labels):
             raise self._error(f"has a reference, but the labels {list(self.labels)}; give one label with the "
                               f"word {REFERENCE!r} once, where the mask belongs")
+
+
+def speak_of_reference(labels: Sequence[str]) -> bool:
+    """Whether there is one label, and in it once the word `REFERENCE`.
+
+    >>> speak_of_reference(["all stars left of this"]), speak_of_reference(["this", "that"])
+    (True, False)
+    """
+    return len(labels) == 1 and len(re.findall(rf"\b{REFERENCE}\b", labels[0])) == 1
 
 
 def read_image(path: str | Path) -> np.ndarray:

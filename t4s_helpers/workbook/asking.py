@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import io
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +33,7 @@ from ..data.classes import VOC_20
 from ..data.expressions import GRES_KINDS, make_expression
 from ..data.meaning import MeaningError, meaning
 from ..data.photos import photo_samples
-from ..data.sample import REFERENCE, SampleError, read_image
+from ..data.sample import REFERENCE, SampleError, read_image, speak_of_reference
 from ..data.scenes import CATEGORIES, Scene, make_scene
 from ..decoding.confidence import answer_confidence
 from ..decoding.generate import Answer, ParsedAnswer, generate, parse_answer
@@ -293,7 +292,7 @@ def _referring(labels: Sequence[str], reference: np.ndarray, encoding: Encoding)
     """The one label with the reference in its place."""
     if not reference.any():
         raise PlaygroundError(f"Nothing is painted: paint over the thing that {REFERENCE!r} stands for.")
-    if len(labels) != 1 or len(re.findall(rf"\b{REFERENCE}\b", labels[0])) != 1:
+    if not speak_of_reference(labels):
         raise PlaygroundError(f"Say {REFERENCE!r} once, where the painted thing belongs: "
                               f"'all other things of the same color as {REFERENCE}' for example.")
     return prompts.with_reference(labels[0], reference, encoding)
