@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
                         help="folder of the pre-trained tower, or a model whose tower to take over")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
-    parser.add_argument("--samples", type=int, default=16_000)
+    parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.02)
     args = parser.parse_args()
