@@ -436,12 +436,13 @@ class Playground:
         """Let the mouse paint a reference, from nothing, or point at cells."""
         canvas, on = self.sides[0].canvas, self.controls["reference"].value
         with canvas.hold_sync():
-            canvas.brush, canvas.painted = (1, blank()) if on else (-1, [])
+            # In a colour that the answer about it, which has one label, does not use.
+            canvas.brush, canvas.painted = (2, blank()) if on else (-1, [])
 
     def _reference(self, picture: Picture) -> np.ndarray | None:
         """What was painted, bool ``(H, W)``, if it goes along."""
-        painted = np.array(self.sides[0].canvas.painted)
-        return grid_to_masks(painted, 1, picture.pixels.shape[:2])[0] if painted.size else None
+        painted = np.array(self.sides[0].canvas.painted) > 0
+        return grid_to_masks(painted.astype(int), 1, picture.pixels.shape[:2])[0] if painted.size else None
 
     def _show_earlier(self, change: Any) -> None:
         at = change["new"]

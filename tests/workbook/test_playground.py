@@ -212,9 +212,9 @@ def test_a_painted_thing_stands_in_the_question():
     canvas = shown.sides[0].canvas
     alike = "all other things of the same color as this"
     assert shown.request(reference=True, index=3, expression=alike) is None and "paint" in shown.message
-    assert canvas.brush == 1
+    assert canvas.brush == 2
     painted = np.array(canvas.painted)
-    painted[16:32, 32:48] = 1
+    painted[16:32, 32:48] = canvas.brush
     canvas.set_state({"painted": painted.tolist()})  # what the browser sends
     outcome = shown.request(expression=alike)
     question = outcome.turn.question
@@ -225,7 +225,7 @@ def test_a_painted_thing_stands_in_the_question():
     assert shown.request(expression="all stars") is None and "'this' once" in shown.message
     assert shown.request(reference=False, expression="all stars").turn.question.endswith("all stars.")
     assert canvas.brush == -1 and canvas.painted == []
-    assert shown.request(reference=True, index=4, expression=alike) is None, "another picture, nothing painted"
+    assert shown.request(reference=True, index=4, expression=alike) is None, "another picture"
 
 
 def test_two_settings_are_compared_side_by_side():
