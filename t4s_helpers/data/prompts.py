@@ -154,7 +154,8 @@ def read_box(sentence: str) -> tuple[int, int, int, int] | None:
 
     Returns:
         ``(x0, y0, x1, y1)`` in bins of `BOX_BINS`, x1 and y1 exclusive as in every box of the house (the
-        sentence names the last bins themselves); ``None`` if there is none, or one that ends before it begins.
+        sentence names the last bins themselves); ``None`` if there is none, or one that ends before it
+        begins.
 
     >>> read_box("At 2 5 3 9:\\n<seg>"), read_box("Nowhere"), read_box("At 9 2 3 5")
     ((2, 5, 4, 10), None, None)

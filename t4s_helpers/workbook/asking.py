@@ -269,8 +269,8 @@ def word(kind: str, text: str, picture: Picture, history: Sequence[prompts.Turn]
             ``encoding``, R-RLE of 16 x 16 cells by default.
 
     Raises:
-        PlaygroundError, DescriptorError: see `check_expression`; a kind that there is not; a reference that is
-            empty, or of which the expression does not speak.
+        PlaygroundError, DescriptorError: see `check_expression`; a kind that there is not; a reference
+            that is empty, or of which the expression does not speak.
     """
     if kind not in KINDS:
         raise PlaygroundError(f"There is no request {kind!r}: choose {', '.join(KINDS)}.")

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from t4s_helpers.codec.encodings import PAPER_ENCODINGS, get_encoding
 from t4s_helpers.codec.grid import masks_to_grid
 from t4s_helpers.codec.parsing import parse
-from t4s_helpers.data.prompts import Turn, box_in_words, read_box
+from t4s_helpers.data.prompts import Turn, box_in_words
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
 from t4s_helpers.decoding.generate import generate
 from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon, skills
@@ -125,7 +125,7 @@ def test_a_mask_is_told_in_every_encoding_and_each_piece_knows_the_row_that_it_w
 
 
 def test_all_that_descriptors_are_made_of_is_said_in_exercises():
-    """LoRA trains no embeddings: a token that the base was never taught to say is out of an adapter's reach."""
+    """LoRA trains no embeddings: a token that the base never learned to say is out of an adapter's reach."""
     tokenizer, said = train_tokenizer(), set()
     for index in range(400):
         copied = exercises.copy_exercise(np.random.default_rng(index), make_scene("train", index))
