@@ -84,7 +84,7 @@ EMBEDDED := checkpoints/embedded
 ASSETS := t4s_helpers/assets
 embedded: export OMP_PROC_BIND := true
 embedded: export OMP_PLACES := cores
-embedded: $(STAMP) ## train the embedded model anew, some 4 hours on 2 cores; goes on where it was stopped
+embedded: $(STAMP) ## train the embedded model anew, some 3.5 hours on 2 cores; goes on where it was stopped
 	@$(RUN) -m t4s_helpers.lab.tiny_model.tower --out $(EMBEDDED)/tower
 	@$(RUN) -m t4s_helpers.lab.tiny_model.base --tower $(EMBEDDED)/tower --out $(EMBEDDED)/base
 	@$(RUN) -m t4s_helpers train --source $(EMBEDDED)/base/final --quantize none --batch 8 \

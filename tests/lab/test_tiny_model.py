@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from t4s_helpers.codec.encodings import PAPER_ENCODINGS, get_encoding
+from t4s_helpers.codec.encodings import get_encoding
 from t4s_helpers.codec.grid import masks_to_grid
-from t4s_helpers.codec.parsing import parse
-from t4s_helpers.data.prompts import Turn, box_in_words
+from t4s_helpers.data.prompts import Turn, box_in_words, read_box
 from t4s_helpers.data.scenes import CATEGORIES, COLORS, SIZES, make_scene
 from t4s_helpers.decoding.generate import generate
 from t4s_helpers.lab.tiny_model import base, dense, exercises, grounding, muon, skills
@@ -104,24 +102,20 @@ def test_lists_name_every_object_from_left_to_right():
         assert all(f"{o.size} {o.color} {o.category}" in p for o, p in zip(ordered, parts))
 
 
-@pytest.mark.parametrize("name", PAPER_ENCODINGS)
-def test_a_mask_is_told_in_every_encoding_and_each_piece_knows_the_row_that_it_writes(name):
-    encoding, mask = get_encoding(name, 8), np.zeros((128, 128), bool)
-    mask[40:70, 20:60] = True
-    grid = encoding.from_masks(mask[None])
-    rows = exercises._rows_of(encoding.pieces(grid, ["x"]), mask, encoding)
-    shown = [int(np.flatnonzero(part.any(1))[0]) // 16 if part.any() else -1 for part in rows]
-    assert len(rows) == len(encoding.pieces(grid, ["x"])) and {2, 3} < {*shown} <= {-1, 2, 3, 4}
-    drawn = (exercises.mask_exercise(np.random.default_rng(k), make_scene("val", k)) for k in range(60))
-    seen = set()
-    for turn, where in drawn:
-        how, = (one for one, said in exercises.HOW.items() if turn.question.endswith(f"cells, {said}."))
-        side = int(re.search(r"on (\d+) x", turn.question)[1])
-        label = turn.question.removeprefix("Segment ").partition(f" on {side} x")[0]
-        _, report = parse(turn.text, [label], get_encoding(how, side))
-        assert not report.malformed and len(where) == len(turn.answer)
-        seen.add((how, side))
-    assert {how for how, _ in seen} == {*PAPER_ENCODINGS} and {side for _, side in seen} == {*range(6, 13)}
+def test_cells_are_told_row_by_row_and_each_piece_knows_where_it_is_seen():
+    scene, rng = make_scene("val", 4), np.random.default_rng(1)
+    drawn = (exercises.spans_exercise(rng, scene) for _ in range(30))
+    turn, where = next(one for one in drawn if one.where[0].any())
+    box, *rows = turn.answer
+    assert read_box(box) == read_box(box_in_words(where[0])) and len(where) == len(turn.answer)
+    grid = np.zeros((16, 16), int)
+    for row, mask in zip(rows, where[1:]):
+        number, spans = row.split(maxsplit=1)
+        assert mask[8 * int(number):8 * int(number) + 8].sum() == mask.sum() > 0
+        for span in spans.split("; "):
+            _, first, width, _ = span.replace(",", "").split()
+            grid[int(number), int(first):int(first) + int(width)] = 1
+    assert np.array_equal(grid, masks_to_grid(where[0][None], 16))
 
 
 def test_all_that_descriptors_are_made_of_is_said_in_exercises():

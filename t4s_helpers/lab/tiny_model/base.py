@@ -1,9 +1,9 @@
 """The base: connector and language model, trained from nothing on exercises about scenes.
 
-The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells in a row, what
-lies at a point, questions, lists; to draw them, in all encodings of the paper alike and on coarse grids
-alone; and, by two losses that need no text (`grounding`), to name what it sees and to look at what it speaks
-of. The requests of the data sets, and grids as fine as theirs, are left to LoRA.
+The pre-trained tower stays frozen. The base learns to find things: their boxes, their cells row by row,
+what lies at a point, questions, lists; to repeat phrases, the pieces of descriptors in any order among them;
+and, by two losses that need no text (`grounding`), to name what it sees and to look at what it speaks of. It
+never sees the descriptor of a mask: that is left to LoRA.
 
 ``python -m t4s_helpers.lab.tiny_model.base --tower checkpoints/tower --out checkpoints/base`` trains, logs
 to ``log.csv``, asks for every skill ten times on the way (``skills.csv``), goes on from the last checkpoint
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, default=Path("checkpoints/tower"),
                         help="folder of the pre-trained tower, or a model whose tower to take over")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/base"))
-    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--samples", type=int, default=16_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.02)
     args = parser.parse_args()

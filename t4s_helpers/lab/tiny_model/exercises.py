@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ...codec.encodings import PAPER_ENCODINGS, Encoding, get_encoding
 from ...codec.grid import masks_to_grid
 from ...data.expressions import caption, make_expression, make_question, union_mask
 from ...data.meaning import meaning
-from ...data.prompts import BOX_BINS, SENTENCES, Turn, answer, box_in_words, question
+from ...data.prompts import BOX_BINS, Turn, box_in_words, question
 from ...data.scenes import SCENE_SIZE
 from .words import COPY, any_phrase, any_pieces
 
@@ -19,13 +17,6 @@ KINDS = (*["attribute"] * 3, *["position"] * 2, *["relation"] * 2, "all", "pair"
 """Kinds of expression, as often as they are drawn."""
 
 ROWS = 16
-
-COARSE = (6, 13)
-"""Sides of the grids of whole masks, the end excluded: coarser than any that adapters are trained for."""
-
-MASK = "Segment {0} on {1} x {1} cells, {2}."
-HOW = {"full": "cell by cell", "irle": "in runs", "rrle": "in runs, row by row"}
-"""The request for a whole mask, and what it says of the encoding."""
 
 
 class Exercise(NamedTuple):
@@ -70,36 +61,21 @@ def row_exercise(rng, scene) -> Exercise:
     return Exercise(Turn(asked, (spans_in_words(grid[row]),)), (in_row(mask, row),))
 
 
-def mask_exercise(rng, scene) -> Exercise:
-    """A descriptor of something, in any of the paper's encodings alike, on a grid that no adapter writes."""
+def spans_exercise(rng, scene) -> Exercise:
+    """The box of something, then its cells row by row."""
     text, mask = _asked(rng, scene)
-    encoding = get_encoding(str(rng.choice(PAPER_ENCODINGS)), int(rng.integers(*COARSE)))
-    asked = MASK.format(text, encoding.rows, HOW[encoding.name])
-    style, pieces = str(rng.choice(SENTENCES)), encoding.pieces(encoding.from_masks(mask[None]), [text])
-    said = answer(encoding.from_masks(mask[None]), [text], encoding, style, mask)
-    where = [mask if style == "box" else None, *[None] * (len(said) - len(pieces) - 2)]
-    return Exercise(Turn(asked, said), (*where, *_rows_of(pieces, mask, encoding), None))
+    grid = masks_to_grid(mask[None], ROWS)
+    shown = np.flatnonzero(grid.any(1))
+    pieces = (box_in_words(mask), *(f"\n{row} {spans_in_words(grid[row])}" for row in shown))
+    return Exercise(Turn(f"Which cells of {ROWS} rows show {text}?", pieces),
+                    (mask, *(in_row(mask, row) for row in shown)))
 
 
-def _rows_of(pieces: Sequence[str], mask: np.ndarray, encoding: Encoding) -> list[np.ndarray]:
-    """For each piece of a descriptor, the part of the mask in the row that decides about it."""
-    cell, where = 0, []
-    for piece in pieces:
-        counted = encoding.counts_runs and piece.startswith(" *")
-        named = not encoding.counts_runs and piece not in encoding.separators  # a cell by itself
-        end = cell + (int(piece[2:]) if counted else named)
-        # A run that may go on in further rows is as long as where it ends says.
-        row = (end if counted and not encoding.breaks_rows else cell) // encoding.cols
-        where.append(in_row(mask, min(row, encoding.rows - 1), encoding.rows))
-        cell = end
-    return where
-
-
-def in_row(mask: np.ndarray, row: int, rows: int = ROWS) -> np.ndarray:
-    """The part of a mask that lies in one of ``rows`` rows of cells."""
-    begin, end = (at * len(mask) // rows for at in (row, row + 1))
+def in_row(mask: np.ndarray, row: int) -> np.ndarray:
+    """The part of a mask that lies in one row of cells."""
+    side = len(mask) // ROWS
     part = np.zeros_like(mask)
-    part[begin:end] = mask[begin:end]
+    part[row * side:(row + 1) * side] = mask[row * side:(row + 1) * side]
     return part
 
 
@@ -159,7 +135,7 @@ def copy_exercise(rng, scene) -> Exercise:
     return Exercise(Turn(COPY[int(rng.integers(len(COPY)))].format(phrase), (phrase,)))
 
 
-EXERCISES = {"box": (0.38, box_exercise), "row": (0.1, row_exercise), "mask": (0.08, mask_exercise),
+EXERCISES = {"box": (0.38, box_exercise), "row": (0.1, row_exercise), "spans": (0.08, spans_exercise),
              "point": (0.1, point_exercise), "ask": (0.21, ask_exercise), "list": (0.05, list_exercise),
              "copy": (0.08, copy_exercise)}
 """Exercises by name: how often each is drawn, and what draws it."""

@@ -77,7 +77,6 @@ def corpus(lines: int = 2500, seed: int = 0):
         yield f"At {' '.join(map(str, rng.integers(0, 65, 4)))}"
         yield "Nowhere" if index % 2 else "Here is the mask:"
         yield f"at {rng.integers(0, 32)}, {rng.integers(1, 33)} wide"
-        yield "on 8 x 8 cells, cell by cell, in runs, row by row"
         yield f"others *{rng.integers(1, 65)}|{expression} *{rng.integers(1, 65)}"
         yield " ".join((*COMMON, *CATEGORIES, *COLORS, *SIZES)) if index % 50 == 0 else "others"
         if index % 25 == 0:  # a word at the start of an answer or a label has no space before it
